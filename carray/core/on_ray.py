@@ -1,0 +1,118 @@
+"""Finds or starts the Ray that a command runs on: the job's or `RAY_ADDRESS`'s, else a private local one.
+
+From: the environment, and how many CPUs a private Ray may take. To: a `RunningRay`, for the length of a `with` block.
+Invariants: a Ray that merely happens to run on this machine is never attached to; what was started here is shut down
+here; what was found running stays. A private Ray has no dashboard and asks for a token: its ports may be reachable from
+other machines (Ray binds some to every address), so the token, not the address, is what keeps strangers out.
+Cost: a private Ray starts in about 5 s and stops in 2 s.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from carray.core.errors import SettingsError
+from carray.core.progress import say
+
+__all__ = ["RunningRay", "start_ray"]
+
+_started_here = False
+"""Whether the Ray of this process is a private one that `start_ray` started."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningRay:
+    """Says what there is to run on."""
+
+    private: bool
+    """Whether it is a local Ray started by this process, whose workers are this user's own children."""
+    cpus: int
+    """CPUs of all nodes together."""
+    node_cpus: int
+    """CPUs of the largest node: what one worker can ask for at most."""
+
+
+@contextmanager
+def start_ray(*, num_cpus: int | None = None) -> Iterator[RunningRay]:
+    """Give the Ray to run on: this process's own if it has one, `RAY_ADDRESS` (which a Ray job sets), or a private local one.
+
+    Args:
+        num_cpus: CPUs of a private Ray, as many as the machine has when None; another Ray keeps its own.
+
+    Raises:
+        SettingsError: `RAY_ADDRESS` names no Ray that answers, or is the address of its dashboard.
+    """
+    if ray.is_initialized():
+        yield _describe()
+        return
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address and address != "local":
+        _connect(address)
+    else:
+        _start_private(num_cpus)
+    try:
+        yield _describe()
+    finally:
+        _stop()
+
+
+def _connect(address: str) -> None:
+    if address.startswith(("http://", "https://")):
+        raise SettingsError(
+            f"RAY_ADDRESS is {address!r}, a dashboard, to which `ray job submit` belongs; "
+            "set it to HOST:6379 of the head node, or submit the command as a job."
+        )
+    try:
+        ray.init(address=address, logging_level=logging.WARNING)
+    except (ConnectionError, ValueError, RuntimeError) as err:
+        raise SettingsError(
+            f"RAY_ADDRESS is {address!r}, but no Ray answers there ({' '.join(str(err).split())[:200]}); "
+            "start it, or unset RAY_ADDRESS for a private local Ray."
+        ) from err
+    say(f"Ray: connected to {address} (RAY_ADDRESS)")
+
+
+def _start_private(num_cpus: int | None) -> None:
+    global _started_here
+    _choose_token()
+    # Ray would warn on every start that it chose token authentication; the line below says so once.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        # A node address that outlives a change of network, for the length of a long search on a laptop.
+        _node_ip_address="127.0.0.1",
+    )
+    _started_here = True
+    mode = os.environ.get("RAY_AUTH_MODE", "disabled")
+    say(f"Ray: started a private one on this machine, {_describe().cpus} CPUs, authentication by {mode}")
+
+
+def _choose_token() -> None:
+    """Give a private Ray a token of its own, where Ray itself would leave one in the user's home for good."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if named or (Path.home() / ".ray" / "auth_token").exists() or os.environ.get("RAY_AUTH_MODE") == "disabled":
+        return
+    # Kept for the life of this process: Ray reads it once.
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _stop() -> None:
+    global _started_here
+    ray.shutdown()
+    _started_here = False
+
+
+def _describe() -> RunningRay:
+    node_cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return RunningRay(private=_started_here, cpus=sum(node_cpus), node_cpus=max(node_cpus, default=0))

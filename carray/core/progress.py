@@ -1,0 +1,100 @@
+"""Shows long work: a bar on a terminal, plain lines (done/total, rate, errors, ETA) in a log.
+
+Invariants: everything goes to standard error, so that standard output holds results only; the last line of a command's
+standard output is one JSON document when the command says so.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+__all__ = ["Progress", "print_result", "say"]
+
+LOG_EVERY_SECONDS = 10.0
+"""A plain line at most this often: a ten-hour job writes 3,600 lines, not millions."""
+
+
+def say(text: str) -> None:
+    """Write one line for the person who watches, to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """Write the command's outcome as one JSON line, the last of standard output."""
+    sys.stderr.flush()
+    print(json.dumps(result, ensure_ascii=False, sort_keys=False), flush=True)
+
+
+class Progress:
+    """Counts done images (or epochs, or trials) against a total; use as a context manager.
+
+    Not thread-safe: one thread advances it.
+    """
+
+    def __init__(self, what: str, *, total: int | None, unit: str = "images") -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.done = self.errors = 0
+        self._started = self._said = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            self._open_bar()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        say(self._line(finished=error is None))
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Give the seconds since the work began."""
+        return time.monotonic() - self._started
+
+    @property
+    def rate(self) -> float:
+        """Give the units done a second, 0 at the start."""
+        return self.done / max(self.elapsed_seconds, 1e-9)
+
+    def advance(self, done: int = 1, *, errors: int = 0) -> None:
+        """Count finished units, and how many of them are error rows."""
+        self.done += done
+        self.errors += errors
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, errors=self.errors)
+        elif time.monotonic() - self._said >= LOG_EVERY_SECONDS:
+            self._said = time.monotonic()
+            say(self._line(finished=False))
+
+    def _open_bar(self) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        self._bar = progress.Progress(
+            progress.TextColumn(self.what),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[errors]} errors"),
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._bar.add_task(self.what, total=self.total, errors=0)
+        self._bar.start()
+
+    def _line(self, *, finished: bool) -> str:
+        total = f"/{self.total:,}" if self.total is not None else ""
+        line = f"{self.what}: {self.done:,}{total} {self.unit}, {self.rate:,.1f} a second, {self.errors:,} errors"
+        if finished or self.total is None or not self.rate:
+            return f"{line}, {self.elapsed_seconds:,.0f} s"
+        return f"{line}, ETA {(self.total - self.done) / self.rate:,.0f} s"

@@ -1,0 +1,121 @@
+"""Reads settings: a YAML file, then `--set key=value`, checked by pydantic with every problem said at once.
+
+From: a YAML file (local or S3) and dotted overrides. To: a frozen pydantic model.
+Invariants: an unknown key is an error with a did-you-mean; no problem hides another.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from carray.core.errors import SettingsError
+from carray.core.storage import read_bytes
+
+__all__ = ["Settings", "dump_yaml", "load_settings", "parse_settings"]
+
+
+class Settings(BaseModel):
+    """Is the base of every settings model: frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+def load_settings(model: type[AnySettings], *, config: str | None = None, overrides: Iterable[str] = ()) -> AnySettings:
+    """Build `model` from a YAML file and `key.sub=value` overrides, which win.
+
+    Raises:
+        SettingsError: the file is not a YAML mapping, an override has no `=`, or any value is refused by the model.
+        StorageError: the file cannot be read.
+    """
+    values = _read_yaml(config) if config else {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise SettingsError(f"--set {override!r} is not key=value; write for example --set search.trials=8.")
+        _assign(values, key.strip().split("."), _parse_scalar(override, text), defaults=_defaults(model))
+    return parse_settings(model, values)
+
+
+def parse_settings(model: type[AnySettings], values: Mapping[str, Any]) -> AnySettings:
+    """Check a mapping against a settings model.
+
+    Raises:
+        SettingsError: one sentence for each unknown key and each refused value.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as err:
+        raise SettingsError([_sentence(model, problem) for problem in err.errors()]) from None
+
+
+def dump_yaml(settings: BaseModel) -> str:
+    """Write settings as YAML text, in the order of their definition."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_yaml(config: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(read_bytes(config))
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise SettingsError(f"{config} is not valid YAML ({_one_line(err)}); mend the file.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{config} holds a {type(values).__name__}; settings must be a mapping of key: value.")
+    return values
+
+
+def _parse_scalar(override: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as err:
+        raise SettingsError(f"--set {override!r} has a value that is not YAML ({_one_line(err)}).") from None
+
+
+def _defaults(model: type[BaseModel]) -> dict[str, Any]:
+    fields = model.model_fields.values()
+    return {} if any(field.is_required() for field in fields) else model().model_dump(mode="json")
+
+
+def _assign(values: dict[str, Any], path: list[str], value: Any, *, defaults: Any) -> None:
+    """Set one dotted key; where the file says nothing of its parents, their other defaults stay as they are."""
+    for name in path[:-1]:
+        defaults = defaults.get(name, {}) if isinstance(defaults, dict) else {}
+        values = values.setdefault(name, defaults)
+        if not isinstance(values, dict):
+            raise SettingsError(f"--set {'.'.join(path)}: {name} is a single value, so nothing can stand below it.")
+    values[path[-1]] = value
+
+
+def _sentence(model: type[BaseModel], problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "settings"
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(where, known_keys(model), n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"allowed are {', '.join(known_keys(model))}."
+        return f"{where} is not a setting; {hint}"
+    if problem["type"] == "missing":
+        return f"{where} is missing; it has no default, so give it a value."
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where} is {problem['input']!r}: {message[:1].lower()}{message[1:]}."
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """List every dotted key that a settings model takes."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _one_line(err: Exception) -> str:
+    return " ".join(str(err).split())

@@ -1,0 +1,258 @@
+"""Reads and writes artifacts, local and S3, through pyarrow.fs; the only place that retries.
+
+From, to: a URI is `s3://bucket/key`, raw and unencoded, or a local path. Endpoint, region and credentials are AWS's own
+variables, profiles and roles (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, ...).
+Invariants: a file appears whole or not at all (a temporary name and a rename locally, one PUT on S3); an artifact is
+complete exactly when its marker exists, and the marker is written last. Images are read by `core.images`, which knows etags.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow.fs as pafs
+
+from carray.core.errors import SettingsError, StorageError
+
+__all__ = [
+    "absolute",
+    "aws_environment",
+    "delete",
+    "exists",
+    "filesystem",
+    "is_folder",
+    "is_s3",
+    "join",
+    "list_files",
+    "local_copy",
+    "read_bytes",
+    "read_json",
+    "retry",
+    "write_bytes",
+    "write_json",
+]
+
+TRIES = 5
+"""Waits of about 0.5, 1, 2 and 4 s lie between them: enough for throttling, short enough to notice an outage."""
+
+T = TypeVar("T")
+
+_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_PERMANENT_WORDS = (
+    *("ACCESS_DENIED", "NO_SUCH", "HTTP status 404", "HTTP status 403", "HTTP status 411"),
+    *("INVALID_ACCESS_KEY", "SIGNATURE", "EXPIRED_TOKEN", "UNRECOGNIZED_CLIENT"),
+)
+
+
+def is_s3(uri: str) -> bool:
+    """Say whether a URI lies in an object store."""
+    return uri.startswith("s3://")
+
+
+def absolute(uri: str | os.PathLike[str]) -> str:
+    """Give the URI in its one spelling: `s3://bucket/key` as it is, a local path absolute.
+
+    Raises:
+        SettingsError: the scheme is neither s3 nor a local path.
+    """
+    text = os.fspath(uri)
+    if is_s3(text):
+        if not text.removeprefix("s3://").split("/", 1)[0]:
+            raise SettingsError(f"{text!r} names no bucket; write s3://bucket/prefix.")
+        return text
+    scheme, colon, _ = text.partition("://")
+    if colon and scheme.isalnum():
+        raise SettingsError(f"{text!r} has the scheme {scheme!r}; allowed are s3:// and local paths.")
+    return os.path.abspath(os.path.expanduser(text))
+
+
+def join(uri: str, *names: str) -> str:
+    """Put names below a folder or prefix."""
+    return "/".join([uri.rstrip("/"), *names])
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Give the pyarrow file system of a URI and the path on it.
+
+    Raises:
+        SettingsError: an artifact's key has an empty part (`//`), which pyarrow refuses.
+    """
+    uri = absolute(uri)
+    if is_s3(uri):
+        path = uri.removeprefix("s3://")
+        if "//" in path:
+            raise SettingsError(f"{uri!r} has an empty part (//), where no artifact can lie; write single slashes.")
+        return _s3(aws_environment()), path
+    return pafs.LocalFileSystem(), uri
+
+
+def aws_environment() -> tuple[tuple[str, str], ...]:
+    """Give the AWS variables of this process, sorted: a client is good for one such environment. Holds secrets: never log it."""
+    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+
+
+@lru_cache(maxsize=1)
+def _s3(_environment: tuple[tuple[str, str], ...]) -> pafs.S3FileSystem:
+    # pyarrow reads credentials and profiles by itself, but not the endpoint variables that every other client honours.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region is None and endpoint:  # a custom endpoint has no region to look up
+        region = "us-east-1"
+    return pafs.S3FileSystem(
+        region=region,
+        endpoint_override=endpoint,
+        allow_delayed_open=True,  # a small write is then one request, not three
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),  # `retry` below is the one that waits
+        request_timeout=60,
+        connect_timeout=10,
+    )
+
+
+def retry(action: Callable[[], T], *, what: str) -> T:
+    """Run a storage action, again with jittered waits while its failure may be transient.
+
+    Raises:
+        FileNotFoundError: what is asked for does not exist.
+        StorageError: the failure is permanent, or outlasted every try.
+    """
+    started = time.monotonic()
+    for attempt in range(1, TRIES + 1):
+        try:
+            return action()
+        except FileNotFoundError:
+            raise
+        except OSError as err:
+            permanent = isinstance(err, _PERMANENT) or any(word in str(err) for word in _PERMANENT_WORDS)
+            if permanent or attempt == TRIES or err.errno in _LOCAL_ERRNOS:
+                raise StorageError(_failure(what, err, attempt, time.monotonic() - started)) from err
+        time.sleep(0.5 * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+# No space, no permission, read-only disk, name too long: waiting does not help.
+_LOCAL_ERRNOS = {1, 13, 20, 21, 28, 30, 36}
+
+
+def _failure(what: str, err: Exception, tries: int, seconds: float) -> str:
+    remedy = "check that the place exists and that the credentials at hand may use it"
+    if "HTTP status 411" in str(err):
+        remedy = "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required, which older stores need"
+    return f"{what} failed after {tries} {'try' if tries == 1 else 'tries'} in {seconds:.1f} s ({' '.join(str(err).split())}); {remedy}."
+
+
+def read_bytes(uri: str) -> bytes:
+    """Read one whole file.
+
+    Raises:
+        StorageError: the file does not exist, or storage refused it after every try.
+    """
+    fs, path = filesystem(uri)
+
+    def read() -> bytes:
+        # One HEAD and one GET: an input *stream* of a large object would be several GETs, torn by an overwrite between.
+        with fs.open_input_file(path) as file:
+            return file.read()
+
+    try:
+        return retry(read, what=f"reading {uri}")
+    except FileNotFoundError:
+        raise StorageError(f"{uri} does not exist; check its spelling.") from None
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write one whole file, atomically, over any older one of that name.
+
+    Raises:
+        StorageError: storage refused it after every try.
+    """
+    fs, path = filesystem(uri)
+
+    def write_local() -> None:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".writing-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    def write_s3() -> None:
+        with fs.open_output_stream(path) as stream:
+            stream.write(data)
+
+    retry(write_s3 if is_s3(uri) else write_local, what=f"writing {uri}")
+
+
+def read_json(uri: str) -> Any:
+    """Read one JSON document.
+
+    Raises:
+        StorageError: the file does not exist, cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as err:
+        raise StorageError(f"{uri} is not valid JSON ({err}); it was damaged or written by another program.") from None
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Write one JSON document, atomically."""
+    write_bytes(uri, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def exists(uri: str) -> bool:
+    """Say whether a file of that name exists."""
+    return _file_type(uri) == pafs.FileType.File
+
+
+def is_folder(uri: str) -> bool:
+    """Say whether a folder, or anything under that prefix, exists."""
+    return _file_type(uri) == pafs.FileType.Directory
+
+
+def _file_type(uri: str) -> pafs.FileType:
+    fs, path = filesystem(uri)
+    return retry(lambda: fs.get_file_info(path.rstrip("/") or "/").type, what=f"looking for {uri}")
+
+
+def list_files(uri: str) -> list[str]:
+    """List the URIs of the files directly in a folder, sorted; an absent folder is an empty one."""
+    fs, path = filesystem(uri)
+    selector = pafs.FileSelector(path.rstrip("/") or "/", allow_not_found=True)
+    entries = retry(lambda: fs.get_file_info(selector), what=f"listing {uri}")
+    return sorted(join(uri, entry.base_name) for entry in entries if entry.type == pafs.FileType.File)
+
+
+def delete(uri: str) -> None:
+    """Delete one file that we wrote; an absent one is no error."""
+    fs, path = filesystem(uri)
+    try:
+        retry(lambda: fs.delete_file(path), what=f"deleting {uri}")
+    except FileNotFoundError:
+        return
+
+
+def local_copy(uri: str, folder: str | os.PathLike[str]) -> Path:
+    """Give a local path of a file: the file itself when it is local, else a copy in `folder`.
+
+    Raises:
+        StorageError: the file does not exist or cannot be read.
+    """
+    if not is_s3(uri):
+        return Path(absolute(uri))
+    path = Path(folder) / uri.rsplit("/", 1)[-1]
+    write_bytes(str(path), read_bytes(uri))
+    return path

@@ -1,0 +1,84 @@
+"""Writes and reads Parquet tables with a declared schema, a kind, a version and provenance in the file's metadata.
+
+From, to: a `pa.Table` and one file, local or S3. Invariants: the file's columns are exactly the schema's, in its order
+and types, whatever the rows hold (a table of zero rows or of nulls only has the same schema); written atomically.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from carray.core.errors import SchemaError, StorageError
+from carray.core.storage import filesystem, retry, write_bytes
+
+__all__ = ["read_table", "table_from_rows", "table_metadata", "write_table"]
+
+_KEY = b"carray"
+
+
+def table_from_rows(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Build a table of exactly `schema` from row mappings; an absent key is a null."""
+    return pa.Table.from_pylist(list(rows), schema=schema)
+
+
+def write_table(table: pa.Table, uri: str, *, kind: str, version: int, provenance: Mapping[str, Any] = {}) -> None:
+    """Write one Parquet file, atomically, with what it is and where it came from in its metadata.
+
+    Raises:
+        StorageError: storage refused the file after every try.
+    """
+    note = json.dumps({"kind": kind, "version": version, **provenance}, ensure_ascii=False)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: note.encode()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_bytes(uri, sink.getvalue().to_pybytes())
+
+
+def table_metadata(uri: str) -> dict[str, Any]:
+    """Read what `write_table` noted in a file: kind, version, provenance; empty for a table of another program.
+
+    Raises:
+        StorageError: the file cannot be read.
+        SchemaError: the file is not Parquet.
+    """
+    fs, path = filesystem(uri)
+    metadata = _read(lambda: pq.read_schema(path, filesystem=fs), uri).metadata or {}
+    return json.loads(metadata.get(_KEY, b"{}"))
+
+
+def read_table(uri: str, *, kind: str, required: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet table that has at least the required columns.
+
+    Raises:
+        SchemaError: the file is not Parquet, is a carray table of another kind, or lacks a required column.
+        StorageError: the file does not exist or cannot be read.
+    """
+    fs, path = filesystem(uri)
+    schema = _read(lambda: pq.read_schema(path, filesystem=fs), uri)
+    found = json.loads((schema.metadata or {}).get(_KEY, b"{}")).get("kind", kind)
+    if found != kind:
+        raise SchemaError(f"{uri} is a table of {found}, but a {kind} is needed here.")
+    missing = [name for name in required if name not in schema.names]
+    if missing:
+        raise SchemaError(
+            f"{uri} lacks the column {', '.join(missing)}; a {kind} needs {', '.join(required)} (it has "
+            f"{', '.join(schema.names) or 'none'})."
+        )
+    return _read(lambda: pq.read_table(path, filesystem=fs, columns=columns and list(columns), partitioning=None), uri)
+
+
+def _read(action: Any, uri: str) -> Any:
+    try:
+        return retry(action, what=f"reading {uri}")
+    except FileNotFoundError:
+        raise StorageError(f"{uri} does not exist; check its spelling.") from None
+    except pa.ArrowInvalid as err:
+        reason = " ".join(str(err).split())[:200]
+        raise SchemaError(
+            f"{uri} is not a readable Parquet file ({reason}); it was damaged or is something else."
+        ) from None
