@@ -1,0 +1,145 @@
+"""Says what a manifest is: a Parquet table, one row an image (or a box of one), and how it is read.
+
+Invariants: (uri, box) is unique; an image that could not be read is a row with its reason and no split; the file's
+metadata holds `classes` in index order, `crop_boxes` and the settings it was built with. Version 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from carray.core.errors import SchemaError
+from carray.core.tables import read_table, table_metadata, write_table
+from carray.pixels import Box
+
+__all__ = ["MANIFEST_SCHEMA", "SPLITS", "Manifest", "read_manifest", "row_box", "write_manifest"]
+
+VERSION = 1
+SPLITS = ("train", "val", "test")
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),  # s3://bucket/key or an absolute path, raw and unencoded
+        ("escaped", pa.bool_()),  # whether uri percent-escapes a local name that is not UTF-8
+        ("label", pa.string()),  # null where unlabelled
+        ("split", pa.string()),  # train, val or test; null for an unreadable or unlabelled image
+        ("x1", pa.int32()),  # box in pixels of the upright image, x2 and y2 exclusive; null: the whole image
+        ("y1", pa.int32()),
+        ("x2", pa.int32()),
+        ("y2", pa.int32()),
+        ("status", pa.string()),  # ok, fetch_error or decode_error
+        ("error_code", pa.string()),
+        ("error", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("width", pa.int32()),  # of the upright image, pixels
+        ("height", pa.int32()),
+        ("sha256", pa.string()),  # of the file's bytes, hex
+        ("phash", pa.uint64()),  # 64-bit difference hash of the image or its box
+        ("etag", pa.string()),
+    ]
+)
+_BOX = ["x1", "y1", "x2", "y2"]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Holds a manifest's rows and what its metadata says."""
+
+    uri: str
+    rows: pd.DataFrame
+    """Columns as MANIFEST_SCHEMA; box columns Int32, phash UInt64, all nullable."""
+    classes: list[str]
+    """Class names; a label's index is its place here."""
+    crop_boxes: bool
+    """Whether images are cut to their boxes before anything looks at them."""
+
+    @property
+    def usable(self) -> pd.DataFrame:
+        """Give the rows with readable pixels, a label and a split, in the manifest's order."""
+        rows = self.rows
+        return rows[(rows["status"] == "ok") & rows["label"].notna() & rows["split"].notna()]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash what training sees (content, box, label, split, class order): 16 hex digits, whatever the row order."""
+        seen = self.usable[["sha256", *_BOX, "label", "split"]].astype("string").fillna("")
+        lines = sorted(seen.agg("|".join, axis=1))
+        text = json.dumps([lines, self.classes, self.crop_boxes])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def of_split(self, split: str) -> pd.DataFrame:
+        """Give the usable rows of one split.
+
+        Raises:
+            SchemaError: the split has no usable row.
+        """
+        rows = self.usable[self.usable["split"] == split]
+        if rows.empty:
+            raise SchemaError(f"{self.uri} has no usable image in split {split!r}; it has {self.split_counts()}.")
+        return rows
+
+    def split_counts(self) -> dict[str, int]:
+        """Count the usable rows of each split."""
+        return {split: int((self.usable["split"] == split).sum()) for split in SPLITS}
+
+
+def row_box(row: Mapping[str, Any]) -> Box | None:
+    """Give a row's box as integers, None when it has none."""
+    if any(name not in row or pd.isna(row[name]) for name in _BOX):
+        return None
+    return int(row["x1"]), int(row["y1"]), int(row["x2"]), int(row["y2"])
+
+
+def write_manifest(rows: pd.DataFrame, uri: str, *, classes: list[str], crop_boxes: bool, **provenance: Any) -> None:
+    """Write a manifest, atomically.
+
+    Raises:
+        StorageError: storage refused it.
+    """
+    table = pa.Table.from_pandas(rows, schema=MANIFEST_SCHEMA, preserve_index=False)
+    note = {"classes": classes, "crop_boxes": crop_boxes, **provenance}
+    write_table(table, uri, kind="manifest", version=VERSION, provenance=note)
+
+
+def read_manifest(uri: str) -> Manifest:
+    """Read a manifest and check that each (uri, box) stands once.
+
+    Raises:
+        SchemaError: not a manifest, a missing column, the same uri and box twice, or a label outside its classes.
+        StorageError: the file does not exist or cannot be read.
+    """
+    required = MANIFEST_SCHEMA.names
+    table = read_table(uri, kind="manifest", required=required, columns=required).cast(MANIFEST_SCHEMA)
+    note = table_metadata(uri)
+    rows = table.to_pandas(types_mapper={pa.int32(): pd.Int32Dtype(), pa.uint64(): pd.UInt64Dtype()}.get)
+    check_unique(rows, uri)
+    labels = set(rows["label"].dropna())
+    classes = list(note.get("classes") or sorted(labels))
+    if labels - set(classes):
+        raise SchemaError(
+            f"{uri} has labels outside its classes: {sorted(labels - set(classes))[:3]}; prepare it again."
+        )
+    return Manifest(uri, rows, classes, bool(note.get("crop_boxes", False)))
+
+
+def check_unique(rows: pd.DataFrame, uri: str) -> None:
+    """Check that no (uri, box) stands twice.
+
+    Raises:
+        SchemaError: names the first repetition and counts them all.
+    """
+    boxes = [name for name in _BOX if name in rows]
+    repeated = rows.duplicated(["uri", *boxes])
+    if repeated.any():
+        first = rows.loc[repeated, "uri"].iloc[0]
+        raise SchemaError(
+            f"{uri} has the same uri and box more than once ({int(repeated.sum())} repetitions, "
+            f"the first is {first!r}); keep one row of each."
+        )

@@ -1,0 +1,242 @@
+"""Says how healthy a manifest is: what is unreadable, rare, repeated or contradictory, and whether it can be tuned on.
+
+From: a manifest's rows and duplicate groups. To: a `HealthReport`, as words and as JSON.
+Invariants: it only reports; no image is dropped, moved or relabelled here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from carray.manifest.format import SPLITS
+
+__all__ = ["HealthReport", "report_health"]
+
+EXAMPLES = 5
+"""Groups, classes and errors shown of each kind; the manifest holds them all."""
+
+_QUANTILES = {"min": 0.0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
+
+
+@dataclass(frozen=True)
+class HealthReport:
+    """Holds what `prepare` found; `text` and `as_dict` show it."""
+
+    source: str
+    layout: str
+    out: str
+    rows: int
+    ok: int
+    unlabelled: int
+    """Readable images without a label: never trained on."""
+    errors: dict[str, int]
+    """Unreadable images by error code."""
+    error_examples: list[str]
+    skipped: dict[str, int]
+    """Keys left out, by suffix, since they are no images by name."""
+    classes: int
+    images_per_class: dict[str, float]
+    """min, median and max over the classes that have a readable image."""
+    empty_classes: list[str]
+    single_image_classes: list[str]
+    classes_without_train: list[str]
+    classes_without_val: list[str]
+    sizes: dict[str, dict[str, float]]
+    """Quantiles of width, height (pixels), aspect (width / height) and size_bytes."""
+    splits: dict[str, int]
+    exact_groups: int
+    """Groups of rows with equal bytes (and box, where images are cut to it)."""
+    near_groups: int
+    """Groups that hold different bytes of what looks like one picture."""
+    crossing_groups: int
+    """Duplicate groups with images in more than one split."""
+    crossing_examples: list[dict[str, str]]
+    """Each maps uri to split."""
+    conflicting_groups: int
+    """Exact duplicates that carry different labels."""
+    conflicting_examples: list[dict[str, str]]
+    """Each maps uri to label."""
+    extended: str | None = None
+    """The older manifest whose splits were kept."""
+    old_rows_absent: int = 0
+    """Readable rows of that manifest whose image is not in this source."""
+
+    @property
+    def unusable(self) -> str | None:
+        """Say why `tune` cannot work with this manifest; None when it can."""
+        if not self.ok:
+            return f"none of its {self.rows:,} images could be read"
+        if self.unlabelled == self.ok:
+            return "no readable image has a label; put images into class folders, or give a table with labels"
+        if self.classes - len(self.empty_classes) < 2:
+            return "it has one class with readable images; two or more are needed"
+        missing = [split for split in ("train", "val") if not self.splits[split]]
+        return f"split {missing[0]} has no image" if missing else None
+
+    @property
+    def concerns(self) -> list[str]:
+        """List what deserves a look before days of training, the worst first, a sentence each."""
+        failed = self.rows - self.ok
+        found = [
+            (self.conflicting_groups, f"{_count(self.conflicting_groups, 'image')} stand under different labels"),
+            (
+                self.crossing_groups,
+                f"{_count(self.crossing_groups, 'duplicate group')} cross splits, so scores flatter",
+            ),
+            (failed > 0.01 * self.rows, f"{failed / self.rows:.1%} of the images cannot be read"),
+            (self.classes_without_train, f"{_count(len(self.classes_without_train), 'class')} without a train image"),
+            (self.empty_classes, f"{_count(len(self.empty_classes), 'class')} without a readable image"),
+            (self.single_image_classes, f"{_count(len(self.single_image_classes), 'class')} with one image"),
+            (self.classes_without_val, f"{_count(len(self.classes_without_val), 'class')} without a val image"),
+            (self._is_imbalanced(), "the largest class has over 10 times the images of the median class"),
+            (not self.splits["test"], "no test split, so no final score can be given"),
+            (self.unlabelled, f"{_count(self.unlabelled, 'readable image')} without a label, left out of every split"),
+        ]
+        return [text for present, text in found if present]
+
+    @property
+    def verdict(self) -> str:
+        """Judge the manifest in one paragraph."""
+        if self.unusable:
+            return f"Not usable for tune: {self.unusable}."
+        if self.concerns:
+            return f"Usable, with {_count(len(self.concerns), 'thing')} to look at: {'; '.join(self.concerns)}."
+        return "Healthy: ready for tune."
+
+    def text(self) -> str:
+        """Write the report for a reader, several lines."""
+        lines = [
+            f"{self.out}: {_count(self.rows, 'row')} from {self.source} (layout {self.layout})",
+            f"  readable     {self.ok:,}" + (f"; unreadable {_pairs(self.errors)}" if self.errors else ""),
+            *(f"               {example}" for example in self.error_examples),
+            f"  skipped      {_pairs(self.skipped)} (not images by name)" if self.skipped else "",
+            f"  classes      {self.classes:,}; images a class {_pairs(self.images_per_class)}" if self.classes else "",
+            f"  splits       {_pairs(self.splits)}",
+            *(f"  {name:<12} {_pairs(quantiles)}" for name, quantiles in self.sizes.items()),
+            f"  duplicates   {_count(self.exact_groups, 'exact group')}, {_count(self.near_groups, 'near group')}",
+            *_listed("crossing", self.crossing_groups, self.crossing_examples),
+            *_listed("conflicting", self.conflicting_groups, self.conflicting_examples),
+            *(_names("no image", self.empty_classes), _names("one image", self.single_image_classes)),
+            *(_names("not in train", self.classes_without_train), _names("not in val", self.classes_without_val)),
+            self._extended_line(),
+            self.verdict,
+        ]
+        return "\n".join(line for line in lines if line)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the report as plain values for JSON."""
+        return {**asdict(self), "usable": self.unusable is None, "concerns": self.concerns, "verdict": self.verdict}
+
+    def _is_imbalanced(self) -> bool:
+        return bool(self.images_per_class) and self.images_per_class["max"] > 10 * self.images_per_class["median"]
+
+    def _extended_line(self) -> str:
+        if not self.extended:
+            return ""
+        return f"  extends      {self.extended}; {_count(self.old_rows_absent, 'old row')} not in this source"
+
+
+def report_health(
+    rows: pd.DataFrame, groups: Sequence[int], *, classes: list[str], crop_boxes: bool, **context: Any
+) -> HealthReport:
+    """Count what a manifest's rows show; `groups` numbers duplicates, `context` holds the report's remaining fields."""
+    ok = rows[rows["status"] == "ok"].assign(
+        group=[g for g, s in zip(groups, rows["status"], strict=True) if s == "ok"]
+    )
+    failed = rows[rows["status"] != "ok"]
+    labelled = ok[ok["label"].notna()]
+    per_class = labelled["label"].value_counts()
+    split_of = {split: set(labelled.loc[labelled["split"] == split, "label"]) for split in SPLITS}
+    present = sorted(per_class.index, key=classes.index) if len(per_class) else []
+    return HealthReport(
+        rows=len(rows),
+        ok=len(ok),
+        unlabelled=len(ok) - len(labelled),
+        errors={str(code): int(count) for code, count in failed["error_code"].value_counts().items()},
+        error_examples=[f"{row.uri}: {row.error}" for row in failed.head(EXAMPLES).itertuples()],
+        classes=len(classes),
+        images_per_class=_spread(per_class),
+        empty_classes=[name for name in classes if name not in per_class.index],
+        single_image_classes=[name for name in present if per_class[name] == 1],
+        classes_without_train=[name for name in present if name not in split_of["train"]],
+        classes_without_val=[name for name in present if name not in split_of["val"]],
+        sizes=_sizes(ok),
+        splits={split: int((labelled["split"] == split).sum()) for split in SPLITS},
+        **_duplicates(ok, crop_boxes),
+        **context,
+    )
+
+
+def _spread(per_class: pd.Series) -> dict[str, float]:
+    if per_class.empty:
+        return {}
+    return {"min": int(per_class.min()), "median": float(per_class.median()), "max": int(per_class.max())}
+
+
+def _sizes(ok: pd.DataFrame) -> dict[str, dict[str, float]]:
+    if ok.empty:
+        return {}
+    columns = {name: ok[name].astype("float64") for name in ("width", "height", "size_bytes")}
+    columns["aspect"] = (columns["width"] / columns["height"]).round(3)
+    return {
+        name: {
+            quantile: float(values.quantile(share, interpolation="nearest")) for quantile, share in _QUANTILES.items()
+        }
+        for name, values in columns.items()
+    }
+
+
+def _duplicates(ok: pd.DataFrame, crop_boxes: bool) -> dict[str, Any]:
+    content = ["sha256", "x1", "y1", "x2", "y2"] if crop_boxes else ["sha256"]
+    exact = ok[ok.duplicated(content, keep=False)]
+    exact_groups = [group for _, group in exact.groupby(content, dropna=False, sort=False)]
+    conflicting = [group for group in exact_groups if group["label"].nunique() > 1]
+    by_group = ok.groupby("group")
+    near = int((by_group["sha256"].nunique() > 1).sum())
+    straddling = by_group["split"].transform("nunique") > 1
+    crossing = [group for _, group in ok[straddling].groupby("group", sort=False)]
+    return {
+        "exact_groups": len(exact_groups),
+        "near_groups": near,
+        "crossing_groups": len(crossing),
+        "crossing_examples": _examples(crossing, "split"),
+        "conflicting_groups": len(conflicting),
+        "conflicting_examples": _examples(conflicting, "label"),
+    }
+
+
+def _examples(found: list[pd.DataFrame], column: str) -> list[dict[str, str]]:
+    return [
+        {str(uri): str(value) for uri, value in zip(group["uri"], group[column], strict=True) if pd.notna(value)}
+        for group in found[:EXAMPLES]
+    ]
+
+
+def _count(number: int, noun: str) -> str:
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun}es" if noun.endswith("s") else f"{number:,} {noun}s"
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:,.6g}" if isinstance(value, float) else f"{name} {value:,}" for name, value in values.items()
+    )
+
+
+def _names(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - EXAMPLES:,} more" if len(names) > EXAMPLES else ""
+    return f"  {what:<12} {', '.join(names[:EXAMPLES])}{more}"
+
+
+def _listed(what: str, number: int, examples: list[dict[str, str]]) -> list[str]:
+    if not number:
+        return []
+    shown = ["; ".join(f"{uri} ({value})" for uri, value in example.items()) for example in examples]
+    return [f"  {what:<12} {_count(number, 'group')}", *(f"               {line}" for line in shown)]

@@ -1,0 +1,214 @@
+"""Decides which image trains, validates and tests, by content.
+
+From: rows with sha256, label, box, given split and duplicate group. To: one split a row.
+Invariants:
+- The place of an image depends on its bytes, never on its path: hash(salt, sha256) is a position in 0..1; the first
+  `test_fraction` of it is test, the next `val_fraction` is val, the rest train, for every class alike.
+- Images of one duplicate group share the position of their lowest sha256, so copies never straddle splits.
+- A given test or val split is kept whole, and the hash adds nothing to it; what it would have put there trains.
+- A class keeps an image in train, and has one in val where it has three images (in two groups at least) outside a
+  given test split; the images nearest to the thresholds are moved for it.
+Adding images therefore moves an old one only if the new one joins its group, or fills the val place that it had been
+moved to. With an old manifest (`prepare --extend`) nothing moves at all: every assigned split is kept, a new image
+joins its duplicates, and only then the hash decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from pydantic import Field, model_validator
+
+from carray.core.errors import SettingsError
+from carray.core.settings import Settings
+from carray.manifest.format import SPLITS
+
+__all__ = ["SplitSettings", "assign_splits", "kept_splits", "parse_split"]
+
+_BOX = ["x1", "y1", "x2", "y2"]
+
+
+class SplitSettings(Settings):
+    """Says how images without a given split are divided."""
+
+    val_fraction: float = Field(default=0.15, ge=0.0, le=1.0)
+    """Share of images that choose among trials; of the train part where a test split is given."""
+    test_fraction: float = Field(default=0.15, ge=0.0, le=1.0)
+    """Share of images that only the final evaluation sees; unused where a test split is given."""
+    salt: str = ""
+    """Another text gives another, equally stable division."""
+
+    @model_validator(mode="after")
+    def _check_sum(self) -> SplitSettings:
+        if self.val_fraction + self.test_fraction > 1 + 1e-9:
+            raise ValueError(
+                f"val_fraction {self.val_fraction:g} and test_fraction {self.test_fraction:g} sum to over 1; lower one"
+            )
+        return self
+
+    @property
+    def train_fraction(self) -> float:
+        """Give the share that is left to train on."""
+        rest = 1 - self.val_fraction - self.test_fraction
+        return rest if rest > 1e-9 else 0.0
+
+
+def parse_split(text: str, *, salt: str = "") -> SplitSettings:
+    """Read `train/val/test` percentages, such as 70/15/15.
+
+    Raises:
+        SettingsError: not three numbers of at least 0 that sum to 100.
+    """
+    try:
+        train, val, test = (float(part) for part in text.split("/"))
+    except ValueError:
+        train = val = test = -1.0
+    if not (min(train, val, test) >= 0 and abs(train + val + test - 100) < 1e-6):
+        raise SettingsError(
+            f"split is {text!r}; it must be train/val/test, three numbers from 0 up, of sum 100, such as 70/15/15."
+        )
+    return SplitSettings(val_fraction=val / 100, test_fraction=test / 100, salt=salt)
+
+
+@dataclass
+class _Unit:
+    """Is what moves as one: the images of one duplicate group whose split nothing has fixed."""
+
+    members: list[int]
+    labels: Counter[str]
+    position: float
+    split: str
+
+
+def assign_splits(
+    rows: pd.DataFrame, groups: Sequence[int], settings: SplitSettings, *, kept: Sequence[str | None] | None = None
+) -> list[str | None]:
+    """Give each row its split; null where it has no label or no readable pixels.
+
+    `rows` needs sha256, label, status and split (as given); `groups` numbers duplicates; `kept` holds splits of an
+    older manifest. Both may go on beyond `rows`, with images that only attract their duplicates.
+    """
+    labelled = ((rows["status"] == "ok") & rows["label"].notna()).tolist()
+    given = [split if isinstance(split, str) else None for split in rows["split"]]
+    whole = {split for split in given if split in ("val", "test")}
+    kept = list(kept) if kept is not None else [None] * len(rows)
+    fixed = [own if own in whole else old for own, old in zip(given, kept, strict=False)]
+    splits = [split if usable else None for split, usable in zip(fixed, labelled, strict=True)]
+    free = [i for i, usable in enumerate(labelled) if usable and fixed[i] is None]
+    attracted = _attractions(kept, groups, whole)
+    for i in free:
+        splits[i] = attracted.get(int(groups[i]))
+    free = [i for i in free if splits[i] is None]
+    labels, sha256 = rows["label"].tolist(), rows["sha256"].tolist()
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for i, split in enumerate(splits):
+        if split is not None and given[i] != "test":
+            counts[labels[i]][split] += 1
+    units = _units(free, groups, labels, sha256, settings, whole)
+    for unit in units:
+        for label, images in unit.labels.items():
+            counts[label][unit.split] += images
+    _fill_classes(units, counts, settings, whole)
+    for unit in units:
+        for i in unit.members:
+            splits[i] = unit.split
+    return splits
+
+
+def kept_splits(rows: pd.DataFrame, old: pd.DataFrame) -> tuple[list[str | None], pd.DataFrame]:
+    """Match rows to an older manifest by sha256 and box: each row's old split, and the old rows that matched none."""
+    old = old[(old["status"] == "ok") & old["split"].notna()]
+    by_uri: dict[tuple[str, ...], str] = {}
+    by_content: dict[tuple[str, ...], str] = {}
+    old_contents = _contents(old)
+    for content, uri, split in zip(old_contents, old["uri"], old["split"], strict=True):
+        by_uri[(*content, uri)] = split
+        # A copy on both sides of a given split: train, so that no given split gains an image.
+        by_content[content] = min(by_content.get(content, split), split, key=SPLITS.index)
+    contents = _contents(rows)
+    kept = [
+        by_uri.get((*content, uri)) or by_content.get(content)
+        for content, uri in zip(contents, rows["uri"], strict=True)
+    ]
+    here = set(contents)
+    return kept, old[[content not in here for content in old_contents]]
+
+
+def _contents(rows: pd.DataFrame) -> list[tuple[str, ...]]:
+    # An unreadable image has no sha256 and so matches nothing: no readable one has the empty hash.
+    texts = rows[["sha256", *_BOX]].astype("string").fillna("")
+    return list(texts.itertuples(index=False, name=None))
+
+
+def _attractions(kept: Sequence[str | None], groups: Sequence[int], whole: set[str]) -> dict[int, str]:
+    """Give the split that each group's new images join; never one that was given whole."""
+    found: dict[int, Counter[str]] = defaultdict(Counter)
+    for group, split in zip(groups, kept, strict=True):
+        if split is not None and split not in whole:
+            found[int(group)][split] += 1
+    return {group: max(SPLITS, key=lambda split: counts[split]) for group, counts in found.items()}
+
+
+def _position(sha256: str, salt: str) -> float:
+    return int(hashlib.sha256(f"{salt}:{sha256}".encode()).hexdigest()[:13], 16) / 16**13
+
+
+def _units(
+    free: list[int],
+    groups: Sequence[int],
+    labels: list[str],
+    sha256: list[str],
+    settings: SplitSettings,
+    whole: set[str],
+) -> list[_Unit]:
+    members: dict[int, list[int]] = defaultdict(list)
+    for i in free:
+        members[int(groups[i])].append(i)
+    units = []
+    for indices in members.values():
+        position = _position(min(sha256[i] for i in indices), settings.salt)
+        split = "train"
+        if position < settings.test_fraction:
+            split = "test"
+        elif position < settings.test_fraction + settings.val_fraction:
+            split = "val"
+        split = "train" if split in whole else split
+        units.append(_Unit(indices, Counter(labels[i] for i in indices), position, split))
+    return units
+
+
+def _fill_classes(
+    units: list[_Unit], counts: dict[str, Counter[str]], settings: SplitSettings, whole: set[str]
+) -> None:
+    """Move single units so that every class can be trained and, from three images on, validated."""
+    of_class: dict[str, list[_Unit]] = defaultdict(list)
+    for unit in sorted(units, key=lambda unit: unit.position):
+        for label in unit.labels:
+            of_class[label].append(unit)
+    for label in sorted(of_class):
+        if settings.train_fraction and not counts[label]["train"]:
+            _move(of_class[label][-1], "train", counts)
+    if "val" in whole or not settings.val_fraction:
+        return
+    for label in sorted(of_class):
+        if counts[label]["val"] or counts[label].total() < 3:
+            continue
+        spare = [unit for unit in of_class[label] if unit.split == "train" and _is_spare(unit, counts)]
+        spare += [unit for unit in of_class[label] if unit.split == "test"]
+        if spare:
+            _move(spare[0], "val", counts)
+
+
+def _is_spare(unit: _Unit, counts: dict[str, Counter[str]]) -> bool:
+    return all(counts[label]["train"] > images for label, images in unit.labels.items())
+
+
+def _move(unit: _Unit, split: str, counts: dict[str, Counter[str]]) -> None:
+    for label, images in unit.labels.items():
+        counts[label][unit.split] -= images
+        counts[label][split] += images
+    unit.split = split
