@@ -1,0 +1,9 @@
+"""trials: the search. One trial is one configuration of one network, trained on the shared block.
+
+1. space        YAML -> typed settings; configuration i is a function of (seed, i)
+2. nets         hyper -> network, with weights from a file, a package or the hub, and never a silent random start
+3. augment      decoded pixels -> training's random views, as batch operations
+4. fit          network + block -> one epoch after another, and the best weights; needs no Ray
+5. on_ray       many trials at once under Ray Tune, one ASHA a family
+6. format       the log of (trial, epoch), and the tables and the picture derived from it
+"""
