@@ -1,0 +1,269 @@
+"""Packs a trial's best weights into a bundle, and proves that what was packed is the same model.
+
+From: RUN/trials/ID/best.safetensors, or any `Net`. To: a bundle folder (bundle.format), marker last. Invariants: the
+ONNX file takes uint8 NHWC of any batch size and holds its own normalisation; its logits on real validation pixels
+agree with torch's within PARITY_TOLERANCE, or nothing is packed. Cost: about 15 s, most of it importing torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import platform
+import tempfile
+import warnings
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from carray.bundle.calibration import fit_temperature, mean_nll
+from carray.bundle.format import (
+    BUNDLE_JSON,
+    MODEL,
+    PROBES,
+    VERSION,
+    WEIGHTS,
+    BundleInfo,
+    FileEntry,
+    bundle_id_of,
+)
+from carray.core.errors import BundleError
+from carray.core.progress import say
+from carray.core.storage import absolute, delete, join, read_bytes, write_bytes
+from carray.pixels import PixelSettings
+from carray.trials import format as runs
+
+__all__ = ["generate_probes", "pack_bundle", "pack_winner"]
+
+PARITY_TOLERANCE = 1e-3
+"""Largest difference of a logit between torch and onnxruntime, in units of the logits' own spread."""
+PARITY_IMAGES = 256
+PROBE_IMAGES = 16
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def pack_winner(run: str, *, trial: str | None = None, to: str | None = None) -> BundleInfo:
+    """Pack a run's best trial (or the named one) into RUN/bundle (or `to`).
+
+    Raises:
+        SettingsError: no search was ever started there.
+        SearchError: no trial came to a result, or the named one did not.
+        BundleError: the exported model is not the same model.
+    """
+    run = absolute(run)
+    search = runs.read_search(run)
+    trials = runs.read_trials(run)
+    row = runs.best_trial(trials if trial is None else trials[trials["trial_id"] == trial])
+    say(f"bundle: packing {row['trial_id']} ({row['val_top1']:.1%} validation top-1)")
+    return _pack_trial(run, search, row, to or join(run, "bundle"))
+
+
+def _pack_trial(run: str, search: Mapping[str, Any], row: Mapping[str, Any], to: str) -> BundleInfo:
+    from safetensors.torch import load
+
+    from carray.manifest.format import read_manifest
+    from carray.tensors.batches import view_batch
+    from carray.tensors.build import ensure_block
+    from carray.trials.fit import predict_logits
+    from carray.trials.nets import build_net
+    from carray.trials.space import CnnHyper, TransferHyper, TuneSettings
+
+    settings = TuneSettings.model_validate(search["settings"])
+    values = json.loads(row["hyper"])
+    hyper = (CnnHyper if values["family"] == "cnn" else TransferHyper).model_validate(values)
+    manifest = read_manifest(search["manifest"])
+    net = build_net(hyper, class_count=len(manifest.classes), load_weights=False)
+    net.load_state_dict(load(read_bytes(runs.best_weights(run, row["trial_id"]))))
+    pixels = settings.trial_pixels(hyper)
+    block = ensure_block(manifest, pixels)
+    val_rows_N = block.of_split("val")
+    logits_NK = predict_logits(net, block, val_rows_N, pixels)
+    labels_N = block.labels_N[val_rows_N]
+    temperature = fit_temperature(logits_NK, labels_N)
+    return pack_bundle(
+        net,
+        to,
+        classes=manifest.classes,
+        pixels=pixels,
+        uses_boxes=manifest.crop_boxes,
+        temperature=temperature,
+        metrics={"val": _val_metrics(logits_NK, labels_N, temperature)},
+        net_note=values,
+        search_note={
+            "run_trials": len(search["configurations"]),
+            "trial_id": row["trial_id"],
+            "epoch": int(row["best_epoch"]),
+            "seed": settings.search.seed,
+            "manifest_fingerprint": search["manifest_fingerprint"],
+        },
+        parity_pixels_NHWC=view_batch(block, val_rows_N[:PARITY_IMAGES], pixels),
+    )
+
+
+def _val_metrics(
+    logits_NK: npt.NDArray[np.float32], labels_N: npt.NDArray[np.int64], temperature: float
+) -> dict[str, float]:
+    return {
+        "images": float(len(labels_N)),
+        "top1": float((logits_NK.argmax(axis=1) == labels_N).mean()),
+        "loss": mean_nll(logits_NK, labels_N, temperature=1.0),
+        "loss_calibrated": mean_nll(logits_NK, labels_N, temperature=temperature),
+    }
+
+
+def pack_bundle(
+    net: Any,
+    uri: str,
+    *,
+    classes: list[str],
+    pixels: PixelSettings,
+    uses_boxes: bool,
+    temperature: float,
+    metrics: dict[str, dict[str, float]],
+    net_note: dict[str, Any],
+    search_note: dict[str, Any],
+    parity_pixels_NHWC: Pixels,
+) -> BundleInfo:
+    """Write a `trials.nets.Net` as a bundle; `parity_pixels_NHWC` are uint8 views that torch and ONNX are compared on.
+
+    Raises:
+        BundleError: the exported model's logits or labels differ from torch's.
+    """
+    from safetensors.torch import save
+
+    net = net.cpu().eval()
+    model = _export_onnx(net, pixels.input_size)
+    probes_NHWC = generate_probes(pixels.input_size)
+    parity = _check_parity(net, model, parity_pixels_NHWC)
+    files = {
+        WEIGHTS: save({name: value.detach().contiguous() for name, value in net.state_dict().items()}),
+        MODEL: model,
+        PROBES: _probe_file(model, probes_NHWC),
+    }
+    entries = {
+        name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)) for name, data in files.items()
+    }
+    info = BundleInfo(
+        version=VERSION,
+        bundle_id=bundle_id_of(entries[WEIGHTS].sha256, classes=classes, pixels=pixels, temperature=temperature),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        classes=classes,
+        pixels=pixels,
+        uses_boxes=uses_boxes,
+        temperature=temperature,
+        embedding_size=net.embedding_size,
+        files=entries,
+        metrics=metrics,
+        parity={"fp32": parity},
+        net=net_note,
+        search=search_note,
+        software=_software(),
+    )
+    uri = absolute(uri)
+    delete(join(uri, BUNDLE_JSON))  # while files change under an older marker, the folder must not look finished
+    for name, data in files.items():
+        write_bytes(join(uri, name), data)
+    write_bytes(join(uri, BUNDLE_JSON), info.model_dump_json(indent=1).encode() + b"\n")
+    return info
+
+
+def generate_probes(input_size: int) -> Pixels:
+    """Generate 16 smooth random fields, uint8 (16, input_size, input_size, 3): they excite a network as photographs do."""
+    import cv2
+
+    rng = np.random.default_rng(20_24)
+    coarse = rng.integers(0, 256, (PROBE_IMAGES, 9, 9, 3), dtype=np.uint8)
+    fine = rng.normal(0, 12, (PROBE_IMAGES, input_size, input_size, 3))
+    smooth = np.stack([cv2.resize(image, (input_size, input_size), interpolation=cv2.INTER_CUBIC) for image in coarse])
+    return (smooth + fine).clip(0, 255).astype(np.uint8)
+
+
+def _export_onnx(net: Any, input_size: int) -> bytes:
+    import torch
+
+    class Exported(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits, embedding = self.net(pixels.permute(0, 3, 1, 2).to(torch.float32))
+            return logits, embedding
+
+    probe = torch.zeros(2, input_size, input_size, 3, dtype=torch.uint8)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        path = Path(folder) / MODEL
+        torch.onnx.export(
+            Exported().eval(),
+            (probe,),
+            str(path),
+            input_names=["pixels"],
+            output_names=["logits", "embedding"],
+            dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1)}},
+            external_data=False,
+            dynamo=True,
+            verbose=False,
+        )
+        return path.read_bytes()
+
+
+def _run_onnx(model: bytes, pixels_NHWC: Pixels) -> npt.NDArray[np.float32]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    batches = [pixels_NHWC[start : start + 32] for start in range(0, len(pixels_NHWC), 32)]
+    return np.concatenate([session.run(["logits"], {"pixels": batch})[0] for batch in batches])
+
+
+def _check_parity(net: Any, model: bytes, pixels_NHWC: Pixels) -> dict[str, float]:
+    import torch
+
+    with torch.inference_mode():
+        images_NCHW = torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2).float()
+        torch_NK = torch.cat([net(batch)[0] for batch in images_NCHW.split(32)]).numpy()
+    onnx_NK = _run_onnx(model, pixels_NHWC)
+    difference = float(np.abs(torch_NK - onnx_NK).max())
+    agreement = float((torch_NK.argmax(axis=1) == onnx_NK.argmax(axis=1)).mean())
+    limit = PARITY_TOLERANCE * max(1.0, float(torch_NK.std()))
+    if not difference <= limit:
+        raise BundleError(
+            f"the exported model's logits differ from torch's by {difference:.3g} (at most {limit:.3g} is allowed; "
+            f"labels agree on {agreement:.1%}); nothing was packed, so train with another backbone or report it."
+        )
+    return {"images": float(len(pixels_NHWC)), "max_logit_difference": difference, "top1_agreement": agreement}
+
+
+def _probe_file(model: bytes, probes_NHWC: Pixels) -> bytes:
+    from safetensors.numpy import save
+
+    return save({"pixels_NHWC": probes_NHWC, "logits_fp32": _run_onnx(model, probes_NHWC)})
+
+
+def _software() -> dict[str, str]:
+    names = (
+        "carray",
+        "torch",
+        "timm",
+        "onnx",
+        "onnxruntime",
+        "numpy",
+        "opencv-python-headless",
+        "simplejpeg",
+        "pillow",
+    )
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed as a package"
+    return versions

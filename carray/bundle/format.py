@@ -1,0 +1,124 @@
+"""Says what a bundle is: a folder, complete exactly when `bundle.json` exists, and how it is opened.
+
+    weights.safetensors   the network's weights, for further training
+    model.onnx            uint8 NHWC in (batch is dynamic); logits_BK and embedding_BD out; normalisation is inside
+    probes.safetensors    16 generated images and the logits that each runtime gave for them
+    bundle.json           everything below, written last
+
+Invariants: `bundle_id` is a hash of weights, classes, pixels and temperature, not of metrics; each file's sha256 is
+checked before its bytes are used; nothing in a bundle can run code. Version 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from carray.core.errors import BundleError
+from carray.core.settings import Settings
+from carray.core.storage import absolute, exists, join, read_bytes, read_json
+from carray.pixels import PixelSettings
+
+__all__ = ["BUNDLE_JSON", "BundleInfo", "FileEntry", "bundle_id_of", "open_bundle", "read_bundle_file"]
+
+VERSION = 1
+BUNDLE_JSON = "bundle.json"
+WEIGHTS, MODEL, PROBES = "weights.safetensors", "model.onnx", "probes.safetensors"
+RUNTIME_FILES = {"fp32": MODEL}
+"""The ONNX file of each runtime; int8 joins here once its parity gate exists."""
+
+
+class FileEntry(Settings):
+    """Names one file of a bundle by its content."""
+
+    sha256: str
+    size_bytes: int
+
+
+class BundleInfo(Settings):
+    """Is what bundle.json holds."""
+
+    version: int
+    bundle_id: str
+    created_at: str
+    classes: list[str] = Field(min_length=1)
+    pixels: PixelSettings
+    uses_boxes: bool
+    """Whether training cut images to their boxes; classify then wants boxes too."""
+    temperature: float = Field(gt=0)
+    """Divides logits before the softmax; fitted on the validation split."""
+    embedding_size: int
+    files: dict[str, FileEntry]
+    metrics: dict[str, dict[str, float]]
+    """Measured at packing, by split."""
+    parity: dict[str, dict[str, float]]
+    """Each runtime against torch on real validation pixels."""
+    net: dict[str, Any]
+    """Family, name, hyper and everything else that builds the network again."""
+    search: dict[str, Any]
+    """How it was found: run, trial, epoch, seed, manifest fingerprint."""
+    software: dict[str, str]
+
+
+def bundle_id_of(weights_sha256: str, *, classes: list[str], pixels: PixelSettings, temperature: float) -> str:
+    """Hash what decides a prediction: 16 hex digits."""
+    text = json.dumps([weights_sha256, classes, pixels.model_dump(mode="json"), round(temperature, 6)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def open_bundle(uri: str) -> BundleInfo:
+    """Read and check a bundle's description.
+
+    Raises:
+        BundleError: no finished bundle lies there, it is of another version, or its description was changed.
+    """
+    uri = absolute(uri)
+    place = join(uri, BUNDLE_JSON)
+    if not exists(place):
+        raise BundleError(
+            f"{uri} holds no {BUNDLE_JSON}, so it is not a finished bundle; give RUN/bundle of a finished tune."
+        )
+    values = read_json(place)
+    if not isinstance(values, Mapping) or values.get("version") != VERSION:
+        seen = values.get("version") if isinstance(values, Mapping) else None
+        raise BundleError(f"{place} is of version {seen!r}, but this carray reads version {VERSION}; pack it again.")
+    try:
+        info = BundleInfo.model_validate(values)
+    except ValidationError as err:
+        first = err.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{place} is damaged: {where} {first['msg'].lower()}; pack the bundle again.") from None
+    expected = bundle_id_of(
+        info.files[WEIGHTS].sha256 if WEIGHTS in info.files else "",
+        classes=info.classes,
+        pixels=info.pixels,
+        temperature=info.temperature,
+    )
+    if info.bundle_id != expected:
+        raise BundleError(
+            f"{place} says bundle_id {info.bundle_id}, but its content hashes to {expected}; it was changed."
+        )
+    return info
+
+
+def read_bundle_file(uri: str, info: BundleInfo, name: str) -> bytes:
+    """Read one file of a bundle and check its hash.
+
+    Raises:
+        BundleError: the bundle has no such file, or its bytes are not the ones that were packed.
+        StorageError: the file cannot be read.
+    """
+    if name not in info.files:
+        raise BundleError(f"{uri} has no {name}; it has {', '.join(info.files)}.")
+    data = read_bytes(join(absolute(uri), name))
+    found = hashlib.sha256(data).hexdigest()
+    if found != info.files[name].sha256:
+        raise BundleError(
+            f"{join(uri, name)} has sha256 {found[:16]}…, but {info.files[name].sha256[:16]}… was packed; "
+            "the file is damaged, copy the bundle again."
+        )
+    return data
