@@ -1,0 +1,163 @@
+"""Says what predictions are: a Parquet dataset, one row an image, and the settings of the job that writes it.
+
+Invariants: every file of a run has exactly these columns and types, so that no reader drops one; nothing under `_carray/`
+ends in `.parquet`, because DuckDB and others look into that folder; integers that may be null are read by pandas as its
+nullable integers, so that a hash of 64 bits stays exact beside a null. Version 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from carray.core.errors import SchemaError
+from carray.core.settings import Settings
+from carray.core.storage import absolute, join, list_files
+from carray.core.tables import read_table
+from carray.pixels import Box, PixelSettings
+
+__all__ = [
+    "PREDICTION_SCHEMA",
+    "VERSION",
+    "ClassifySettings",
+    "PlannedImage",
+    "part_name",
+    "read_predictions",
+    "record_place",
+    "run_id_of",
+]
+
+VERSION = 1
+KIND = "predictions"
+
+_COLUMNS = [
+    ("uri", pa.string()),  # s3://bucket/key or an absolute path, raw and unencoded
+    ("etag", pa.string()),  # of the very read that gave the pixels
+    ("size_bytes", pa.int64()),
+    ("width", pa.int32()),  # of the upright image, pixels
+    ("height", pa.int32()),
+    ("status", pa.string()),  # ok, fetch_error or decode_error
+    ("error_code", pa.string()),  # not_found, denied, timeout, unavailable; empty, truncated, unsupported, ...
+    ("error", pa.string()),
+    ("label", pa.string()),
+    ("score", pa.float32()),  # calibrated probability of label, 0..1
+    ("margin", pa.float32()),  # score less the runner-up's
+    ("entropy", pa.float32()),  # nats
+    ("top5_labels", pa.list_(pa.string())),  # as many as there are classes, at most 5
+    ("top5_scores", pa.list_(pa.float32())),
+    ("make", pa.string()),
+    ("model", pa.string()),
+    ("body", pa.string()),
+    ("year", pa.int16()),
+    ("accept", pa.bool_()),  # null until the bundle has a threshold
+    ("phash", pa.uint64()),  # 64-bit difference hash of the image or its box
+    ("runtime", pa.string()),
+    ("run_id", pa.string()),
+    ("bundle_id", pa.string()),
+    ("scored_at", pa.timestamp("us", tz="UTC")),
+]
+
+_PANDAS_TYPES = {
+    "size_bytes": "Int64",
+    "width": "Int32",
+    "height": "Int32",
+    "year": "Int16",
+    "accept": "boolean",
+    "phash": "UInt64",
+}
+"""What pandas is to make of columns that it would otherwise turn into floats, or objects, at the first null."""
+
+
+def _pandas_note() -> bytes:
+    columns = [
+        {"name": name, "field_name": name, "pandas_type": dtype.lower(), "numpy_type": dtype, "metadata": None}
+        for name, dtype in _PANDAS_TYPES.items()
+    ]
+    return json.dumps({"index_columns": [], "column_indexes": [], "columns": columns}).encode()
+
+
+PREDICTION_SCHEMA = pa.schema(_COLUMNS, metadata={b"pandas": _pandas_note()})
+
+
+class ClassifySettings(Settings):
+    """Says how a bucket is classified; only `runtime`, `all_files` and `split` change what the rows say."""
+
+    runtime: str = "auto"
+    """Which of the bundle's runtimes scores: auto or fp32; resolved once, kept on resume."""
+    all_files: bool = False
+    """Whether every key is an image, or only those with an image's suffix."""
+    split: Literal["train", "val", "test"] | None = None
+    """Which rows of a manifest to score; all when None."""
+    retry_failed: bool = False
+    """Whether rows with status fetch_error are scored again, in a run that already has them."""
+    workers: int | None = Field(default=None, ge=1)
+    """Scoring processes; as many as the CPUs allow when None."""
+    threads: int = Field(default=1, ge=1)
+    """CPUs of one worker, for decoding and for the network alike."""
+    batch_images: int = Field(default=32, ge=1)
+    """Images of one forward pass."""
+    fetch_concurrency: int = Field(default=16, ge=1, le=64)
+    """Reads that one worker has under way at once; 64 is what one client's connection pool serves."""
+    shard_images_first: int = Field(default=64, ge=1)
+    """Images of the first shards: small, so that results and mistakes show early."""
+    shard_images_max: int = Field(default=10_000, ge=1)
+    """Images of the last shards of a large run: large, so that 100 million images need about ten thousand files."""
+
+    @model_validator(mode="after")
+    def _check_shards(self) -> ClassifySettings:
+        if self.shard_images_first > self.shard_images_max:
+            raise ValueError(
+                f"shard_images_first is {self.shard_images_first}, above shard_images_max {self.shard_images_max}; "
+                "lower it"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedImage:
+    """Is one image to score. `escaped` says that `uri` percent-escapes a local name that is not UTF-8."""
+
+    uri: str
+    escaped: bool = False
+    box: Box | None = None
+
+
+def run_id_of(
+    bundle_id: str, *, pixels: PixelSettings, runtime: str, columns: Sequence[str], source: Mapping[str, Any]
+) -> str:
+    """Hash what decides a run's rows: 16 hex digits."""
+    parts = [bundle_id, pixels.model_dump(mode="json"), runtime, list(columns), dict(source)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def part_name(shard: int) -> str:
+    """Name the Parquet file of a shard."""
+    return f"part-{shard:06d}.parquet"
+
+
+def record_place(out: str, *names: str) -> str:
+    """Give the URI of one of a run's own records, under `_carray/`."""
+    return join(out, "_carray", *names)
+
+
+def read_predictions(out: str, *, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Read the predictions of a folder, one row an image; integers that may be null come as pandas' nullable ones.
+
+    Raises:
+        SchemaError: the folder has no Parquet file, or one that is not of predictions.
+        StorageError: a file cannot be read.
+    """
+    out = absolute(out)
+    parts = [uri for uri in list_files(out) if uri.endswith(".parquet")]
+    if not parts:
+        raise SchemaError(f"{out} holds no Parquet file; give the folder that `carray classify --out` wrote.")
+    required = ["uri", "status", "label", "score"]
+    tables = [read_table(uri, kind=KIND, required=required, columns=columns) for uri in parts]
+    return pa.concat_tables(tables).to_pandas()

@@ -1,0 +1,241 @@
+"""Keeps a run's books: what it is, which shards are done, what a worker has in hand, and whether rows out are images in.
+
+From, to: small JSON files under `OUT/_carray/`. Invariants: a shard is done exactly when its Parquet file and its ledger
+entry both exist, and the entry is written last; one folder holds one run; nothing secret is written.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from carray.core.errors import BudgetError, SettingsError, StorageError
+from carray.core.settings import Settings, parse_settings
+from carray.core.storage import delete, exists, filesystem, join, list_files, read_json, retry, write_json
+from carray.predictions.format import part_name, record_place
+
+__all__ = [
+    "Attempt",
+    "LedgerEntry",
+    "RunRecord",
+    "check_folder",
+    "count_rows",
+    "done_shards",
+    "enter_shard",
+    "forget_attempts",
+    "read_attempt",
+    "read_run",
+    "write_attempt",
+    "write_run",
+]
+
+DEATHS_ALLOWED = 50
+"""Workers that one shard may lose: two for each of 25 deadly images; beyond that the machine is at fault, not an image."""
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+
+class RunRecord(Settings):
+    """Is what run.json holds: everything that decides the rows, and what the first listing found."""
+
+    version: int
+    run_id: str
+    bundle_id: str
+    bundle: str
+    source: str
+    split: str | None
+    all_files: bool
+    runtime: str
+    """Resolved once and kept on resume."""
+    columns: list[str]
+    images: int
+    repeated: int
+    skipped_by_suffix: dict[str, int]
+    shards: int
+    created_at: str
+    software: dict[str, str]
+
+
+class LedgerEntry(Settings):
+    """Counts one finished shard."""
+
+    shard: int
+    rows: int
+    ok: int
+    fetch_errors: int
+    decode_errors: int
+    error_codes: dict[str, int]
+    seconds: float
+
+
+class Attempt(Settings):
+    """Is what a worker notes before it reads images, so that the next one knows what a dead one had in hand."""
+
+    shard: int
+    pid: int
+    images: list[int]
+    """Places in the shard of the images in hand."""
+    alone: bool = False
+    """Whether it is one image, read on its own because it was in hand when a worker died."""
+    suspects: list[int] = Field(default_factory=list)
+    """Images that were in hand at some death: each is read alone from then on."""
+    lost: list[int] = Field(default_factory=list)
+    """Images that killed a worker while in hand alone; they become rows without being read."""
+    deaths: int = 0
+
+    def after_death(self) -> Attempt:
+        """Give the knowledge that the next worker starts from.
+
+        Raises:
+            BudgetError: the shard has lost more workers than bad images can explain.
+        """
+        if self.deaths >= DEATHS_ALLOWED:
+            raise BudgetError(
+                f"{part_name(self.shard)} lost its worker {self.deaths + 1} times (at most {DEATHS_ALLOWED} is allowed), "
+                "which images alone do not do; look at the memory of the machine and at Ray's logs, then run again."
+            )
+        lost = sorted({*self.lost, *(self.images if self.alone else ())})
+        suspects = sorted({*self.suspects, *self.images})
+        return self.model_copy(
+            update={"images": [], "alone": False, "lost": lost, "suspects": suspects, "deaths": self.deaths + 1}
+        )
+
+
+def read_run(out: str) -> RunRecord | None:
+    """Read what run a folder holds; None when it holds none.
+
+    Raises:
+        StorageError: the record cannot be read.
+        SettingsError: it is of another version of carray.
+    """
+    place = record_place(out, "run.json")
+    return parse_settings(RunRecord, read_json(place)) if exists(place) else None
+
+
+def write_run(out: str, record: RunRecord) -> None:
+    """Write what a run is: from now on it can be resumed."""
+    write_json(record_place(out, "run.json"), record.model_dump(mode="json"))
+
+
+def check_folder(out: str, wanted: RunRecord) -> None:
+    """Check that a folder is free for a run, or already holds this very run.
+
+    Raises:
+        SettingsError: it holds another run, or Parquet files of something else.
+    """
+    found = read_run(out)
+    if found is None:
+        others = [uri for uri in list_files(out) if uri.endswith(".parquet")]
+        if others:
+            raise SettingsError(
+                f"{out} already holds {len(others)} Parquet files that are of no run, the first is {others[0]!r}; "
+                "give an empty folder."
+            )
+    elif found.run_id != wanted.run_id:
+        names = ("bundle_id", "source", "split", "all_files", "runtime", "columns")
+        differ = [name for name in names if getattr(found, name) != getattr(wanted, name)] or ["pixels"]
+        seen = ", ".join(
+            f"{name} {getattr(found, name, '?')!r} instead of {getattr(wanted, name, '?')!r}" for name in differ
+        )
+        raise SettingsError(
+            f"{out} holds another run ({seen}); give another folder, or the same settings to resume it."
+        )
+
+
+def done_shards(out: str, shards: int) -> dict[int, LedgerEntry]:
+    """Read the ledger entries of the shards that are done.
+
+    Raises:
+        StorageError: the folder cannot be listed or an entry cannot be read.
+    """
+    entered = {uri.rsplit("/", 1)[-1] for uri in list_files(record_place(out, "ledger"))}
+    written = {uri.rsplit("/", 1)[-1] for uri in list_files(out)}
+    done = [i for i in range(shards) if f"{i:06d}.json" in entered and part_name(i) in written]
+    entries = _in_parallel(lambda i: parse_settings(LedgerEntry, read_json(_entry_place(out, i))), done)
+    return {entry.shard: entry for entry in entries}
+
+
+def enter_shard(out: str, entry: LedgerEntry) -> None:
+    """Write a shard's ledger entry: from now on it is done."""
+    write_json(_entry_place(out, entry.shard), entry.model_dump(mode="json"))
+
+
+def strike_shard(out: str, shard: int) -> None:
+    """Take a shard's ledger entry back, before its file is rewritten: a death in between must not leave old counts."""
+    delete(_entry_place(out, shard))
+
+
+def count_rows(out: str, record: RunRecord) -> Counter[str]:
+    """Count a finished run's rows by its ledger, and check the sum against the plan and against the files themselves.
+
+    Gives the counts images, rows, ok, fetch_errors and decode_errors.
+
+    Raises:
+        StorageError: rows out are not images in, or the folder holds Parquet files that are not the run's.
+    """
+    entries = done_shards(out, record.shards)
+    counts: Counter[str] = Counter(images=record.images)
+    for entry in entries.values():
+        counts.update(entry.model_dump(include={"rows", "ok", "fetch_errors", "decode_errors"}))
+    parts = {uri for uri in list_files(out) if uri.endswith(".parquet")}
+    expected = {join(out, part_name(i)) for i in range(record.shards)}
+    if parts != expected:
+        odd = sorted(parts ^ expected)
+        raise StorageError(
+            f"{out} should hold {len(expected)} Parquet files, but {len(odd)} are missing or foreign, the first is "
+            f"{odd[0]!r}; run the command again, and move foreign files away."
+        )
+    in_files = sum(_in_parallel(_rows_in_file, sorted(parts)))
+    if not counts["rows"] == in_files == record.images:
+        raise StorageError(
+            f"{out} has {in_files:,} rows in its files and {counts['rows']:,} in its ledger for {record.images:,} images; "
+            "one of its files was changed, so delete that file and run the command again."
+        )
+    return counts
+
+
+def read_attempt(out: str, shard: int) -> Attempt | None:
+    """Read what a worker that is gone had in hand; None when it ended in order."""
+    place = _attempt_place(out, shard)
+    return parse_settings(Attempt, read_json(place)) if exists(place) else None
+
+
+def write_attempt(out: str, attempt: Attempt) -> None:
+    """Note what this worker is about to read."""
+    write_json(_attempt_place(out, attempt.shard), attempt.model_dump(mode="json"))
+
+
+def forget_attempt(out: str, shard: int) -> None:
+    """Take a note away: its worker is alive."""
+    delete(_attempt_place(out, shard))
+
+
+def forget_attempts(out: str) -> None:
+    """Take away every note, after a job was stopped from outside: its images are not to blame."""
+    for place in list_files(record_place(out, "attempts")):
+        delete(place)
+
+
+def _entry_place(out: str, shard: int) -> str:
+    return record_place(out, "ledger", f"{shard:06d}.json")
+
+
+def _attempt_place(out: str, shard: int) -> str:
+    return record_place(out, "attempts", f"{shard:06d}.json")
+
+
+def _rows_in_file(uri: str) -> int:
+    fs, path = filesystem(uri)
+    return int(retry(lambda: pq.read_metadata(path, filesystem=fs).num_rows, what=f"reading {uri}"))
+
+
+def _in_parallel(action: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
+    # Ten thousand small reads of an object store, one after another, would take minutes.
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        return list(pool.map(action, items))
