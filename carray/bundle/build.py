@@ -71,8 +71,7 @@ def _pack_trial(run: str, search: Mapping[str, Any], row: Mapping[str, Any], to:
     from carray.manifest.format import read_manifest
     from carray.tensors.batches import view_batch
     from carray.tensors.build import ensure_block
-    from carray.trials.fit import predict_logits
-    from carray.trials.nets import build_net
+    from carray.trials.nets import build_net, predict_logits
     from carray.trials.space import CnnHyper, TransferHyper, TuneSettings
 
     settings = TuneSettings.model_validate(search["settings"])

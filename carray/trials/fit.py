@@ -11,20 +11,18 @@ import math
 import time
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from carray.pixels import PixelSettings
-from carray.tensors.batches import train_batches, view_batches
+from carray.tensors.batches import train_batches
 from carray.tensors.format import Block
 from carray.trials.augment import augment
-from carray.trials.nets import Net, build_net, freeze, train_mode
+from carray.trials.nets import Net, build_net, freeze, predict_logits, train_mode
 from carray.trials.space import CnnHyper, TransferHyper
 
-__all__ = ["EpochResult", "Fit", "predict_logits"]
+__all__ = ["EpochResult", "Fit"]
 
 
 @dataclass(frozen=True)
@@ -130,20 +128,6 @@ class Fit:
         top_N5 = torch.from_numpy(logits_NK).topk(min(5, logits_NK.shape[1]), dim=1).indices
         hits_N5 = top_N5 == labels_N[:, None]
         return loss, float(hits_N5[:, 0].double().mean()), float(hits_N5.any(dim=1).double().mean())
-
-
-def predict_logits(
-    net: nn.Module, block: Block, rows_N: npt.NDArray[np.int64], pixels: PixelSettings, *, batch_images: int = 64
-) -> npt.NDArray[np.float32]:
-    """Compute logits_NK, float32, of evaluation's views of some rows, in their order."""
-    net.eval()
-    device = next(net.parameters()).device
-    logits: list[Tensor] = []
-    with torch.inference_mode():
-        for pixels_BHWC, _ in view_batches(block, rows_N, pixels, batch_images=batch_images):
-            images_BCHW = torch.from_numpy(pixels_BHWC).to(device).permute(0, 3, 1, 2).float()
-            logits.append(net(images_BCHW)[0].float().cpu())
-    return torch.cat(logits).numpy()
 
 
 def _optimizer(net: Net, hyper: CnnHyper | TransferHyper) -> torch.optim.Optimizer:

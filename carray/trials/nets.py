@@ -10,14 +10,19 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from carray.core.errors import SettingsError
+from carray.pixels import PixelSettings
+from carray.tensors.batches import view_batches
+from carray.tensors.format import Block
 from carray.trials.space import CnnHyper, TransferHyper
 from carray.trials.weights import load_trunk_weights
 
-__all__ = ["Net", "build_net", "check_backbone", "freeze", "train_mode"]
+__all__ = ["Net", "build_net", "check_backbone", "freeze", "predict_logits", "train_mode"]
 
 # Channel means and deviations for networks that learn from nothing.
 _CNN_MEAN, _CNN_STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -170,3 +175,17 @@ def train_mode(net: Net) -> None:
         own = list(module.parameters(recurse=False))
         if own and not any(parameter.requires_grad for parameter in own):
             module.eval()
+
+
+def predict_logits(
+    net: nn.Module, block: Block, rows_N: npt.NDArray[np.int64], pixels: PixelSettings, *, batch_images: int = 64
+) -> npt.NDArray[np.float32]:
+    """Compute logits_NK, float32, of evaluation's views of some rows, in their order."""
+    net.eval()
+    device = next(net.parameters()).device
+    logits: list[Tensor] = []
+    with torch.inference_mode():
+        for pixels_BHWC, _ in view_batches(block, rows_N, pixels, batch_images=batch_images):
+            images_BCHW = torch.from_numpy(pixels_BHWC).to(device).permute(0, 3, 1, 2).float()
+            logits.append(net(images_BCHW)[0].float().cpu())
+    return torch.cat(logits).numpy()

@@ -99,8 +99,7 @@ def _run_trials(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             ),
         )
-        results = tuner.fit()
-        _note_failures(run, missing, results)
+        tuner.fit()
 
 
 def _seconds(minutes: float | None) -> float | None:
@@ -123,18 +122,10 @@ def _resources(settings: TuneSettings, node_cpus: int) -> dict[str, float]:
     return {"cpu": settings.search.cpus_per_trial, "gpu": gpus}
 
 
-def _note_failures(run: str, missing: list[int], results: Any) -> None:
-    """Write the end of trials that stopped in an error: only Ray knows of them, since their process may be gone."""
-    ended = runs.read_trial_ends(run, max(missing) + 1)
-    for result in results:
-        number = (result.config or {}).get("number")
-        if result.error is not None and number is not None and number not in ended:
-            runs.write_trial_end(run, number, status="failed", reason=_reason(result.error))
-
-
-def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:500]
+def _cause(trace: str) -> str:
+    """Give the last line of a failed trial's trace: the error and its sentence."""
+    lines = [line.strip() for line in trace.splitlines() if line.strip()]
+    return (lines[-1] if lines else "its process was lost").removeprefix("carray.core.errors.")[:500]
 
 
 class TrialRunner(tune.Trainable):
@@ -255,6 +246,10 @@ class FamilyScheduler(FIFOScheduler):
         entry = json.loads(result.get("entry", "null"))
         if entry and not self._log.has(entry):
             self.on_trial_result(tune_controller, trial, result)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Note a trial that ended in an error: only Ray knows of it, since its process may be gone."""
+        self._log.fail(trial.config["number"], _cause(str(trial.get_error() or "")))
 
 
 class _Named:

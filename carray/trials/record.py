@@ -119,6 +119,16 @@ class SearchLog:
             self._done += 1
         self._say(entry, trial, decision)
 
+    def fail(self, number: int, reason: str) -> None:
+        """Note that a trial ended in an error.
+
+        Raises:
+            StorageError: storage refused the note after every try.
+        """
+        runs.write_trial_end(self._run, number, status="failed", reason=reason)
+        self._done += 1
+        say(f"tune: {runs.trial_id(number)} failed: {reason}  trials {self._done}/{self._search.trials}")
+
     def _compare(self, val_top1: float, trial: str) -> None:
         if val_top1 > self._best[0]:
             self._best = (val_top1, trial)

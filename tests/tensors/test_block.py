@@ -1,0 +1,107 @@
+"""The block: the same pixels as the one definition gives, built once, refused when images changed."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from carray.core.errors import DataError
+from carray.manifest.build import prepare
+from carray.manifest.format import Manifest, read_manifest
+from carray.pixels import PixelSettings, decode, view
+from carray.tensors.batches import epoch_order, train_batches, view_batches
+from carray.tensors.build import ensure_block
+from carray.tensors.format import block_key, block_place
+
+PIXELS = PixelSettings(decode_size=48, input_size=40)
+
+
+@pytest.fixture
+def manifest(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
+    monkeypatch.setenv("CARRAY_CACHE", str(tmp_path / "cache"))
+    prepare(str(image_folder), out=str(tmp_path / "manifest.parquet"))
+    return read_manifest(str(tmp_path / "manifest.parquet"))
+
+
+def test_rows_are_the_manifests_and_pixels_are_decodes(manifest: Manifest) -> None:
+    block = ensure_block(manifest, PIXELS)
+    rows = manifest.usable[manifest.usable["split"] != "test"]
+    assert len(block.pixels_NHWC) == len(rows) > 0
+    for i, row in enumerate(rows.to_dict("records")):
+        expected = decode(Path(row["uri"]).read_bytes(), PIXELS).pixels_HWC
+        assert np.array_equal(block.pixels_NHWC[i], expected)
+        assert manifest.classes[block.labels_N[i]] == row["label"]
+
+
+def test_no_test_image_is_in_the_block(manifest: Manifest) -> None:
+    assert len(ensure_block(manifest, PIXELS).of_split("test")) == 0
+    assert manifest.split_counts()["test"] > 0
+
+
+def test_block_is_read_only(manifest: Manifest) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        ensure_block(manifest, PIXELS).pixels_NHWC[0, 0, 0, 0] = 1
+
+
+def test_many_ask_and_one_decodes(manifest: Manifest) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        blocks = list(pool.map(lambda _: ensure_block(manifest, PIXELS), range(4)))
+    assert all(np.array_equal(blocks[0].pixels_NHWC, block.pixels_NHWC) for block in blocks)
+    folder = block_place(block_key(manifest.fingerprint, PIXELS)).parent
+    assert [path for path in folder.iterdir() if path.name.startswith(".building")] == []
+
+
+def test_folder_without_marker_is_built_again(manifest: Manifest) -> None:
+    ensure_block(manifest, PIXELS)
+    place = block_place(block_key(manifest.fingerprint, PIXELS))
+    (place / "tensors.json").unlink()
+    (place / "pixels.npy").write_bytes(b"half")
+    assert ensure_block(manifest, PIXELS).pixels_NHWC.shape[1:] == (48, 48, 3)
+
+
+def test_changed_image_is_refused_by_name(manifest: Manifest) -> None:
+    row = manifest.of_split("train").iloc[0]
+    Path(row["uri"]).write_bytes(Path(row["uri"]).read_bytes() + b"\0")
+    with pytest.raises(DataError, match="changed since the manifest was prepared") as caught:
+        ensure_block(manifest, PIXELS)
+    assert row["uri"] in str(caught.value)
+
+
+def test_key_follows_what_decides_pixels_and_nothing_else() -> None:
+    key = block_key("f", PIXELS)
+    assert key == block_key("f", PIXELS.model_copy(update={"input_size": 32}))
+    assert key != block_key("f", PIXELS.model_copy(update={"decode_size": 64}))
+    assert key != block_key("f", PIXELS.model_copy(update={"aspect": "crop"}))
+    assert key != block_key("g", PIXELS)
+
+
+def test_epochs_are_permutations_that_depend_on_seed_and_epoch() -> None:
+    rows_N = np.arange(100)
+    first = epoch_order(rows_N, seed=1, epoch=1)
+    assert sorted(first) == list(rows_N)
+    assert np.array_equal(first, epoch_order(rows_N, seed=1, epoch=1))
+    assert not np.array_equal(first, epoch_order(rows_N, seed=1, epoch=2))
+    assert not np.array_equal(first, epoch_order(rows_N, seed=2, epoch=1))
+
+
+@pytest.mark.parametrize("batch_images", [2, 3, 4, 100])
+def test_train_batches_cover_an_epoch_and_none_holds_one_image(manifest: Manifest, batch_images: int) -> None:
+    block = ensure_block(manifest, PIXELS)
+    rows_N = np.arange(len(block.labels_N))
+    batches = list(train_batches(block, rows_N, batch_images=batch_images, seed=0, epoch=1))
+    assert sum(len(labels_B) for _, labels_B in batches) == len(rows_N)
+    assert min(len(labels_B) for _, labels_B in batches) >= 2
+    seen = np.sort([pixels.sum() for pixels_BHWC, _ in batches for pixels in pixels_BHWC])
+    assert np.array_equal(seen, np.sort([pixels.sum() for pixels in block.pixels_NHWC]))
+
+
+def test_view_batches_are_the_one_view(manifest: Manifest) -> None:
+    block = ensure_block(manifest, PIXELS)
+    rows_N = block.of_split("train")
+    viewed = np.concatenate([pixels for pixels, _ in view_batches(block, rows_N, PIXELS, batch_images=3)])
+    assert viewed.shape == (len(rows_N), 40, 40, 3)
+    assert viewed.dtype == np.uint8
+    assert np.array_equal(viewed[0], view(block.pixels_NHWC[rows_N[0]], PIXELS))

@@ -1,0 +1,184 @@
+"""The command line as a user meets it: help that answers, mistakes that cost one sentence, exit codes that mean something."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from carray.__main__ import main
+from carray.manifest.build import prepare as build_manifest
+from carray.manifest.format import read_manifest, write_manifest
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ["prepare", "tune", "leaderboard", "evaluate", "classify", "predict", "query", "demo"]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    """Run a command line in this process: its exit code, standard output and standard error."""
+
+    def run_command(*arguments: str) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_command
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_it_reads_writes_and_costs_with_an_example(run, command: str) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    text = re.sub(r"\s+", " ", out)
+    assert "Reads" in text
+    assert "rites" in text
+    assert f"Example: carray {command}" in text
+    assert "Cost:" in text or command == "leaderboard"
+
+
+def test_version_is_the_packages(run) -> None:
+    import tomllib
+
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert run("--version")[1].strip() == f"carray {version}"
+
+
+def test_nothing_to_classify_is_a_sentence(run, small_bundle: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code, out, err = run("classify", small_bundle, tmp_path / "empty", "--out", tmp_path / "out")
+    assert code == 2
+    assert out == ""
+    assert "nothing" in err.splitlines()[-1]
+    assert str(tmp_path / "empty") in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected_code", "words"),
+    [
+        (["prepare", "{tmp}/absent", "--out", "{tmp}/m.parquet"], 4, ["absent"]),
+        (["prepare", "{images}", "--out", "{tmp}/m.parquet", "--split", "70/20"], 2, ["70/20"]),
+        (["prepare", "{images}", "--out", "{tmp}/m.parquet", "--layout", "voc"], 2, ["'voc'", "stanford-cars"]),
+        (["prepare", "gs://bucket/x", "--out", "{tmp}/m.parquet"], 2, ["'gs'", "s3://"]),
+        (["tune", "--manifest", "{tmp}/absent.parquet", "--out", "{tmp}/run"], 4, ["absent.parquet does not exist"]),
+        (["tune", "--manifest", "{text}", "--out", "{tmp}/run"], 2, ["not a readable Parquet file"]),
+        (
+            ["tune", "--manifest", "{m}", "--out", "{tmp}/r", "--set", "search.trails=3"],
+            2,
+            ["did you mean search.trials?"],
+        ),
+        (["tune", "--manifest", "{m}", "--out", "{tmp}/r", "--set", "trials"], 2, ["is not key=value"]),
+        (["tune", "--manifest", "{m}", "--out", "{tmp}/r", "--config", "{bad_yaml}"], 2, ["not valid YAML"]),
+        (["tune", "--manifest", "{m}", "--out", "{tmp}/r", "--trials", "0"], 2, ["search.trials is 0"]),
+        (
+            ["tune", "--manifest", "{m}", "--out", "{tmp}/r", "--set", "families.transfer.default.backbone=resnet19"],
+            2,
+            ["'resnet19'", "did you mean"],
+        ),
+        (["leaderboard", "{tmp}"], 2, ["holds no search.json"]),
+        (["evaluate", "{bundle}", "--manifest", "{m}", "--split", "dev", "--out", "{tmp}/e"], 2, ["'dev'"]),
+        (["predict", "{tmp}", "car.jpg"], 3, ["holds no bundle.json"]),
+        (["classify", "{bundle}", "{images}", "--out", "{tmp}/o", "--split", "dev"], 2, ["'dev'"]),
+        (["classify", "{bundle}", "{images}", "--out", "{tmp}/o", "--set", "runtime=int4"], 2, ["'int4'"]),
+        (["query", "{tmp}"], 2, ["{tmp}"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_an_exit_code(
+    run,
+    arguments: list[str],
+    expected_code: int,
+    words: list[str],
+    small_bundle: str,
+    image_folder: Path,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "text.parquet").write_text("not a table")
+    (tmp_path / "bad.yaml").write_text("search: [")
+    build_manifest(str(image_folder), out=str(tmp_path / "manifest.parquet"))
+    places = {
+        "tmp": tmp_path,
+        "images": image_folder,
+        "text": tmp_path / "text.parquet",
+        "bad_yaml": tmp_path / "bad.yaml",
+        "m": tmp_path / "manifest.parquet",
+        "bundle": small_bundle,
+    }
+    code, _, err = run(*(argument.format(**places) for argument in arguments))
+    sentences = [line for line in err.splitlines() if line.startswith("carray: ")]
+    assert code == expected_code, err
+    assert "Traceback" not in err
+    assert len(sentences) == 1
+    for word in words:
+        assert word.format(**places) in sentences[0]
+
+
+def test_a_bug_of_ours_is_not_dressed_up_as_the_users_mistake(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("carray.trials.format.read_trials", lambda run: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("leaderboard", "anything")
+
+
+def test_manifest_without_a_column_names_it(run, tmp_path: Path, image_folder: Path) -> None:
+    place = str(tmp_path / "m.parquet")
+    build_manifest(str(image_folder), out=place)
+    pd.read_parquet(place).drop(columns=["sha256"]).to_parquet(place)
+    code, _, err = run("tune", "--manifest", place, "--out", tmp_path / "run")
+    assert code == 2
+    assert "lacks the column sha256" in err
+
+
+def test_manifest_with_the_same_uri_and_box_twice_is_refused(run, tmp_path: Path, image_folder: Path) -> None:
+    place = str(tmp_path / "m.parquet")
+    build_manifest(str(image_folder), out=place)
+    manifest = read_manifest(place)
+    twice = pd.concat([manifest.rows, manifest.rows.head(1)], ignore_index=True)
+    write_manifest(twice, place, classes=manifest.classes, crop_boxes=False)
+    code, _, err = run("tune", "--manifest", place, "--out", tmp_path / "run")
+    assert code == 2
+    assert "the same uri and box more than once (1 repetitions" in err
+
+
+def test_a_class_with_a_slash_goes_through_prepare_and_table(run, tmp_path: Path, make_image) -> None:
+    label = "Ram C/V Cargo Van Minivan 2012"
+    for i in range(4):
+        (tmp_path / f"{i}.jpg").write_bytes(make_image(i))
+    pd.DataFrame({"uri": [f"{i}.jpg" for i in range(4)], "label": [label] * 3 + ["one image only"]}).to_csv(
+        tmp_path / "table.csv", index=False
+    )
+    code, out, _ = run("prepare", tmp_path / "table.csv", "--out", tmp_path / "m.parquet")
+    manifest = read_manifest(str(tmp_path / "m.parquet"))
+    assert code == 0
+    assert label in manifest.classes
+    assert list(manifest.rows[manifest.rows["label"] == "one image only"]["split"]) == ["train"]
+    assert "4 rows" in out
+
+
+def test_help_is_light() -> None:
+    code = (
+        "import sys, carray.__main__;"
+        "heavy = ('torch', 'timm', 'ray', 'pandas', 'pyarrow', 'numpy', 'onnxruntime', 'cv2', 'scipy', 'matplotlib');"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("job", ["tune", "classify"])
+def test_jobs_take_the_commands_arguments(job: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+    )
+    assert f"carray {job}" in done.stdout
+    assert "--out" in done.stdout
