@@ -248,7 +248,7 @@ def _expression(filters: Sequence[Any] | None, schema: pa.Schema) -> Any:
         pads.Scanner.from_batches(schema.empty_table().to_batches(), schema=schema, filter=expression)
         return expression
     except (ValueError, TypeError, pa.ArrowNotImplementedError) as err:
-        raise SettingsError(f"filters is {filters!r}: {' '.join(str(err).split())[:200]}.") from None
+        raise SettingsError(f"filters is {filters!r}: {' '.join(str(err).split())[:200].rstrip('.')}.") from None
 
 
 def _ask(data: pads.Dataset, sql: str) -> pd.DataFrame:
@@ -258,6 +258,7 @@ def _ask(data: pads.Dataset, sql: str) -> pd.DataFrame:
         connection.register("predictions", data)
         # Whoever may ask a question may not thereby read or write this machine's other files.
         connection.execute("SET enable_external_access = false")
+        connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET lock_configuration = true")
         try:
             answer = connection.sql(sql)

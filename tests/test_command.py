@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help that answers, mistakes that cost one sentence, exit codes that mean something."""
+"""The command line as a user meets it: help that answers, mistakes that cost one sentence, and exit codes."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class TransferHyper(_TrainHyper):
     backbone: str = "tf_efficientnet_lite0"
     """Any timm model name."""
     weights: str = "auto"
-    """auto: an installed weights package, else the hub; a path: a .safetensors file or a folder of them; none: random."""
+    """auto: an installed weights package, else the hub; a path: a .safetensors file or their folder; none: random."""
     train: Literal["head", "last_stages", "all"] = "last_stages"
     """Which part learns; the rest keeps its weights and its normalisation statistics."""
     last_stages: int = Field(default=3, ge=1, le=32)

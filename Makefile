@@ -1,0 +1,74 @@
+# Needs make and Python 3.11 or newer; everything else is installed once, outside the clone, on first use.
+#
+# The environment lies in a cache folder under a name that hashes the requirements in pyproject.toml and Python's version, so
+# that a changed requirement makes a new one and clones share one. It is built under a temporary name, and the final name
+# is a link set last: an interrupted install is never used. Only requirements go into it; the code runs from the clone.
+
+PYTHON ?= python3
+ARGS ?=
+PACKAGES := carray jobs tests
+
+REQUIREMENTS := $(PYTHON) -c 'import tomllib; \
+	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*project["dependencies"], *sum(project["optional-dependencies"].values(), []), sep="\n")'
+HASH := $(PYTHON) -c 'import hashlib, sys; \
+	print(hashlib.sha256(sys.stdin.buffer.read() + sys.version.encode()).hexdigest()[:12])'
+# The cache folder, or .venv in the clone where the cache may not be written.
+FIND_VENV := for place in "$${XDG_CACHE_HOME:-$$HOME/.cache}/carray" "$(CURDIR)/.venv"; do \
+	if mkdir -p "$$place" 2>/dev/null && test -w "$$place"; then \
+		echo "$$place/venv-$$($(REQUIREMENTS) | $(HASH))"; break; fi; done
+# Found once, when a target first needs it; `make help` needs no Python.
+VENV ?= $(eval VENV := $(shell $(FIND_VENV)))$(VENV)
+RUN = PYTHONPATH="$(CURDIR)" "$(VENV)/bin/python"
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench format wheel venv clean python
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo '  ARGS="..." is handed on; VENV=DIR uses an environment of yours, PYTHON=python3.12 another Python'
+
+demo: venv ## Search, pack and classify end to end on generated vehicles, in a few minutes
+	@$(RUN) -m carray demo $(ARGS)
+
+test: venv ## Run the tests (they start a real object store and a real Ray on this machine)
+	@$(RUN) -m pytest $(ARGS)
+
+check: venv ## Lint, formatting, types and the house rules; changes nothing
+	$(RUN) -m ruff check $(PACKAGES)
+	$(RUN) -m ruff format --check $(PACKAGES)
+	$(RUN) -m mypy carray $(wildcard jobs/*.py)
+	$(RUN) -m pytest -q tests/test_architecture.py
+
+format: venv ## Format the code and mend what the linter can
+	$(RUN) -m ruff check --fix $(PACKAGES)
+	$(RUN) -m ruff format $(PACKAGES)
+
+bench: venv ## Run every benchmark in jobs/; each appends to results/
+	@found=; for job in jobs/bench_*.py; do \
+		test -e "$$job" || continue; found=1; echo "== $$job"; $(RUN) "$$job" $(ARGS) || exit 1; \
+	done; test -n "$$found" || echo "There is no jobs/bench_*.py to run."
+
+wheel: venv ## Build the wheel that a cluster can install, into dist/
+	@$(RUN) -m pip wheel --quiet --no-deps --wheel-dir dist . && rm -rf build carray.egg-info && ls dist/*.whl
+
+venv: python ## Make the environment, if it is not there yet, and print its place
+	@test -x "$(VENV)/bin/python" || { \
+		made="$(VENV).$$$$"; trap 'rm -rf "$$made"' EXIT; trap 'exit 1' HUP INT TERM; \
+		echo "Installing what carray needs into $(VENV) (once; 7 GB, some minutes)"; \
+		mkdir -p "$$(dirname "$(VENV)")" && $(PYTHON) -m venv "$$made" && \
+		$(REQUIREMENTS) > "$$made/requirements.txt" && \
+		"$$made/bin/python" -m pip install --quiet --disable-pip-version-check -r "$$made/requirements.txt" && \
+		{ ln -s "$$(basename "$$made")" "$(VENV)" 2>/dev/null || test -x "$(VENV)/bin/python"; } && \
+		if test "$$(readlink "$(VENV)")" = "$$(basename "$$made")"; then trap - EXIT; fi; }
+	@test "$(MAKECMDGOALS)" != venv || echo "$(VENV)"
+
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "carray needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>&1); say for example make PYTHON=python3.12." >&2; \
+		exit 1; }
+
+clean: ## Remove caches and build outputs from the clone; environments in the cache stay
+	rm -rf build dist carray.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find $(PACKAGES) -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,179 @@
+"""The expected figures are exact: the bundle's own predictions become the labels, some of them moved on by one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from carray.bundle.format import open_bundle
+from carray.bundle.predict import Classifier
+from carray.core.errors import BudgetError, SchemaError, SettingsError
+from carray.core.storage import list_files, read_bytes, write_bytes
+from carray.evaluation.report import evaluate, summary_text
+from carray.manifest.format import MANIFEST_SCHEMA, write_manifest
+
+IMAGES, WRONG = 10, 3
+
+
+@pytest.fixture
+def images(tmp_path: Path, make_image: Callable[..., bytes]) -> list[Path]:
+    paths = [tmp_path / "images" / f"{i}.jpg" for i in range(IMAGES)]
+    paths[0].parent.mkdir()
+    for i, path in enumerate(paths):
+        path.write_bytes(make_image(i, width=80, height=60))
+    return paths
+
+
+def _write_manifest(bundle: str, paths: list[Path], uri: Path, *, labels: list[str] | None = None) -> str:
+    """Label images by the bundle's own predictions, all but the first WRONG of them, which get the next class."""
+    classes = open_bundle(bundle).classes
+    predicted = Classifier.load(bundle).predict(paths)["label"].tolist()
+    moved = [classes[(classes.index(name) + (i < WRONG)) % len(classes)] for i, name in enumerate(predicted)]
+    rows = pd.DataFrame(
+        {
+            "uri": [str(path) for path in paths],
+            "escaped": False,
+            "label": labels or moved,
+            "split": "test",
+            "status": "ok",
+            "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths],
+        }
+    ).reindex(columns=MANIFEST_SCHEMA.names)
+    write_manifest(rows, str(uri), classes=classes if labels is None else sorted(set(labels)), crop_boxes=False)
+    return str(uri)
+
+
+@pytest.fixture
+def manifest(small_bundle: str, images: list[Path], tmp_path: Path) -> str:
+    return _write_manifest(small_bundle, images, tmp_path / "manifest.parquet")
+
+
+def test_evaluation_gives_the_known_figures_and_every_file(small_bundle: str, manifest: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = evaluate(small_bundle, manifest, out=str(out))
+    assert found["top1"] == 1 - WRONG / IMAGES
+    assert found["top1_low"] < found["top1"] < found["top1_high"]
+    assert found["top5"] == 1.0  # of five classes
+    assert (found["images"], found["scored"], found["unreadable"]) == (IMAGES, IMAGES, 0)
+    assert found["levels"]["exact"] == found["top1"]
+    assert json.loads((out / "metrics.json").read_text()) == found
+    assert sorted(path.name for path in out.iterdir()) == [
+        "confused_pairs.parquet",
+        "confusion.png",
+        "metrics.json",
+        "per_class.parquet",
+        "predictions.parquet",
+    ]
+    assert pd.read_parquet(out / "per_class.parquet")["support"].sum() == IMAGES
+    assert pd.read_parquet(out / "confused_pairs.parquet")["images"].sum() == WRONG
+    assert "70.0%" in summary_text(found)
+
+
+def test_predictions_are_those_of_the_classifier(
+    small_bundle: str, manifest: str, images: list[Path], tmp_path: Path
+) -> None:
+    evaluate(small_bundle, manifest, out=str(tmp_path / "out"))
+    rows = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    expected = Classifier.load(small_bundle).predict(images)
+    assert rows["uri"].tolist() == expected["uri"].tolist()
+    assert rows["label"].tolist() == expected["label"].tolist()
+    assert rows["score"].tolist() == pytest.approx(expected["score"].tolist(), abs=1e-6)
+    assert (rows["label"] != rows["truth"]).tolist() == [i < WRONG for i in range(IMAGES)]
+
+
+def test_unreadable_images_are_rows_and_in_no_accuracy(
+    small_bundle: str, manifest: str, images: list[Path], tmp_path: Path, make_image: Callable[..., bytes]
+) -> None:
+    images[0].unlink()
+    images[5].write_bytes(make_image(99))
+    found = evaluate(small_bundle, manifest, out=str(tmp_path / "out"))
+    assert (found["images"], found["scored"], found["unreadable"]) == (IMAGES, IMAGES - 2, 2)
+    assert found["unreadable_codes"] == {"not_found": 1, "changed": 1}
+    assert found["top1"] == 1 - (WRONG - 1) / (IMAGES - 2)
+    rows = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    assert len(rows) == IMAGES
+    assert rows["status"].value_counts().to_dict() == {"ok": IMAGES - 2, "fetch_error": 2}
+    assert rows.loc[rows["status"] != "ok", "label"].isna().all()
+    assert "2 images could not be read" in summary_text(found)
+
+
+def test_damaged_image_is_a_decode_error(small_bundle: str, images: list[Path], tmp_path: Path) -> None:
+    uri = _write_manifest(small_bundle, images, tmp_path / "m.parquet")
+    rows = pd.read_parquet(uri)
+    images[3].write_bytes(images[3].read_bytes()[:200])
+    rows.loc[3, "sha256"] = hashlib.sha256(images[3].read_bytes()).hexdigest()
+    write_manifest(rows, uri, classes=open_bundle(small_bundle).classes, crop_boxes=False)
+    evaluate(small_bundle, uri, out=str(tmp_path / "out"))
+    assert pd.read_parquet(tmp_path / "out" / "predictions.parquet").loc[3, "status"] == "decode_error"
+
+
+def test_nothing_readable_is_an_error_not_a_zero(
+    small_bundle: str, manifest: str, images: list[Path], tmp_path: Path
+) -> None:
+    shutil.rmtree(images[0].parent)
+    with pytest.raises(BudgetError, match=f"none of the {IMAGES} images"):
+        evaluate(small_bundle, manifest, out=str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_labels_unknown_to_the_bundle_are_refused(small_bundle: str, images: list[Path], tmp_path: Path) -> None:
+    uri = _write_manifest(small_bundle, images, tmp_path / "m.parquet", labels=["Trabant 601 Sedan 1964"] * IMAGES)
+    with pytest.raises(SchemaError, match="Trabant 601 Sedan 1964"):
+        evaluate(small_bundle, uri, out=str(tmp_path / "out"))
+
+
+def test_empty_split_is_refused_by_name(small_bundle: str, manifest: str, tmp_path: Path) -> None:
+    with pytest.raises(SchemaError, match="'val'"):
+        evaluate(small_bundle, manifest, split="val", out=str(tmp_path / "out"))
+
+
+def test_same_evaluation_again_reads_what_is_there(
+    small_bundle: str, manifest: str, images: list[Path], tmp_path: Path
+) -> None:
+    first = evaluate(small_bundle, manifest, out=str(tmp_path / "out"))
+    shutil.rmtree(images[0].parent)  # were it measured again, this would fail
+    assert evaluate(small_bundle, manifest, out=str(tmp_path / "out")) == first
+
+
+def test_folder_of_another_evaluation_is_refused(
+    small_bundle: str, manifest: str, images: list[Path], tmp_path: Path
+) -> None:
+    evaluate(small_bundle, manifest, out=str(tmp_path / "out"))
+    other = _write_manifest(small_bundle, images[:5], tmp_path / "other.parquet")
+    with pytest.raises(SettingsError, match="another evaluation"):
+        evaluate(small_bundle, other, out=str(tmp_path / "out"))
+
+
+def test_boxes_are_cut_exactly_when_the_bundle_was_trained_on_them(
+    small_bundle: str, manifest: str, images: list[Path], tmp_path: Path
+) -> None:
+    """A box that leaves nothing of the image shows whether it was looked at."""
+    rows = pd.read_parquet(manifest).assign(x1=5000, y1=5000, x2=5001, y2=5001)
+    uri = str(tmp_path / "boxes.parquet")
+    write_manifest(rows, uri, classes=open_bundle(small_bundle).classes, crop_boxes=True)
+    assert evaluate(small_bundle, uri, out=str(tmp_path / "whole"))["unreadable"] == 0
+    boxed = tmp_path / "boxed-bundle"
+    shutil.copytree(small_bundle, boxed)
+    info = json.loads((boxed / "bundle.json").read_text()) | {"uses_boxes": True}
+    (boxed / "bundle.json").write_text(json.dumps(info))
+    with pytest.raises(BudgetError, match="box"):
+        evaluate(str(boxed), uri, out=str(tmp_path / "cut"))
+
+
+def test_everything_may_lie_in_s3(small_bundle: str, images: list[Path], tmp_path: Path, s3: str) -> None:
+    for path in [*images, *Path(small_bundle).iterdir()]:
+        write_bytes(f"{s3}/{path.parent.name}/{path.name}", path.read_bytes())
+    local = _write_manifest(small_bundle, images, tmp_path / "m.parquet")
+    rows = pd.read_parquet(local)
+    rows["uri"] = [f"{s3}/images/{path.name}" for path in images]
+    write_manifest(rows, f"{s3}/m.parquet", classes=open_bundle(small_bundle).classes, crop_boxes=False)
+    found = evaluate(f"{s3}/{Path(small_bundle).name}", f"{s3}/m.parquet", out=f"{s3}/out")
+    assert found["top1"] == 1 - WRONG / IMAGES
+    assert json.loads(read_bytes(f"{s3}/out/metrics.json")) == found
+    assert len(list_files(f"{s3}/out")) == 5

@@ -1,0 +1,442 @@
+"""Holds the rules of the house, by reading the source; each rule is shown to fail on a small bad example."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "carray").rglob("*.py"))
+JOBS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "jobs").glob("*.py"))
+
+LAYERS = [
+    {"core"},
+    {"pixels", "vehicles"},
+    {"manifest"},
+    {"tensors"},
+    {"trials"},
+    {"bundle"},
+    {"predictions"},
+    {"evaluation"},
+    {"queries", "silhouettes"},
+    {"drawing"},
+    {"demo"},
+    {"__main__", "__init__"},
+]
+ENTRIES = {"queries", "demo", "__main__", "__init__"}
+"""Where commands begin: these may call a stage's `build`, `on_ray` and the like directly."""
+DOORS = {"tensors.batches", "tensors.build", "trials.nets", "trials.space", "bundle.predict", "bundle.calibration"}
+"""Besides `format`, what one folder may import of another; `core` and the single modules are open to all above."""
+
+HEAVY = (
+    "torch torchvision timm ray onnxruntime onnx onnxscript cv2 scipy sklearn matplotlib duckdb optuna simplejpeg PIL "
+    "safetensors botocore rich"
+).split()
+"""Imported inside the function that needs them, so that a command pays only for what it uses."""
+
+FORBIDDEN_STEMS = {"utils", "helpers", "common", "misc", "manager", "handler", "processor"}
+MODULE_LINES, FUNCTION_LINES, JOB_LINES = 300, 60, 60
+DISTRIBUTIONS = {"PIL": "Pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "PyYAML"}
+"""Where a package is imported under another name than it is installed by."""
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class Source:
+    """Is one module: its path from the root, its text and its tree."""
+
+    path: str
+    text: str
+    tree: ast.Module
+
+    @property
+    def place(self) -> list[str]:
+        """Give the module's name below carray, in parts: ['manifest', 'format']."""
+        return Path(self.path).with_suffix("").parts[1:]
+
+    @property
+    def functions(self) -> Iterator[Function]:
+        """Give every function and method, nested ones too."""
+        return (node for node in ast.walk(self.tree) if isinstance(node, Function))
+
+
+@lru_cache
+def read_source(path: str) -> Source:
+    text = (ROOT / path).read_text()
+    return Source(path, text, ast.parse(text))
+
+
+def imported_modules(source: Source, *, deferred: bool = True) -> list[tuple[int, str]]:
+    """Give (line, dotted module) of every import; with `deferred`, of those inside functions too.
+
+    `from a import b` counts as a.b where that is a module of ours.
+    """
+    found = []
+    for node in walk(source.tree, into_functions=deferred):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            for alias in node.names:
+                place = ROOT / f"{base}.{alias.name}".replace(".", "/")
+                is_module = place.with_suffix(".py").exists() or place.is_dir()
+                found.append((node.lineno, f"{base}.{alias.name}" if is_module else base))
+    return found
+
+
+def walk(root: ast.AST, *, into_functions: bool) -> Iterator[ast.AST]:
+    """Give the nodes below one; without `into_functions`, only what runs with it, and nothing for type checkers."""
+    waiting = list(ast.iter_child_nodes(root))
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if into_functions or not (isinstance(node, Function | ast.Lambda) or is_for_type_checkers(node)):
+            waiting += ast.iter_child_nodes(node)
+
+
+def is_for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def layer_of(name: str) -> int:
+    return next((rank for rank, names in enumerate(LAYERS) if name in names), -1)
+
+
+def own_imports(source: Source) -> Iterator[tuple[int, list[str]]]:
+    """Give (line, parts below carray) of the imports of our own modules."""
+    for line, name in imported_modules(source):
+        parts = name.split(".")
+        if parts[0] == "carray" and len(parts) > 1:
+            yield line, parts[1:]
+
+
+def imports_point_down(source: Source) -> list[str]:
+    mine = source.place[0]
+    if layer_of(mine) < 0:
+        return [f"{mine} stands in no layer"]
+    return [
+        f"line {line}: {mine} imports {'.'.join(parts)}"
+        for line, parts in own_imports(source)
+        if parts[0] != mine and not 0 <= layer_of(parts[0]) < layer_of(mine)
+    ]
+
+
+def folders_meet_at_doors(source: Source) -> list[str]:
+    mine = source.place[0]
+    if mine in ENTRIES:
+        return []
+    return [
+        f"line {line}: {'.'.join(parts)} is no door of {parts[0]}"
+        for line, parts in own_imports(source)
+        if len(parts) > 1
+        and parts[0] not in {mine, "core"}
+        and parts[1:] != ["format"]
+        and ".".join(parts) not in DOORS
+    ]
+
+
+def imports_are_absolute(source: Source) -> list[str]:
+    return [f"line {line}: relative import" for line, name in imported_modules(source) if name.startswith(".")]
+
+
+def ray_stays_in_on_ray(source: Source) -> list[str]:
+    if source.place[-1] == "on_ray":
+        return []
+    return [f"line {line}: {name}" for line, name in imported_modules(source) if name.split(".")[0] == "ray"]
+
+
+def heavy_imports_wait(source: Source) -> list[str]:
+    allowed = {"torch"} if source.place[0] == "trials" else set()
+    allowed |= {"ray"} if source.place[-1] == "on_ray" else set()
+    names = [(line, name.split(".")[0]) for line, name in imported_modules(source, deferred=False)]
+    return [f"line {line}: {name} at import" for line, name in names if name in set(HEAVY) - allowed]
+
+
+def modules_are_short(source: Source) -> list[str]:
+    lines = len(source.text.splitlines())
+    return [f"{lines} lines, at most {MODULE_LINES}"] if lines > MODULE_LINES else []
+
+
+def functions_are_short(source: Source) -> list[str]:
+    lengths = [(f.name, (f.end_lineno or f.lineno) - f.lineno + 1) for f in source.functions]
+    return [f"{name} has {lines} lines, at most {FUNCTION_LINES}" for name, lines in lengths if lines > FUNCTION_LINES]
+
+
+def modules_say_what_they_make(source: Source) -> list[str]:
+    return [] if ast.get_docstring(source.tree) else ["no module docstring"]
+
+
+def public_names_are_documented(source: Source) -> list[str]:
+    return [f"line {node.lineno}: {name}" for name, node, _ in public_nodes(source) if not ast.get_docstring(node)]
+
+
+def public_nodes(source: Source) -> Iterator[tuple[str, Function | ast.ClassDef, str]]:
+    """Give (name, node, docstring of the class around it) of each public class, function and method."""
+    for node in source.tree.body:
+        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name, node, ""
+            if isinstance(node, ast.ClassDef):
+                for inner in node.body:
+                    if isinstance(inner, Function) and not inner.name.startswith("_"):
+                        yield f"{node.name}.{inner.name}", inner, ast.get_docstring(node) or ""
+
+
+def errors_are_announced(source: Source) -> list[str]:
+    complaints = []
+    for name, node, around in public_nodes(source):
+        if isinstance(node, Function):
+            text = (ast.get_docstring(node) or "") + around
+            raised = sorted(set(raised_names(node)) & carray_errors())
+            complaints += [
+                f"{name} raises {error} unsaid" for error in raised if "Raises:" not in text or error not in text
+            ]
+    return complaints
+
+
+def raised_names(function: Function) -> Iterator[str]:
+    """Give the class names raised in a function's own body, not in functions inside it."""
+    for node in walk(function, into_functions=False):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+            yield node.exc.func.id
+
+
+@lru_cache
+def carray_errors() -> frozenset[str]:
+    tree = read_source("carray/core/errors.py").tree
+    return frozenset(node.name for node in tree.body if isinstance(node, ast.ClassDef))
+
+
+def results_are_annotated(source: Source) -> list[str]:
+    return [f"line {f.lineno}: {f.name}" for f in source.functions if f.returns is None]
+
+
+def exports_are_listed(source: Source) -> list[str]:
+    """A module with public names has an `__all__`, of names that it defines."""
+    listed = [n for n in source.tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
+    defined = {node.name for node in source.tree.body if isinstance(node, Function | ast.ClassDef)}
+    if not listed:
+        return ["no __all__"] if any(not name.startswith("_") for name in defined) else []
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            defined.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            defined |= {alias.asname or alias.name for alias in node.names}
+    if source.path == "carray/__init__.py":  # its names arrive through __getattr__; test_public_names imports them
+        return []
+    return [f"__all__ lists {name!r}" for name in ast.literal_eval(listed[0].value) if name not in defined]
+
+
+def names_say_something(source: Source) -> list[str]:
+    return [part for part in source.place if part.strip("_") in FORBIDDEN_STEMS]
+
+
+def nothing_read_can_run(source: Source) -> list[str]:
+    complaints = [
+        f"line {line}: {name}" for line, name in imported_modules(source) if name in {"pickle", "dill", "joblib"}
+    ]
+    for call in (node for node in ast.walk(source.tree) if isinstance(node, ast.Call)):
+        name, keywords = ast.unparse(call.func), {k.arg: ast.unparse(k.value) for k in call.keywords}
+        unsafe = (
+            name in {"eval", "exec", "yaml.load", "yaml.unsafe_load", "os.system"}
+            or (name.endswith("torch.load") and keywords.get("weights_only") != "True")
+            or keywords.get("shell") == "True"
+            or keywords.get("allow_pickle") == "True"
+        )
+        complaints += [f"line {call.lineno}: {name}"] if unsafe else []
+    return complaints
+
+
+def imports_are_declared(source: Source) -> list[str]:
+    known = {name.lower().replace("-", "_") for name in declared_dependencies()}
+    complaints = []
+    for line, module in imported_modules(source):
+        name = module.split(".")[0]
+        wanted = DISTRIBUTIONS.get(name, name).lower().replace("-", "_")
+        if name not in sys.stdlib_module_names and name not in {"carray", ""} and wanted not in known:
+            complaints.append(f"line {line}: {name} is not in pyproject.toml")
+    return complaints
+
+
+@lru_cache
+def declared_dependencies() -> dict[str, str]:
+    """Give each distribution that carray needs, and the comment behind its line."""
+    text = (ROOT / "pyproject.toml").read_text()
+    project = tomllib.loads(text)["project"]
+    found = {}
+    for line in [*project["dependencies"], *project["optional-dependencies"]["weights"]]:
+        comment = re.search(re.escape(f'"{line}",') + r"[ \t]*#(.*)", text)
+        found[re.split(r"[\[<>=~! ]", line)[0]] = comment.group(1).strip() if comment else ""
+    return found
+
+
+RULES: list[Callable[[Source], list[str]]] = [
+    imports_point_down,
+    folders_meet_at_doors,
+    imports_are_absolute,
+    ray_stays_in_on_ray,
+    heavy_imports_wait,
+    modules_are_short,
+    functions_are_short,
+    modules_say_what_they_make,
+    public_names_are_documented,
+    errors_are_announced,
+    results_are_annotated,
+    exports_are_listed,
+    names_say_something,
+    nothing_read_can_run,
+    imports_are_declared,
+]
+
+BROKEN = [
+    (imports_point_down, "carray/manifest/build.py", "import carray.trials.format"),
+    (imports_point_down, "carray/core/tables.py", "def f():\n    from carray import pixels"),
+    (imports_point_down, "carray/vehicles.py", "import carray.pixels"),
+    (imports_point_down, "carray/elsewhere.py", ""),
+    (folders_meet_at_doors, "carray/trials/fit.py", "def f():\n    from carray.manifest import build"),
+    (folders_meet_at_doors, "carray/evaluation/report.py", "from carray.bundle.build import pack_bundle"),
+    (imports_are_absolute, "carray/core/tables.py", "from .errors import SchemaError"),
+    (ray_stays_in_on_ray, "carray/trials/fit.py", "def f():\n    from ray import tune"),
+    (heavy_imports_wait, "carray/pixels.py", "import cv2"),
+    (heavy_imports_wait, "carray/bundle/build.py", "try:\n    import torch\nexcept ImportError:\n    pass"),
+    (heavy_imports_wait, "carray/bundle/build.py", "class A:\n    import torch"),
+    (modules_are_short, "carray/pixels.py", "x = 1\n" * (MODULE_LINES + 1)),
+    (functions_are_short, "carray/pixels.py", "def f():\n" + "    x = 1\n" * FUNCTION_LINES),
+    (modules_say_what_they_make, "carray/pixels.py", "x = 1"),
+    (public_names_are_documented, "carray/pixels.py", "def f(): ..."),
+    (public_names_are_documented, "carray/pixels.py", 'class A:\n    "Is A."\n    def f(self): ...'),
+    (errors_are_announced, "carray/pixels.py", 'def f():\n    "Do."\n    raise SchemaError("x")'),
+    (
+        errors_are_announced,
+        "carray/pixels.py",
+        'def f():\n    "Do.\\n\\nRaises:\\n a DataError"\n    raise SchemaError()',
+    ),
+    (results_are_annotated, "carray/pixels.py", "def _f(x: int): ..."),
+    (exports_are_listed, "carray/pixels.py", "def f() -> None: ..."),
+    (exports_are_listed, "carray/pixels.py", '__all__ = ["g"]\ndef f() -> None: ...'),
+    (names_say_something, "carray/core/utils.py", ""),
+    (nothing_read_can_run, "carray/pixels.py", "import pickle"),
+    (nothing_read_can_run, "carray/pixels.py", "torch.load(path)"),
+    (nothing_read_can_run, "carray/pixels.py", "subprocess.run(line, shell=True)"),
+    (nothing_read_can_run, "carray/pixels.py", "yaml.load(text)"),
+    (imports_are_declared, "carray/pixels.py", "import tensorflow"),
+]
+
+
+@pytest.mark.parametrize("path", MODULES)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_house_rule(rule: Callable[[Source], list[str]], path: str) -> None:
+    complaints = rule(read_source(path))
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize(("rule", "path", "text"), BROKEN, ids=lambda value: getattr(value, "__name__", None))
+def test_house_rule_can_fail(rule: Callable[[Source], list[str]], path: str, text: str) -> None:
+    assert rule(Source(path, text, ast.parse(text))) != []
+
+
+def test_every_rule_is_shown_to_fail() -> None:
+    assert {rule for rule, _, _ in BROKEN} == set(RULES)
+
+
+def test_no_import_cycle() -> None:
+    assert find_cycle({path: read_source(path) for path in MODULES}) == []
+
+
+def test_a_cycle_is_found() -> None:
+    texts = {"carray/pixels.py": "import carray.vehicles", "carray/vehicles.py": "def f():\n    import carray.pixels"}
+    assert len(find_cycle({path: Source(path, text, ast.parse(text)) for path, text in texts.items()})) == 3
+
+
+def find_cycle(sources: dict[str, Source]) -> list[str]:
+    names = {".".join(source.place).removesuffix(".__init__"): source for source in sources.values()}
+    graph = {
+        name: {".".join(parts) for _, parts in own_imports(source)} & set(names) - {name}
+        for name, source in names.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as err:
+        return list(err.args[1])
+    return []
+
+
+def test_public_names() -> None:
+    import carray
+
+    assert sorted(carray.__all__) == ["Classifier", "__version__", "read_predictions"]
+    assert all(getattr(carray, name) for name in carray.__all__)
+    assert carray.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = carray.no_such_name
+
+
+@pytest.mark.parametrize("path", JOBS)
+def test_jobs_are_thin(path: str) -> None:
+    source = read_source(path)
+    if not Path(path).name.startswith("bench_"):
+        assert len(source.text.splitlines()) <= JOB_LINES
+    for rule in (imports_are_absolute, modules_say_what_they_make, results_are_annotated, nothing_read_can_run):
+        assert rule(source) == []
+
+
+@pytest.mark.parametrize("name", declared_dependencies())
+def test_dependency_is_needed_where_it_says(name: str) -> None:
+    """The comment behind a dependency names modules that exist, and each of them mentions it."""
+    places = re.findall(r"[\w/]+\.py", declared_dependencies()[name])
+    assert places, "a comment that names the module is missing"
+    if name not in {"torchvision", "onnxscript"}:  # imported by timm and by torch's exporter, not by us
+        wanted = {module for module, distribution in DISTRIBUTIONS.items() if distribution == name} | {name}
+        texts = {path: (ROOT / "carray" / path).read_text() for path in places}
+        assert [path for path, text in texts.items() if not any(word in text for word in wanted)] == []
+
+
+def loaded_modules(program: str) -> set[str]:
+    """Run a program in a new Python and give the top-level packages that it loaded."""
+    ending = "import sys, json; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}\n{ending}"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+HELP = """
+import runpy, sys
+sys.argv = ["carray", "--help"]
+try:
+    runpy.run_module("carray", run_name="__main__")
+except SystemExit as err:
+    assert not err.code, err.code
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "forbidden"),
+    [
+        (HELP, [*(set(HEAVY) - {"rich"}), "pandas", "pyarrow", "numpy"]),
+        ("import carray", [*(set(HEAVY) - {"rich"}), "pandas", "pyarrow", "numpy"]),
+        (
+            "import carray.predictions.build, carray.bundle.predict",
+            ["torch", "torchvision", "timm", "ray", "onnxruntime"],
+        ),
+        ("import carray.queries, carray.evaluation.report", HEAVY),
+    ],
+    ids=["help", "carray", "classify-worker", "queries"],
+)
+def test_import_weight(program: str, forbidden: list[str]) -> None:
+    assert loaded_modules(program) & set(forbidden) == set()
+
+
+def test_import_weight_can_fail() -> None:
+    assert "duckdb" in loaded_modules("import duckdb")
