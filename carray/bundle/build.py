@@ -174,7 +174,7 @@ def pack_bundle(
 
 
 def generate_probes(input_size: int) -> Pixels:
-    """Generate 16 smooth random fields, uint8 (16, input_size, input_size, 3): they excite a network as photographs do."""
+    """Generate 16 smooth random fields, uint8 (16, size, size, 3), which excite a network as photographs do."""
     import cv2
 
     rng = np.random.default_rng(20_24)

@@ -22,7 +22,7 @@ def augment(pixels_BHWC: Tensor, hyper: CnnHyper | TransferHyper, generator: tor
 
     images_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float()
     boxes_B5 = _random_boxes(len(images_BCHW), images_BCHW.shape[-1], hyper, generator).to(images_BCHW.device)
-    # roi_align averages sampling_ratio^2 points a pixel: it smooths a crop that shrinks, as evaluation's area resize does.
+    # roi_align averages sampling_ratio^2 points a pixel: a crop that shrinks is smoothed, as by an area resize.
     shrink = images_BCHW.shape[-1] / hyper.input_size
     images_BCHW = roi_align(
         images_BCHW,

@@ -13,17 +13,19 @@ import json
 import logging
 import os
 import tempfile
+import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any, cast
 
 from ray import cluster_resources, tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from carray.core.errors import SettingsError
+from carray.core.errors import SearchError, SettingsError
 from carray.core.on_ray import start_ray
 from carray.core.progress import say
-from carray.core.storage import absolute, exists, join, write_bytes, write_json
+from carray.core.storage import absolute, aws_environment, exists, join, write_bytes, write_json
 from carray.manifest.format import Manifest, read_manifest
 from carray.tensors.build import ensure_block
 from carray.trials import format as runs
@@ -40,7 +42,7 @@ def search(manifest: str, *, run: str, settings: TuneSettings) -> dict[str, Any]
     Raises:
         SettingsError: settings no network takes, resources the cluster has not, or a run folder of another search.
         SchemaError: the manifest has no usable training or validation image, or fewer than two classes.
-        SearchError: no trial came to a result; names the first cause.
+        SearchError: no trial came to a result, whose first cause it names, or the search was interrupted.
     """
     run = absolute(run)
     source = read_manifest(absolute(manifest))
@@ -78,9 +80,12 @@ def _run_trials(
     with start_ray() as ray_here, tempfile.TemporaryDirectory(prefix="carray-tune-") as scratch:
         resources = _resources(settings, ray_here.node_cpus)
         say(f"tune: {len(missing)} of {len(configurations)} trials to run, each on {resources}")
+        # Workers of our own private Ray are this user's processes; a cluster has credentials of its own. Parameters,
+        # unlike a configuration, are written to no file.
+        environment = dict(aws_environment()) if ray_here.private else {}
         scheduler = FamilyScheduler(SearchLog(run, settings.search, ended), settings.search)
         tuner = tune.Tuner(
-            tune.with_resources(TrialRunner, resources),
+            tune.with_resources(tune.with_parameters(TrialRunner, environment=environment), resources),
             param_space={
                 "number": tune.grid_search(missing),
                 "run": run,
@@ -99,7 +104,19 @@ def _run_trials(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             ),
         )
+        started = time.monotonic()
         tuner.fit()
+    _check_ended(run, len(configurations), settings, time.monotonic() - started)
+
+
+def _check_ended(run: str, count: int, settings: TuneSettings, elapsed_seconds: float) -> None:
+    """Tell an interrupted search, which Tune ends as if all were well, from one whose time was up."""
+    budget_seconds = _seconds(settings.search.time_budget_minutes)
+    unfinished = count - len(runs.read_trial_ends(run, count))
+    if unfinished and (budget_seconds is None or elapsed_seconds < budget_seconds):
+        raise SearchError(
+            f"the search was interrupted with {unfinished} of {count} trials unfinished; repeat the command to go on."
+        )
 
 
 def _seconds(minutes: float | None) -> float | None:
@@ -131,7 +148,7 @@ def _cause(trace: str) -> str:
 class TrialRunner(tune.Trainable):
     """Is one worker process that trains trial after trial, an epoch a step."""
 
-    def setup(self, config: dict[str, Any]) -> None:
+    def setup(self, config: dict[str, Any], environment: dict[str, str] | None = None) -> None:
         """Build the trial's network on this machine's shared block.
 
         Raises:
@@ -142,6 +159,7 @@ class TrialRunner(tune.Trainable):
 
         from carray.trials.fit import Fit
 
+        os.environ.update(environment or {})
         # It would say of every trial that its setup takes long; the imports it speaks of happen once a process.
         logging.getLogger("ray.tune.trainable.trainable").setLevel(logging.ERROR)
 
@@ -249,7 +267,9 @@ class FamilyScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Note a trial that ended in an error: only Ray knows of it, since its process may be gone."""
-        self._log.fail(trial.config["number"], _cause(str(trial.get_error() or "")))
+        # Tune's own reader looks where the file is copied to later.
+        trace = Path(trial.error_file).read_text(errors="replace") if trial.error_file else ""
+        self._log.fail(trial.config["number"], _cause(trace))
 
 
 class _Named:
