@@ -46,7 +46,7 @@ _ODD_NAMES = [
 
 
 def draw_image(label: str, rng: np.random.Generator) -> Pixels:
-    """Draw one vehicle in a scene: uint8_HWC RGB, 210 to 330 wide and 140 to 220 high.
+    """Draw one vehicle in a scene: uint8_HWC RGB, 220 to 300 wide and 150 to 190 high.
 
     Raises:
         SettingsError: the label is none of DEMO_CLASSES.
@@ -55,16 +55,16 @@ def draw_image(label: str, rng: np.random.Generator) -> Pixels:
 
     if label not in SILHOUETTES:
         raise SettingsError(f"{label!r} cannot be drawn; allowed are {', '.join(DEMO_CLASSES)}.")
-    width, height = int(rng.integers(210, 331)), int(rng.integers(140, 221))
-    horizon = rng.uniform(0.42, 0.68)
+    width, height = int(rng.integers(220, 301)), int(rng.integers(150, 191))
+    horizon = rng.uniform(0.42, 0.62)
     canvas = _draw_scene(rng, width, height, int(horizon * height))
-    length = rng.uniform(0.6, 0.92) * min(width, height * 1.75) * _FINE
-    ground = rng.uniform(max(horizon + 0.12, 0.66), 0.93) * height * _FINE
+    length = rng.uniform(0.84, 0.95) * min(width, height * 1.7) * _FINE
+    ground = rng.uniform(max(horizon + 0.15, 0.84), 0.93) * height * _FINE
     # Nose or tail may leave the picture by a hand's breadth.
-    slack = max(width * _FINE - 0.94 * length, 0) / 2
+    slack = max(width * _FINE - 0.94 * length, 0) / 3
     centre = width * _FINE / 2 + rng.uniform(-slack, slack)
     draw_vehicle(canvas, rng, SILHOUETTES[label], place_vehicle(rng, centre, ground, length), length)
-    if rng.random() < 0.35:
+    if rng.random() < 0.25:
         _draw_clutter(canvas, rng, ground)
     small_HWC = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
     return _develop(np.asarray(small_HWC, dtype=np.uint8), rng)
@@ -171,7 +171,10 @@ def _draw_scene(rng: np.random.Generator, width: int, height: int, line: int) ->
         scene += cv2.resize(grain, (width, height), interpolation=cv2.INTER_CUBIC)[:, :, None]
     fine_HWC = cv2.resize(scene.clip(0, 255).astype(np.uint8), (width * _FINE, height * _FINE))
     canvas = np.asarray(fine_HWC, dtype=np.uint8)
+    sky = canvas.copy()
     (_draw_houses if rng.random() < 0.5 else _draw_trees)(canvas, rng, line * _FINE)
+    haze = rng.uniform(0.35, 0.75)
+    canvas = np.asarray(cv2.addWeighted(canvas, 1 - haze, sky, haze, 0), dtype=np.uint8)
     if rng.random() < 0.5:
         y = int(rng.uniform(line + 0.6 * (height - line), height)) * _FINE
         end = (canvas.shape[1], y + int(rng.integers(-8, 9)))

@@ -119,7 +119,7 @@ _PAINTS += [(30, 100, 70), (96, 28, 60), (92, 120, 150), (196, 188, 164), (226, 
 def place_vehicle(rng: np.random.Generator, centre: float, ground: float, length: float) -> Place:
     """Make the map from a silhouette's units to pixels: direction, stance and a slight tilt."""
     direction = 1 if rng.random() < 0.5 else -1
-    tall, tilt = rng.uniform(0.93, 1.07), rng.uniform(-0.035, 0.035)
+    tall, tilt = rng.uniform(0.95, 1.05), rng.uniform(-0.025, 0.025)
 
     def place(points: Points) -> Corners:
         x, y = np.asarray(points, dtype=np.float64).T

@@ -82,10 +82,10 @@ class HealthReport:
         """List what deserves a look before days of training, the worst first, a sentence each."""
         failed = self.rows - self.ok
         found = [
-            (self.conflicting_groups, f"{_count(self.conflicting_groups, 'image')} stand under different labels"),
+            (self.conflicting_groups, f"copies carry different labels in {_count(self.conflicting_groups, 'group')}"),
             (
                 self.crossing_groups,
-                f"{_count(self.crossing_groups, 'duplicate group')} cross splits, so scores flatter",
+                f"duplicates cross splits in {_count(self.crossing_groups, 'group')}, so scores flatter",
             ),
             (failed > 0.01 * self.rows, f"{failed / self.rows:.1%} of the images cannot be read"),
             (self.classes_without_train, f"{_count(len(self.classes_without_train), 'class')} without a train image"),
@@ -112,7 +112,7 @@ class HealthReport:
         lines = [
             f"{self.out}: {_count(self.rows, 'row')} from {self.source} (layout {self.layout})",
             f"  readable     {self.ok:,}" + (f"; unreadable {_pairs(self.errors)}" if self.errors else ""),
-            *(f"               {example}" for example in self.error_examples),
+            *(f"               {_shown(example)}" for example in self.error_examples),
             f"  skipped      {_pairs(self.skipped)} (not images by name)" if self.skipped else "",
             f"  classes      {self.classes:,}; images a class {_pairs(self.images_per_class)}" if self.classes else "",
             f"  splits       {_pairs(self.splits)}",
@@ -228,6 +228,11 @@ def _pairs(values: dict[str, Any]) -> str:
     )
 
 
+def _shown(text: str) -> str:
+    # A newline in a name must not break the report's lines.
+    return text if text.isprintable() else repr(text)
+
+
 def _names(what: str, names: list[str]) -> str:
     if not names:
         return ""
@@ -238,5 +243,5 @@ def _names(what: str, names: list[str]) -> str:
 def _listed(what: str, number: int, examples: list[dict[str, str]]) -> list[str]:
     if not number:
         return []
-    shown = ["; ".join(f"{uri} ({value})" for uri, value in example.items()) for example in examples]
+    shown = ["; ".join(f"{_shown(uri)} ({value})" for uri, value in example.items()) for example in examples]
     return [f"  {what:<12} {_count(number, 'group')}", *(f"               {line}" for line in shown)]
