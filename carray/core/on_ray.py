@@ -12,17 +12,21 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from carray.core.errors import SettingsError
 from carray.core.progress import say
 
 __all__ = ["RunningRay", "start_ray"]
+
+_KNOCK_SECONDS = 10
 
 _started_here = False
 """Whether the Ray of this process is a private one that `start_ray` started."""
@@ -42,7 +46,7 @@ class RunningRay:
 
 @contextmanager
 def start_ray(*, num_cpus: int | None = None) -> Iterator[RunningRay]:
-    """Give the Ray to run on: this process's own if it has one, `RAY_ADDRESS` (which a Ray job sets), or a private local one.
+    """Give the Ray to run on: the one this process has, else `RAY_ADDRESS` (which a job has), else a private local one.
 
     Args:
         num_cpus: CPUs of a private Ray, as many as the machine has when None; another Ray keeps its own.
@@ -71,13 +75,21 @@ def _connect(address: str) -> None:
             "set it to HOST:6379 of the head node, or submit the command as a job."
         )
     try:
+        _knock(address)
         ray.init(address=address, logging_level=logging.WARNING)
-    except (ConnectionError, ValueError, RuntimeError) as err:
+    except (OSError, ValueError, RuntimeError, AuthenticationError) as err:
         raise SettingsError(
             f"RAY_ADDRESS is {address!r}, but no Ray answers there ({' '.join(str(err).split())[:200]}); "
-            "start it, or unset RAY_ADDRESS for a private local Ray."
+            "start it, give its token (RAY_AUTH_TOKEN), or unset RAY_ADDRESS for a private local Ray."
         ) from err
     say(f"Ray: connected to {address} (RAY_ADDRESS)")
+
+
+def _knock(address: str) -> None:
+    """Open and close a connection, since Ray itself waits for minutes where nobody listens."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 def _start_private(num_cpus: int | None) -> None:

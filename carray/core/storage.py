@@ -3,7 +3,7 @@
 From, to: a URI is `s3://bucket/key`, raw and unencoded, or a local path. Endpoint, region and credentials are AWS's own
 variables, profiles and roles (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, ...).
 Invariants: a file appears whole or not at all (a temporary name and a rename locally, one PUT on S3); an artifact is
-complete exactly when its marker exists, and the marker is written last. Images are read by `core.images`, which knows etags.
+complete exactly when its marker exists, and the marker is written last. Images are read by `core.images`.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def aws_environment() -> tuple[tuple[str, str], ...]:
-    """Give the AWS variables of this process, sorted: a client is good for one such environment. Holds secrets: never log it."""
+    """Give this process's AWS variables, sorted: a client is good for one such environment. Secrets: never log them."""
     return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
 
 
@@ -145,7 +145,8 @@ def _failure(what: str, err: Exception, tries: int, seconds: float) -> str:
     remedy = "check that the place exists and that the credentials at hand may use it"
     if "HTTP status 411" in str(err):
         remedy = "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required, which older stores need"
-    return f"{what} failed after {tries} {'try' if tries == 1 else 'tries'} in {seconds:.1f} s ({' '.join(str(err).split())}); {remedy}."
+    times = "1 try" if tries == 1 else f"{tries} tries"
+    return f"{what} failed after {times} in {seconds:.1f} s ({' '.join(str(err).split())}); {remedy}."
 
 
 def read_bytes(uri: str) -> bytes:

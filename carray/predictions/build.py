@@ -1,9 +1,10 @@
 """Scores one shard: keys in, one Parquet file out, one row an image, whatever becomes of it.
 
 From: a bundle, and a shard's keys. To: its Parquet file, then its ledger entry.
-Invariants: a failure to fetch or decode is a row; any other exception is a bug and stops the shard, with the image's uri in
-its message; an image that was in hand alone when its worker died is a row too, of code worker_lost; at most two windows of
-pixels are in memory, whatever the shard's length. Imports no Ray and no torch. Cost: see `classify` in results/README.md.
+Invariants: a failure to fetch or decode is a row; any other exception is a bug and stops the shard, with the image's
+uri in its message; an image that was in hand alone when its worker died is a row too, of code worker_lost; at most
+two windows of pixels are in memory, whatever the shard's length. Imports no Ray and no torch. Cost: see `classify` in
+results/README.md.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from carray.predictions.ledger import (
     strike_shard,
     write_attempt,
 )
-from carray.predictions.listing import read_shard
+from carray.predictions.plan import read_shard
 from carray.vehicles import vehicle_columns
 
 __all__ = ["SeenImage", "ShardScorer", "decode_image"]
@@ -86,53 +87,62 @@ def decode_image(fetched: FetchedImage, image: PlannedImage, settings: PixelSett
 
 
 class ShardScorer:
-    """Scores shards of one run, one after another; one thread calls it, many work for it."""
+    """Scores shards of one run, one after another; one thread calls it, many work for it.
+
+    The bundle is opened with the first shard, whose error it is if this machine cannot use it.
+    """
 
     def __init__(self, bundle: str, *, out: str, run: RunRecord, settings: ClassifySettings) -> None:
-        """Open the bundle on this machine.
-
-        Raises:
-            BundleError: it is damaged, computes other logits here, or is not the run's.
-        """
-        import cv2
-
-        cv2.setNumThreads(1)  # its images are decoded side by side already
-        self._out, self._run, self._settings = out, run, settings
-        self._scorer = Scorer(bundle, runtime=run.runtime, threads=settings.threads)
-        if self._scorer.info.bundle_id != run.bundle_id:
-            raise BundleError(
-                f"{bundle} is now bundle {self._scorer.info.bundle_id}, but the run was begun with {run.bundle_id}; "
-                "put that one back or start a run in another folder."
-            )
+        self._bundle, self._out, self._run, self._settings = bundle, out, run, settings
+        self._scorer: Any = None
         self._pool = ThreadPoolExecutor(max_workers=settings.fetch_concurrency)
         # Many reads wait at once, but only so many originals are unpacked: one may take 270 MB.
         self._decoding = threading.Semaphore(settings.threads + 1)
+
+    def _open(self) -> None:
+        if self._scorer is not None:
+            return
+        import cv2
+
+        cv2.setNumThreads(1)  # images are decoded side by side already
+        scorer = Scorer(self._bundle, runtime=self._run.runtime, threads=self._settings.threads)
+        if scorer.info.bundle_id != self._run.bundle_id:
+            raise BundleError(
+                f"{self._bundle} is now bundle {scorer.info.bundle_id}, but the run was begun with "
+                f"{self._run.bundle_id}; put that one back or start a run in another folder."
+            )
+        self._scorer = scorer
 
     def score_shard(self, shard: int, *, retry_failed: bool = False) -> LedgerEntry:
         """Write a shard's Parquet file and ledger entry; with `retry_failed`, only rows of status fetch_error anew.
 
         Raises:
+            BundleError: the bundle is damaged, computes other logits here, or is not the run's.
             StorageError: the keys cannot be read or the rows not be written.
             BudgetError: the shard has lost its worker too often.
         """
         started = time.monotonic()
         images = read_shard(self._out, shard)
-        rows = self._kept_rows(shard) if retry_failed else {}
+        note = self._begin(shard)
+        try:
+            self._open()
+            rows = self._kept_rows(shard) if retry_failed else {}
+            rows |= {place: self._failed_row(images[place], LOST) for place in note.lost if place not in rows}
+            todo = [place for place in range(len(images)) if place not in rows]
+            rows |= self._scored_rows(images, todo, note)
+            in_order = [rows[place] for place in range(len(images))]
+            entry = _entry(shard, in_order, scored=len(todo), seconds=time.monotonic() - started)
+            self._write(entry, in_order, rewrite=retry_failed)
+        finally:
+            forget_attempt(self._out, shard)  # the worker lives, so no image is to blame for anything
+        return entry
+
+    def _begin(self, shard: int) -> Attempt:
         before = read_attempt(self._out, shard)
         note = before.after_death() if before else Attempt(shard=shard, pid=0, images=[])
         note = note.model_copy(update={"pid": os.getpid()})
-        rows |= {place: self._failed_row(images[place], LOST) for place in note.lost if place not in rows}
-        todo = [place for place in range(len(images)) if place not in rows]
-        try:
-            rows |= self._scored_rows(images, todo, note)
-        except BaseException:
-            forget_attempt(self._out, shard)  # the worker is alive, so no image is to blame
-            raise
-        entry = _entry(shard, [rows[place] for place in range(len(images))], time.monotonic() - started)
-        self._write(entry, [rows[place] for place in range(len(images))], rewrite=retry_failed)
-        if todo or before:
-            forget_attempt(self._out, shard)
-        return entry
+        write_attempt(self._out, note)  # opening the bundle may be what kills: that must be counted, too
+        return note
 
     def _kept_rows(self, shard: int) -> dict[int, dict[str, Any]]:
         uri = join(self._out, part_name(shard))
@@ -244,12 +254,13 @@ def _results(futures: Iterable[tuple[int, Future[SeenImage]]]) -> Iterator[tuple
         yield place, future.result()
 
 
-def _entry(shard: int, rows: list[dict[str, Any]], seconds: float) -> LedgerEntry:
+def _entry(shard: int, rows: list[dict[str, Any]], *, scored: int, seconds: float) -> LedgerEntry:
     statuses = Counter(row["status"] for row in rows)
     codes = Counter(row["error_code"] for row in rows if row.get("error_code"))
     return LedgerEntry(
         shard=shard,
         rows=len(rows),
+        scored=scored,
         ok=statuses["ok"],
         fetch_errors=statuses["fetch_error"],
         decode_errors=statuses["decode_error"],

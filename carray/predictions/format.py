@@ -1,8 +1,8 @@
 """Says what predictions are: a Parquet dataset, one row an image, and the settings of the job that writes it.
 
-Invariants: every file of a run has exactly these columns and types, so that no reader drops one; nothing under `_carray/`
-ends in `.parquet`, because DuckDB and others look into that folder; integers that may be null are read by pandas as its
-nullable integers, so that a hash of 64 bits stays exact beside a null. Version 1.
+Invariants: every file of a run has exactly these columns and types, so that no reader drops one; nothing under
+`_carray/` ends in `.parquet`, because DuckDB and others look into that folder; integers that may be null are read by
+pandas as its nullable integers, so that a hash of 64 bits stays exact beside a null. Version 1.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ _COLUMNS = [
     ("score", pa.float32()),  # calibrated probability of label, 0..1
     ("margin", pa.float32()),  # score less the runner-up's
     ("entropy", pa.float32()),  # nats
-    ("top5_labels", pa.list_(pa.string())),  # as many as there are classes, at most 5
-    ("top5_scores", pa.list_(pa.float32())),
+    ("top5_labels", pa.list_(pa.field("element", pa.string()))),  # as many as there are classes, at most 5
+    ("top5_scores", pa.list_(pa.field("element", pa.float32()))),
     ("make", pa.string()),
     ("model", pa.string()),
     ("body", pa.string()),

@@ -1,7 +1,7 @@
-"""Keeps a run's books: what it is, which shards are done, what a worker has in hand, and whether rows out are images in.
+"""Keeps a run's books: what it is, which shards are done, what a worker has in hand, whether rows out are images in.
 
-From, to: small JSON files under `OUT/_carray/`. Invariants: a shard is done exactly when its Parquet file and its ledger
-entry both exist, and the entry is written last; one folder holds one run; nothing secret is written.
+From, to: small JSON files under `OUT/_carray/`. Invariants: a shard is done exactly when its Parquet file and its
+ledger entry both exist, and the entry is written last; one folder holds one run; nothing secret is written.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 DEATHS_ALLOWED = 50
-"""Workers that one shard may lose: two for each of 25 deadly images; beyond that the machine is at fault, not an image."""
+"""Workers that one shard may lose: two for each of 25 deadly images; beyond that the machine is at fault."""
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -67,6 +67,8 @@ class LedgerEntry(Settings):
 
     shard: int
     rows: int
+    scored: int
+    """Images read for the last writing: all of them, or those that retry_failed read again."""
     ok: int
     fetch_errors: int
     decode_errors: int
@@ -97,8 +99,8 @@ class Attempt(Settings):
         """
         if self.deaths >= DEATHS_ALLOWED:
             raise BudgetError(
-                f"{part_name(self.shard)} lost its worker {self.deaths + 1} times (at most {DEATHS_ALLOWED} is allowed), "
-                "which images alone do not do; look at the memory of the machine and at Ray's logs, then run again."
+                f"{part_name(self.shard)} lost its worker {self.deaths + 1} times (at most {DEATHS_ALLOWED} is "
+                "allowed), more than bad images explain; look at the machine's memory and Ray's logs, then run again."
             )
         lost = sorted({*self.lost, *(self.images if self.alone else ())})
         suspects = sorted({*self.suspects, *self.images})
@@ -194,8 +196,8 @@ def count_rows(out: str, record: RunRecord) -> Counter[str]:
     in_files = sum(_in_parallel(_rows_in_file, sorted(parts)))
     if not counts["rows"] == in_files == record.images:
         raise StorageError(
-            f"{out} has {in_files:,} rows in its files and {counts['rows']:,} in its ledger for {record.images:,} images; "
-            "one of its files was changed, so delete that file and run the command again."
+            f"{out} has {in_files:,} rows in its files and {counts['rows']:,} in its ledger for {record.images:,} "
+            "images; one of its files was changed, so delete that file and run the command again."
         )
     return counts
 

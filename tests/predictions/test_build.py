@@ -1,0 +1,237 @@
+"""One shard: rows out are images in, whatever is broken; the pixels are training's; the dead are stepped over."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pandas as pd
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+
+from carray.bundle.format import open_bundle
+from carray.bundle.predict import Scorer
+from carray.core.errors import BudgetError, BundleError
+from carray.core.images import fetch_image
+from carray.core.storage import read_json
+from carray.pixels import decode, view
+from carray.predictions import build
+from carray.predictions.format import PREDICTION_SCHEMA, ClassifySettings, PlannedImage, read_predictions
+from carray.predictions.ledger import Attempt, read_attempt, write_attempt
+
+
+def test_every_file_is_a_row(score_all, broken_folder):
+    rows = score_all(broken_folder, shard_images_first=5, batch_images=2).set_index("uri")
+    assert len(rows) == len(os.listdir(broken_folder))
+    seen = rows["status"].groupby(rows["error_code"].fillna("")).agg(["first", "size"]).to_dict("index")
+    assert seen[""] == {"first": "ok", "size": 6}
+    assert seen["not_found"] == {"first": "fetch_error", "size": 1}
+    assert seen["empty"] == {"first": "decode_error", "size": 1}
+    assert rows.loc[f"{broken_folder}/truncated.jpg", "error_code"] == "truncated"
+    assert (rows["status"] == "decode_error").sum() == 7
+    failed = rows[rows["status"] != "ok"]
+    assert failed[["label", "score", "make", "phash", "width", "top5_labels"]].isna().all(axis=None)
+    assert failed["error"].notna().all()
+    assert rows.loc[f"{broken_folder}/empty.jpg", "size_bytes"] == 0
+
+
+def test_rows_say_what_was_scored(score_all, image_folder, small_bundle):
+    rows = score_all(image_folder)
+    assert rows.columns.tolist() == PREDICTION_SCHEMA.names
+    info = open_bundle(small_bundle)
+    assert set(rows["label"]) <= set(info.classes)
+    assert rows["score"].between(0.2, 1).all()
+    assert rows["margin"].between(0, 1).all()
+    assert [len(labels) for labels in rows["top5_labels"]] == [5] * 12
+    assert np.allclose([scores.sum() for scores in rows["top5_scores"]], 1, atol=1e-5)
+    assert (rows["width"] == 96).all() and (rows["height"] == 64).all()
+    assert set(rows["bundle_id"]) == {info.bundle_id}
+    assert set(rows["runtime"]) == {"fp32"}
+    assert rows["accept"].isna().all()
+    vehicles = rows[rows["label"] != "unknown"]
+    assert (vehicles["year"] == vehicles["label"].str[-4:].astype(int)).all()
+
+
+def test_scores_do_not_depend_on_batches_or_shards(score_all, begin_run, image_folder, small_bundle, tmp_path):
+    apart = score_all(image_folder, out=str(tmp_path / "one"), batch_images=1, shard_images_first=1, shard_images_max=1)
+    together = score_all(image_folder, out=str(tmp_path / "all"), batch_images=64)
+    pd.testing.assert_frame_equal(apart.drop(columns="scored_at"), together.drop(columns="scored_at"), atol=1e-5)
+
+
+def test_scored_pixels_are_the_decoded_ones(begin_run, image_folder, small_bundle, monkeypatch):
+    """What reaches the network, not only what decode_image gives, is the evaluation view, in the images' order."""
+    _, scorer, _ = begin_run(image_folder, batch_images=5)
+    batches, score = [], Scorer.score
+
+    def keep(self, pixels_BHWC):
+        batches.append(pixels_BHWC.copy())
+        return score(self, pixels_BHWC)
+
+    monkeypatch.setattr(Scorer, "_check_probes", lambda self: None)
+    monkeypatch.setattr(Scorer, "score", keep)
+    scorer.score_shard(0)
+    settings = open_bundle(small_bundle).pixels
+    uris = sorted(str(path) for path in image_folder.rglob("*.jpg"))
+    expected_NHWC = np.stack([view(decode(fetch_image(uri).data, settings).pixels_HWC, settings) for uri in uris])
+    assert [len(batch) for batch in batches] == [5, 5, 2]
+    assert np.array_equal(np.concatenate(batches), expected_NHWC)
+
+
+def test_pixels_are_those_of_the_training_block(image_folder, small_bundle, tmp_path, monkeypatch):
+    """The block that trials learn from and a worker's decode give the same bytes for the same files."""
+    from carray.manifest.build import prepare
+    from carray.manifest.format import read_manifest
+    from carray.tensors.batches import view_batch
+    from carray.tensors.build import ensure_block
+
+    monkeypatch.setenv("CARRAY_CACHE", str(tmp_path / "cache"))
+    prepare(str(image_folder), out=str(tmp_path / "manifest.parquet"))
+    manifest = read_manifest(str(tmp_path / "manifest.parquet"))
+    settings = open_bundle(small_bundle).pixels
+    block = ensure_block(manifest, settings)
+    rows = manifest.usable[manifest.usable["split"] != "test"]
+    trained_NHWC = view_batch(block, np.arange(len(rows)), settings)
+    assert len(rows) >= 6
+    for uri, trained_HWC in zip(rows["uri"], trained_NHWC, strict=True):
+        seen = build.decode_image(fetch_image(uri), PlannedImage(uri), settings)
+        assert seen.pixels_HWC.tobytes() == trained_HWC.tobytes()
+
+
+def test_all_readers_see_the_same_rows(score_all, broken_folder, tmp_path):
+    import duckdb
+
+    ours = score_all(broken_folder, shard_images_first=5, shard_images_max=5)
+    out = str(tmp_path / "out")
+    pandas = pd.read_parquet(out)
+    pd.testing.assert_frame_equal(pandas, ours)
+    assert pandas["year"].dtype == "Int16"
+    assert pandas["phash"].dtype == "UInt64"
+    assert pandas["size_bytes"].dtype == "Int64"
+    arrow = pyarrow.dataset.dataset(out, format="parquet").to_table()
+    duck = duckdb.sql(f"SELECT uri, status, year, phash FROM '{out}/*.parquet' ORDER BY uri").fetchall()
+    in_order = pandas.sort_values("uri")
+    assert [row[0] for row in duck] == in_order["uri"].tolist() == sorted(arrow["uri"].to_pylist())
+    assert [row[3] for row in duck] == [None if pd.isna(v) else int(v) for v in in_order["phash"]]
+    assert {path.name for path in (tmp_path / "out" / "_carray").rglob("*") if path.suffix == ".parquet"} == set()
+
+
+def test_schema_is_the_same_when_all_rows_failed(score_all, begin_run, tmp_path, image_folder):
+    (image_folder / "a" / "bad").mkdir()
+    (image_folder / "a" / "bad" / "x.jpg").write_bytes(b"")
+    score_all(image_folder, shard_images_first=1, shard_images_max=1)
+    schemas = {pq.read_schema(path).remove_metadata().to_string() for path in (tmp_path / "out").glob("*.parquet")}
+    assert schemas == {PREDICTION_SCHEMA.remove_metadata().to_string()}
+
+
+def test_ledger_counts_reasons(begin_run, broken_folder):
+    _, scorer, out = begin_run(broken_folder)
+    entry = scorer.score_shard(0)
+    assert (entry.rows, entry.ok, entry.fetch_errors, entry.decode_errors) == (14, 6, 1, 7)
+    assert sum(entry.error_codes.values()) == 8
+    assert read_json(f"{out}/_carray/ledger/000000.json") == entry.model_dump()
+    assert os.listdir(f"{out}/_carray/attempts") == []
+
+
+def test_retry_reads_only_what_failed_to_be_fetched(begin_run, image_folder):
+    missing = image_folder / "a" / "late.jpg"
+    missing.symlink_to(image_folder / "not-yet.jpg")
+    (image_folder / "a" / "broken.jpg").write_bytes(b"no image")
+    _, scorer, out = begin_run(image_folder)
+    scorer.score_shard(0)
+    before = read_predictions(out).set_index("uri")
+    assert before.loc[str(missing), "error_code"] == "not_found"
+    (image_folder / "not-yet.jpg").write_bytes((image_folder / "a" / "01.jpg").read_bytes())
+    (image_folder / "a" / "03.jpg").unlink()
+    entry = scorer.score_shard(0, retry_failed=True)
+    assert (entry.scored, entry.rows, entry.ok, entry.fetch_errors, entry.decode_errors) == (1, 14, 13, 0, 1)
+    after = read_predictions(out).set_index("uri")
+    assert after.loc[str(missing), "label"] == after.loc[str(image_folder / "a" / "01.jpg"), "label"]
+    kept = before.index != str(missing)
+    pd.testing.assert_frame_equal(before[kept], after[kept])
+
+
+def test_a_bug_stops_the_shard_and_names_the_image(begin_run, image_folder, monkeypatch):
+    _, scorer, out = begin_run(image_folder)
+
+    def broken(fetched, image, settings):
+        if image.uri.endswith("05.jpg"):
+            raise ZeroDivisionError("ours")
+        return build.SeenImage({"uri": image.uri, "status": "ok"}, np.zeros((40, 40, 3), np.uint8))
+
+    monkeypatch.setattr(build, "decode_image", broken)
+    with pytest.raises(RuntimeError, match=r"reading '.*05\.jpg' failed with ZeroDivisionError: ours"):
+        scorer.score_shard(0)
+    assert os.listdir(f"{out}/_carray/attempts") == [], "the worker lives: nothing to remember"
+    assert not os.path.exists(f"{out}/part-000000.parquet")
+
+
+def test_another_bundle_under_the_same_name_is_refused(begin_run, image_folder):
+    run, _, out = begin_run(image_folder)
+    other = run.model_copy(update={"bundle_id": "0" * 16})
+    with pytest.raises(BundleError, match="but the run was begun with 0000"):
+        build.ShardScorer(run.bundle, out=out, run=other, settings=ClassifySettings()).score_shard(0)
+
+
+WORKER = """
+    import json, os, sys
+    from carray.predictions import build
+    from carray.predictions.format import ClassifySettings
+    from carray.predictions.ledger import read_run
+
+    out, bundle, deadly, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
+    decode = build.decode_image
+
+    def die(fetched, image, pixels):
+        if os.path.basename(image.uri) in deadly:
+            os._exit(9)
+        return decode(fetched, image, pixels)
+
+    build.decode_image = die
+    scorer = build.ShardScorer(bundle, out=out, run=read_run(out), settings=ClassifySettings(**settings))
+    print(scorer.score_shard(0).model_dump_json())
+    print(sorted(set(sys.modules) & {"torch", "timm", "ray"}))
+"""
+
+
+def run_worker(out, bundle, deadly=(), **settings):
+    """Score shard 0 in a process of its own, in which decoding a deadly image is the end."""
+    arguments = [out, bundle, json.dumps(list(deadly)), json.dumps(settings)]
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(WORKER), *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_images_that_kill_their_worker_twice_become_rows(begin_run, image_folder, small_bundle):
+    settings = {"batch_images": 1}  # windows of four images, two of them in hand
+    _, _, out = begin_run(image_folder, **settings)
+    deaths = 0
+    while (last := run_worker(out, small_bundle, ["02.jpg", "05.jpg"], **settings)).returncode == 9:
+        deaths += 1
+        assert read_attempt(out, 0).deaths == deaths - 1
+        assert deaths <= 4
+    assert last.returncode == 0, last.stderr
+    rows = read_predictions(out)
+    lost = rows[rows["error_code"] == "worker_lost"]
+    assert sorted(os.path.basename(uri) for uri in lost["uri"]) == ["02.jpg", "05.jpg"]
+    assert (lost["status"] == "decode_error").all()
+    assert (rows["status"] == "ok").sum() == 10
+    assert read_attempt(out, 0) is None
+
+
+def test_a_worker_imports_neither_torch_nor_ray(begin_run, image_folder, small_bundle):
+    _, _, out = begin_run(image_folder)
+    done = run_worker(out, small_bundle)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_worker_that_dies_without_end_is_not_an_image_s_fault(begin_run, image_folder):
+    _, scorer, out = begin_run(image_folder)
+    write_attempt(out, Attempt(shard=0, pid=1, images=[], deaths=50))
+    with pytest.raises(BudgetError, match=r"part-000000\.parquet lost its worker 51 times \(at most 50 is allowed\)"):
+        scorer.score_shard(0)

@@ -1,0 +1,153 @@
+"""Sources of images, and their cut into shards: every image once, nothing left out uncounted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from carray.core.errors import SchemaError, SettingsError, StorageError
+from carray.core.storage import join, write_bytes
+from carray.manifest.format import MANIFEST_SCHEMA, write_manifest
+from carray.predictions.format import ClassifySettings, PlannedImage
+from carray.predictions.listing import list_images
+from carray.predictions.plan import cut_shards, read_shard, shard_images
+
+PLAIN = ClassifySettings()
+
+
+def images(source, settings=PLAIN, *, uses_boxes=False):
+    listing = list_images(str(source), settings, uses_boxes=uses_boxes)
+    return list(listing.images), listing
+
+
+def test_folder_counts_what_is_no_image(image_folder):
+    for name in ("readme.txt", "x.TXT", "noext", "a/b.json"):
+        (image_folder / name).write_bytes(b"x")
+    found, listing = images(image_folder)
+    assert len(found) == 12
+    assert listing.skipped == {"txt": 2, "(none)": 1, "json": 1}
+    everything, listing = images(image_folder, ClassifySettings(all_files=True))
+    assert (len(everything), listing.skipped) == (16, {})
+
+
+def test_table_with_relative_and_repeated_uris(tmp_path, image_folder):
+    other = tmp_path / "elsewhere.jpg"
+    uris = ["images/b/00.jpg", str(other), "images/b/../b/00.jpg", "s3://bucket/a//b.jpg", str(other), "NA"]
+    pd.DataFrame({"uri": uris, "note": 1}).to_csv(tmp_path / "list.csv", index=False)
+    pd.DataFrame({"uri": uris}).to_parquet(tmp_path / "list.parquet")
+    expected = [f"{tmp_path}/images/b/00.jpg", str(other), "s3://bucket/a//b.jpg", f"{tmp_path}/NA"]
+    for name in ("list.csv", "list.parquet"):
+        found, listing = images(tmp_path / name)
+        assert [image.uri for image in found] == expected, "a table is taken whole, whatever its suffixes"
+        assert listing.repeated == 2
+
+
+def test_table_on_s3_is_relative_to_its_prefix(s3):
+    write_bytes(join(s3, "tables", "list.csv"), b"uri\na b.jpg\ns3://other/c.jpg\n")
+    found, _ = images(join(s3, "tables", "list.csv"))
+    assert [image.uri for image in found] == [join(s3, "tables", "a b.jpg"), "s3://other/c.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("path\na.jpg\n", "lacks the column uri; it has path"),
+        ("uri,n\na.jpg,1\n,2\n", "has 1 rows without a uri, the first is row 1"),
+        ("uri\ns3://bucket\n", "a bucket and not an image"),
+        ("uri,x1\na.jpg,many\n", "not a readable CSV or TSV table"),
+        ("", "not a readable CSV or TSV table"),
+    ],
+)
+def test_unusable_tables(tmp_path, text, reason):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(SchemaError, match=reason):
+        images(tmp_path / "list.csv")
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Write four rows: two boxes of one image, one image without a box, one in another split."""
+    rows = pd.DataFrame({"uri": ["/i/a.jpg", "/i/a.jpg", "/i/b.jpg", "/i/c%FF.jpg"]})
+    rows = rows.reindex(columns=MANIFEST_SCHEMA.names)
+    rows["split"] = ["test", "test", "test", "train"]
+    rows["escaped"] = [False, False, False, True]
+    for i, name in enumerate(["x1", "y1", "x2", "y2"]):
+        rows[name] = pd.array([i, i + 10, None, None], dtype="Int32")
+    write_manifest(rows, str(tmp_path / "manifest.parquet"), classes=["x"], crop_boxes=True)
+    return tmp_path / "manifest.parquet"
+
+
+def test_boxes_count_only_for_a_bundle_that_wants_them(manifest):
+    found, listing = images(manifest, uses_boxes=True)
+    assert [image.box for image in found] == [(0, 1, 2, 3), (10, 11, 12, 13), None, None]
+    assert (listing.repeated, listing.boxes) == (0, True)
+    found, listing = images(manifest, uses_boxes=False)
+    assert [(image.uri, image.box) for image in found] == [(f"/i/{n}", None) for n in ("a.jpg", "b.jpg", "c%FF.jpg")]
+    assert (listing.repeated, listing.boxes) == (1, False)
+    assert [image.escaped for image in found] == [False, False, True]
+
+
+def test_an_incomplete_box_is_no_box_at_all(tmp_path):
+    (tmp_path / "list.tsv").write_text("\ufeffuri\tx1\ty1\tx2\ty2\na.jpg\t1\t2\t3\t4\nb.jpg\t1\t2\t3\t\n")
+    with pytest.raises(SchemaError, match=r"has 1 incomplete boxes, the first is of '.*b\.jpg'"):
+        images(tmp_path / "list.tsv", uses_boxes=True)
+    assert len(images(tmp_path / "list.tsv")[0]) == 2, "a bundle without boxes does not look at them"
+
+
+def test_split(manifest, image_folder, tmp_path):
+    found, _ = images(manifest, ClassifySettings(split="train"))
+    assert [image.uri for image in found] == ["/i/c%FF.jpg"]
+    with pytest.raises(SettingsError, match="split is 'test', but .* is no manifest"):
+        images(image_folder, ClassifySettings(split="test"))
+    (tmp_path / "list.csv").write_text("uri\na.jpg\n")
+    with pytest.raises(SettingsError, match="has no column split"):
+        images(tmp_path / "list.csv", ClassifySettings(split="test"))
+
+
+def test_no_image_at_all(tmp_path, begin_run, manifest):
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "a.txt").write_text("x")
+    with pytest.raises(SettingsError, match=r"has no image to score, but 1 other files \(1 txt\); images end in jpg"):
+        begin_run(tmp_path / "papers")
+    with pytest.raises(SettingsError, match="has no image to score in split 'val'"):
+        begin_run(manifest, split="val")
+
+
+def test_absent_source(tmp_path):
+    for name in ("absent", "absent.csv", "absent.parquet"):
+        with pytest.raises(StorageError, match="absent"):
+            images(tmp_path / name)
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 815, 30_000])
+def test_every_image_is_in_exactly_one_shard(count):
+    keys = [PlannedImage(str(i)) for i in range(count)]
+    shards = list(cut_shards(keys, PLAIN))
+    assert [key for shard in shards for key in shard] == keys
+    assert all(shards)
+
+
+def test_shards_grow_slowly_and_stop_growing():
+    sizes, listed = [], 0
+    while listed < 100_000_000:
+        sizes.append(shard_images(listed, PLAIN))
+        listed += sizes[-1]
+    assert sizes[:13] == [64] * 13, "815 images keep two workers busy to the end"
+    assert sizes == sorted(sizes)
+    assert max(sizes) == 10_000
+    assert len(sizes) < 11_000
+    assert all(size <= max(64, np.cumsum(sizes)[i] / 64) for i, size in enumerate(sizes[:500]))
+
+
+def test_shards_are_read_as_they_were_written(begin_run, broken_folder):
+    run, _, out = begin_run(broken_folder, shard_images_first=4, shard_images_max=4)
+    assert (run.images, run.shards) == (14, 4)
+    found = [image for shard in range(run.shards) for image in read_shard(out, shard)]
+    assert found == images(broken_folder)[0]
+    assert sum(image.escaped for image in found) == 1
+
+
+def test_out_among_the_files_to_score(begin_run, image_folder):
+    with pytest.raises(SettingsError, match="whose every file is to be scored"):
+        begin_run(image_folder, out=str(image_folder / "out"), all_files=True)
