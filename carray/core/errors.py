@@ -65,7 +65,7 @@ class _ImageError(DataError):
 
 
 class FetchError(_ImageError):
-    """Says why an image could not be read: code not_found, denied, timeout, changed or unavailable."""
+    """Says why an image could not be read: code not_found, denied, timeout or unavailable."""
 
 
 class DecodeError(_ImageError):

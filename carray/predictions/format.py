@@ -13,14 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import pandas as pd
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from carray.core.errors import SchemaError
 from carray.core.settings import Settings
-from carray.core.storage import absolute, join, list_files
-from carray.core.tables import read_table
+from carray.core.storage import join
 from carray.pixels import Box, PixelSettings
 
 __all__ = [
@@ -29,7 +26,6 @@ __all__ = [
     "ClassifySettings",
     "PlannedImage",
     "part_name",
-    "read_predictions",
     "record_place",
     "run_id_of",
 ]
@@ -145,19 +141,3 @@ def part_name(shard: int) -> str:
 def record_place(out: str, *names: str) -> str:
     """Give the URI of one of a run's own records, under `_carray/`."""
     return join(out, "_carray", *names)
-
-
-def read_predictions(out: str, *, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Read the predictions of a folder, one row an image; integers that may be null come as pandas' nullable ones.
-
-    Raises:
-        SchemaError: the folder has no Parquet file, or one that is not of predictions.
-        StorageError: a file cannot be read.
-    """
-    out = absolute(out)
-    parts = [uri for uri in list_files(out) if uri.endswith(".parquet")]
-    if not parts:
-        raise SchemaError(f"{out} holds no Parquet file; give the folder that `carray classify --out` wrote.")
-    required = ["uri", "status", "label", "score"]
-    tables = [read_table(uri, kind=KIND, required=required, columns=columns) for uri in parts]
-    return pa.concat_tables(tables).to_pandas()

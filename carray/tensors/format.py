@@ -7,8 +7,8 @@
 
 Place: `$CARRAY_CACHE/tensors/KEY` (default `~/.cache/carray`), where KEY hashes the manifest's content and what
 decides decoded pixels. A block is only a cache: deleting its folder while nothing runs costs one decode, and `rm -r`
-of the whole `tensors` folder is the clean-up. Beside it lies `KEY.lock`, held while it is built. Invariants: rows are
-in the manifest's order; a block is never changed once its marker exists. Version 1.
+of the whole `tensors` folder is the clean-up. Beside it lies `KEY.lock`, held while it is built.
+Invariants: rows are in the manifest's order; a block is never changed once its marker exists. Version 1.
 """
 
 from __future__ import annotations

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import pytest
 
-from carray.core.errors import SchemaError, SettingsError
+from carray.core.errors import SettingsError
 from carray.core.settings import parse_settings
 from carray.pixels import PixelSettings
-from carray.predictions.format import PREDICTION_SCHEMA, ClassifySettings, read_predictions, run_id_of
+from carray.predictions.format import PREDICTION_SCHEMA, ClassifySettings, run_id_of
 
 RUN = {
     "bundle_id": "b1",
@@ -45,11 +44,3 @@ def test_settings_that_make_no_sense_are_all_named():
     assert len(caught.value.problems) == 4
     with pytest.raises(SettingsError, match="shard_images_first is 64, above shard_images_max 10; lower it"):
         parse_settings(ClassifySettings, {"shard_images_max": 10})
-
-
-def test_reading_what_is_no_run(tmp_path):
-    with pytest.raises(SchemaError, match="holds no Parquet file"):
-        read_predictions(str(tmp_path))
-    pd.DataFrame({"uri": ["a"]}).to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(SchemaError, match="lacks the column status, label, score"):
-        read_predictions(str(tmp_path))

@@ -17,8 +17,9 @@ import pytest
 
 from carray.core.errors import BundleError, SettingsError, StorageError
 from carray.core.storage import exists, join, list_files, read_bytes, read_json, write_bytes
-from carray.predictions.format import ClassifySettings, read_predictions
+from carray.predictions.format import ClassifySettings
 from carray.predictions.on_ray import classify
+from carray.queries import read_predictions
 
 FOUR = {"shard_images_first": 4, "shard_images_max": 4}
 

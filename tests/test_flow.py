@@ -1,0 +1,107 @@
+"""The whole flow on drawn cars, through the command line: what every stage says of the same images agrees."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import carray
+from carray.__main__ import main
+from carray.bundle.format import open_bundle
+from carray.drawing import draw_broken_files, draw_dataset
+from carray.manifest.format import read_manifest
+
+SETTINGS = """
+search: {trials: 1, epochs: 3}
+pixels: {decode_size: 48, input_size: 40}
+families:
+  cnn: {default: {input_size: 40, stages: 3, width: 12, batch_images: 16, learning_rate: 0.003, label_smoothing: 0}}
+"""
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory, ray_cluster: object) -> Path:
+    """Run prepare, tune, evaluate and classify once, in one folder."""
+    folder = tmp_path_factory.mktemp("flow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CARRAY_CACHE", str(folder / "cache"))
+        draw_dataset(folder / "images", images_per_class=20)
+        draw_broken_files(folder / "images" / "broken" / "names and bytes")
+        (folder / "settings.yaml").write_text(SETTINGS)
+        manifest, bundle = f"{folder}/manifest.parquet", f"{folder}/run/bundle"
+        main_quietly("prepare", f"{folder}/images", "--out", manifest)
+        main_quietly("tune", "--manifest", manifest, "--out", f"{folder}/run", "--config", f"{folder}/settings.yaml")
+        main_quietly("evaluate", bundle, "--manifest", manifest, "--out", f"{folder}/evaluation")
+        main_quietly("classify", bundle, manifest, "--split", "test", "--out", f"{folder}/test-predictions")
+        main_quietly("classify", bundle, f"{folder}/images", "--out", f"{folder}/predictions")
+    return folder
+
+
+def main_quietly(*arguments: str) -> None:
+    """Run a command line; click ends even a good one with SystemExit(0)."""
+    try:
+        main(list(arguments))
+    except SystemExit as end:
+        assert end.code in (0, None), arguments
+
+
+def test_accuracy_from_the_predictions_is_what_evaluate_says(flow: Path) -> None:
+    predictions = carray.read_predictions(str(flow / "test-predictions"))
+    truth = read_manifest(str(flow / "manifest.parquet")).of_split("test")
+    joined = predictions.merge(truth[["uri", "label"]], on="uri", suffixes=("", "_true"))
+    metrics = json.loads((flow / "evaluation" / "metrics.json").read_text())
+    assert len(joined) == len(predictions) == metrics["images"]
+    assert (joined["label"] == joined["label_true"]).mean() == pytest.approx(metrics["top1"])
+
+
+def test_every_file_is_a_row_and_broken_ones_say_why(flow: Path) -> None:
+    files = {str(path) for path in (flow / "images").rglob("*") if path.is_file()}
+    rows = pd.read_parquet(flow / "predictions")
+    assert set(rows["uri"]) == files
+    assert len(rows) == len(files)
+    failed = rows[rows["status"] != "ok"]
+    assert len(failed) >= 4
+    assert failed["error_code"].notna().all()
+    assert failed["label"].isna().all()
+    assert rows[rows["status"] == "ok"]["score"].between(0, 1).all()
+
+
+def test_prepare_and_classify_agree_on_what_is_broken(flow: Path) -> None:
+    manifest = read_manifest(str(flow / "manifest.parquet")).rows.set_index("uri")
+    rows = pd.read_parquet(flow / "predictions").set_index("uri")
+    both = manifest.join(rows, how="inner", rsuffix="_scored")
+    assert len(both) == len(rows)
+    assert (both["error_code"].fillna("") == both["error_code_scored"].fillna("")).all()
+    ok = both[both["status"] == "ok"]
+    # Made from pixels of another scale, so a bit or two may differ; what near duplicates are allowed is four.
+    pairs = zip(ok["phash"], ok["phash_scored"], strict=True)
+    distances = [(int(one) ^ int(other)).bit_count() for one, other in pairs]
+    assert np.median(distances) <= 1
+    assert np.mean(np.array(distances) <= 4) > 0.9
+
+
+def test_bundle_agrees_with_the_search_that_made_it(flow: Path) -> None:
+    info = open_bundle(str(flow / "run" / "bundle"))
+    winner = pd.read_parquet(flow / "run" / "trials.parquet").iloc[0]
+    assert info.metrics["val"]["top1"] == pytest.approx(winner["val_top1"])
+    assert info.search["trial_id"] == winner["trial_id"]
+    assert info.parity["fp32"]["top1_agreement"] == 1.0
+    assert info.search["manifest_fingerprint"] == read_manifest(str(flow / "manifest.parquet")).fingerprint
+
+
+def test_classifier_in_this_process_agrees_with_the_job(flow: Path) -> None:
+    rows = pd.read_parquet(flow / "predictions").query("status == 'ok'").head(5)
+    classifier = carray.Classifier.load(str(flow / "run" / "bundle"))
+    alone = classifier.predict(list(rows["uri"]))
+    assert list(alone["label"]) == list(rows["label"])
+    assert np.allclose(alone["score"], rows["score"], atol=1e-5)
+
+
+def test_query_answers_from_the_same_rows(flow: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main_quietly("query", str(flow / "predictions"), "select count(*) as n from predictions where status = 'ok'")
+    ok = (pd.read_parquet(flow / "predictions")["status"] == "ok").sum()
+    assert str(ok) in capsys.readouterr().out
