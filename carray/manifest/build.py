@@ -103,8 +103,10 @@ def _measure(candidates: Candidates, *, crop_boxes: bool, workers: int | None) -
             for row in pool.map(partial(_measure_image, crop_boxes=crop_boxes), batch):
                 progress.advance(errors=int(row["status"] != "ok"))
                 measured.append(row)
-    found = pd.DataFrame(measured, columns=_MEASURED_COLUMNS)
-    found = found.astype({name: kind for name, kind in _MEASURED_TYPES.items()})
+    # Column by column: a frame of dictionaries would turn integers beside a null into floats, and lose a hash's low bits.
+    found = pd.DataFrame(
+        {name: pd.Series([row.get(name) for row in measured], dtype=kind) for name, kind in _MEASURED_TYPES.items()}
+    )
     rows = pd.concat([candidates.rows.reset_index(drop=True), found], axis=1)
     return rows[MANIFEST_SCHEMA.names]
 
@@ -115,7 +117,6 @@ _MEASURED_TYPES = {
     "size_bytes": "Int64",
     "phash": "UInt64",
 }
-_MEASURED_COLUMNS = list(_MEASURED_TYPES)
 
 
 def _measure_image(row: dict[str, Any], *, crop_boxes: bool) -> dict[str, Any]:

@@ -97,6 +97,15 @@ def test_broken_images_are_rows_with_their_reason(source, tmp_path):
     assert "7.4% of the images cannot be read" in report.verdict
 
 
+def test_hashes_stay_exact_beside_an_unreadable_image(source, tmp_path):
+    """A null beside it must not turn a 64-bit integer into a float of 53 bits."""
+    (source / DEMO_CLASSES[0] / "empty.jpg").touch()
+    prepare(str(source), out=str(tmp_path / "manifest.parquet"))
+    rows = read_manifest(str(tmp_path / "manifest.parquet")).rows.query("status == 'ok'")
+    for row in rows.head(5).to_dict("records"):
+        assert int(row["phash"]) == decode(Path(row["uri"]).read_bytes(), PixelSettings()).phash
+
+
 def test_unreadable_source_is_a_manifest_all_the_same(tmp_path):
     for i in range(3):
         write_bytes(str(tmp_path / "in" / "Cat" / f"{i}.jpg"), b"nothing")
