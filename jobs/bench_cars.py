@@ -31,7 +31,7 @@ from object_store import S3Server, start_store
 
 import carray
 from carray.core.images import list_keys
-from carray.core.storage import write_bytes
+from carray.core.storage import write_json
 
 CONFIG = "jobs/configs/cars-cpu.yaml"
 SUBMITTED_MINUTES = 6
@@ -191,7 +191,9 @@ def keep_results(work: Path, row: dict[str, Any]) -> None:
     shutil.copy(work / "run" / "curves.png", place)
     shutil.copy(work / "evaluation" / "confusion.png", place)
     shutil.copy(work / "run" / "bundle" / "bundle.json", place)
-    write_bytes(str(place / "metrics.json"), (work / "evaluation" / "metrics.json").read_bytes())
+    metrics = json.loads((work / "evaluation" / "metrics.json").read_text())
+    places = ("bundle", "manifest")  # of this machine, and nobody else's business
+    write_json(str(place / "metrics.json"), {name: value for name, value in metrics.items() if name not in places})
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     )

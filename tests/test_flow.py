@@ -16,7 +16,7 @@ from carray.drawing import draw_broken_files, draw_dataset
 from carray.manifest.format import read_manifest
 
 SETTINGS = """
-search: {trials: 1, epochs: 3}
+search: {trials: 1, epochs: 10}
 pixels: {decode_size: 48, input_size: 40}
 families:
   cnn: {default: {input_size: 40, stages: 3, width: 12, batch_images: 16, learning_rate: 0.003, label_smoothing: 0}}
@@ -35,8 +35,8 @@ def flow(tmp_path_factory: pytest.TempPathFactory, ray_cluster: object) -> Path:
         manifest, bundle = f"{folder}/manifest.parquet", f"{folder}/run/bundle"
         main_quietly("prepare", f"{folder}/images", "--out", manifest)
         main_quietly("tune", "--manifest", manifest, "--out", f"{folder}/run", "--config", f"{folder}/settings.yaml")
-        main_quietly("evaluate", bundle, "--manifest", manifest, "--out", f"{folder}/evaluation")
-        main_quietly("classify", bundle, manifest, "--split", "test", "--out", f"{folder}/test-predictions")
+        main_quietly("evaluate", bundle, "--manifest", manifest, "--split", "train", "--out", f"{folder}/evaluation")
+        main_quietly("classify", bundle, manifest, "--split", "train", "--out", f"{folder}/train-predictions")
         main_quietly("classify", bundle, f"{folder}/images", "--out", f"{folder}/predictions")
     return folder
 
@@ -50,11 +50,12 @@ def main_quietly(*arguments: str) -> None:
 
 
 def test_accuracy_from_the_predictions_is_what_evaluate_says(flow: Path) -> None:
-    predictions = carray.read_predictions(str(flow / "test-predictions"))
-    truth = read_manifest(str(flow / "manifest.parquet")).of_split("test")
+    predictions = carray.read_predictions(str(flow / "train-predictions"))
+    truth = read_manifest(str(flow / "manifest.parquet")).of_split("train")
     joined = predictions.merge(truth[["uri", "label"]], on="uri", suffixes=("", "_true"))
     metrics = json.loads((flow / "evaluation" / "metrics.json").read_text())
     assert len(joined) == len(predictions) == metrics["images"]
+    assert metrics["top1"] > 0.3  # of 6 classes and a few odd files: it learned, so the next line compares something
     assert (joined["label"] == joined["label_true"]).mean() == pytest.approx(metrics["top1"])
 
 

@@ -103,7 +103,7 @@ def _measure(candidates: Candidates, *, crop_boxes: bool, workers: int | None) -
             for row in pool.map(partial(_measure_image, crop_boxes=crop_boxes), batch):
                 progress.advance(errors=int(row["status"] != "ok"))
                 measured.append(row)
-    # Column by column: a frame of dictionaries would turn integers beside a null into floats, and lose a hash's low bits.
+    # Column by column: a frame of dictionaries makes floats of integers beside a null, and loses a hash's low bits.
     found = pd.DataFrame(
         {name: pd.Series([row.get(name) for row in measured], dtype=kind) for name, kind in _MEASURED_TYPES.items()}
     )
