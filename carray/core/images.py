@@ -91,13 +91,16 @@ def _list_local(source: str) -> Iterator[ListedImage]:
 
 
 def _walk(root: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
-    seen = set()  # folders, so that a link to a parent does not lead round in circles
+    # A link to a folder's own ancestor would lead round in circles; two links to one folder are two folders.
+    above: dict[bytes, frozenset[tuple[int, int]]] = {}
     for folder, folders, names in os.walk(root, followlinks=True, onerror=_refuse_folder):
-        here = os.stat(folder)
-        if (here.st_dev, here.st_ino) in seen:
+        found = os.stat(folder)
+        here = (found.st_dev, found.st_ino)
+        ancestors = above.get(os.path.dirname(folder), frozenset())
+        if here in ancestors:
             folders.clear()
             continue
-        seen.add((here.st_dev, here.st_ino))
+        above[folder] = ancestors | {here}
         for name in names:
             path = os.path.join(folder, name)
             try:

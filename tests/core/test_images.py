@@ -52,6 +52,16 @@ def test_prefix_is_a_folder_not_the_start_of_a_name(s3, s3_server):
     assert [key.uri for key in list_keys(f"{s3}/in")] == [f"{s3}/in/a.jpg"]
 
 
+def test_two_links_to_one_folder_are_two_folders_and_a_circle_ends(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.jpg").write_bytes(b"x")
+    (tmp_path / "in").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "real")
+    (tmp_path / "in" / "circle").symlink_to(tmp_path / "in")
+    assert [key.uri for key in list_keys(f"{tmp_path}/in")] == [f"{tmp_path}/in/one/a.jpg", f"{tmp_path}/in/two/a.jpg"]
+
+
 def test_etag_is_of_the_read_not_of_the_listing(root, s3_server):
     put(root, "a.jpg", b"old", s3_server)
     (listed,) = list_keys(f"{root}/in")
