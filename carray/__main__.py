@@ -193,7 +193,7 @@ def predict(
 
     Reads the bundle and the images; writes nothing; needs no Ray.
 
-    Cost: one second to start, then about 50 images a second.
+    Cost: about a second to start; images are scored one after another.
 
     Example: `carray predict run/bundle car.jpg`
     """
@@ -211,7 +211,7 @@ def query(
 
     Reads OUT/*.parquet, only the columns that the question names; writes nothing.
 
-    Cost: seconds for millions of rows.
+    Cost: the columns that the question names are read, no others.
 
     Example: `carray query predictions "select make, count(*) n from predictions group by make order by n desc"`
     """

@@ -2,11 +2,11 @@
 
 From: the bytes of one image. To: uint8 RGB. `decode` gives `decode_size` pixels (what the shared block holds), `view`
 turns those into the network's input. Shape letters, here and everywhere: N images, B batch, H height, W width, C = 3
-channels, K classes, D features, E epochs. Invariants: the same bytes and settings give the same pixels in every
-process; a broken or truncated file is a `DecodeError`, never a grey square; EXIF orientation is applied; alpha is laid
-over white; the first frame stands for an animation. Cost: see `decode` rows in results/README.md. Colour JPEGs are
-decoded by libjpeg-turbo at the smallest of 1, 1/2, 1/4 and 1/8 of their size that still covers `decode_size`;
-everything else by Pillow.
+channels, K classes, D features, E epochs.
+Invariants: the same bytes and settings give the same pixels in every process; a broken or truncated file is a
+`DecodeError`, never a grey square; EXIF orientation is applied; alpha is laid over white; the first frame stands for
+an animation. Colour JPEGs are decoded by libjpeg-turbo at the smallest of 1, 1/2, 1/4 and 1/8 of their size that still
+covers `decode_size`; everything else by Pillow.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 From: a folder of predictions (or one Parquet file of them), local or S3. To: frames with declared dtypes.
 Invariants: only data files are read, never `_carray/`; columns and filters are pushed down into the files, so a
-question about two columns of ten thousand files reads two columns; SQL sees the one table `predictions` and can neither
-read nor write any other file; nothing here changes a file.
+question about two columns of ten thousand files reads two columns; SQL sees the one table `predictions` and can
+neither read nor write any other file; nothing here changes a file.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Reads make, model, body and year out of class names such as 'Acura RL Sedan 2012'.
 
 From: a class name in the grammar of Stanford Cars, `make model [body] year`. To: a `Vehicle`, or columns of parts.
-Invariants: nothing is guessed. A name that does not end in a year between 1900 and 2100, with a make and a model before
-it, gives nulls only; a name without a body word (`Chevrolet HHR SS 2010`) has a null body. All kinds of cab, and the
-word Pickup itself, are the body `Pickup`: which cab was ordered says little, that it is a pickup says much.
+Invariants: nothing is guessed. A name that does not end in a year between 1900 and 2100, with a make and a model
+before it, gives nulls only; a name without a body word (`Chevrolet HHR SS 2010`) has a null body. All kinds of cab,
+and the word Pickup itself, are the body `Pickup`: which cab was ordered says little, that it is a pickup says much.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Packs a trial's best weights into a bundle, and proves that what was packed is the same model.
 
-From: RUN/trials/ID/best.safetensors, or any `Net`. To: a bundle folder (bundle.format), marker last. Invariants: the
-ONNX file takes uint8 NHWC of any batch size and holds its own normalisation; its logits on real validation pixels
-agree with torch's within PARITY_TOLERANCE, or nothing is packed. Cost: about 15 s, most of it importing torch.
+From: RUN/trials/ID/best.safetensors, or any `Net`. To: a bundle folder (bundle.format), marker last.
+Invariants: the ONNX file takes uint8 NHWC of any batch size and holds its own normalisation; its logits on real
+validation pixels agree with torch's within PARITY_TOLERANCE, or nothing is packed.
+Cost: about 15 s, most of it importing torch.
 """
 
 from __future__ import annotations

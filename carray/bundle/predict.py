@@ -2,7 +2,8 @@
 
 From: a bundle's URI, and uint8 pixels or image paths. To: logits, and the columns that say what they mean.
 Invariants: a scorer answers only after its logits for the bundle's probe images matched the packed ones on this very
-machine; an unreadable image is a row with its reason. Cost: importing onnxruntime takes 0.5 s and 50 MB.
+machine; an unreadable image is a row with its reason.
+Cost: importing onnxruntime takes 0.5 s and 50 MB.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@
       BudgetError          exit 5   a limit the user set, or the only honest one, was passed
       SearchError          exit 6   no trial of a search came to a result; names the first cause
 
-Invariants: a message is one sentence that says what is wrong, the value seen, what is allowed and what to do.
-Only `FetchError` and `DecodeError` become rows of a table; anything else that is not a `CarrayError` is a bug of ours.
+Invariants: a message is one sentence that says what is wrong, the value seen, what is allowed and what to do. Only
+`FetchError` and `DecodeError` become rows of a table; anything else that is not a `CarrayError` is a bug of ours.
 """
 
 from __future__ import annotations

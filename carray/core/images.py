@@ -1,10 +1,10 @@
 """Lists and reads images by key: S3 through botocore, which knows etags and every legal key, and local files.
 
 From: a folder, an `s3://` prefix. To: `ListedImage`s, and the bytes of one image with the etag they were read under.
-Invariants: listing order is the byte order of keys; a key with `//` or a trailing `/` is a key like any other; a
-local name that is not UTF-8 is percent-escaped and marked, since Arrow refuses it. Transient failures are tried
-again, with jitter, by botocore's standard mode and, once a body has begun, by `storage.retry`; what outlasts them is
-a `FetchError`.
+Invariants: listing order is the byte order of keys; a key with `//` or a trailing `/` is a key like any other; a local
+name that is not UTF-8 is percent-escaped and marked, since Arrow refuses it. Transient failures are tried again, with
+jitter, by botocore's standard mode and, once a body has begun, by `storage.retry`; what outlasts them is a
+`FetchError`.
 """
 
 from __future__ import annotations

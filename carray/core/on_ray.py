@@ -2,8 +2,8 @@
 
 From: the environment, and how many CPUs a private Ray may take. To: a `RunningRay`, for the length of a `with` block.
 Invariants: a Ray that merely happens to run on this machine is never attached to; what was started here is shut down
-here; what was found running stays. A private Ray has no dashboard and asks for a token: its ports may be reachable from
-other machines (Ray binds some to every address), so the token, not the address, is what keeps strangers out.
+here; what was found running stays. A private Ray has no dashboard and asks for a token: its ports may be reachable
+from other machines (Ray binds some to every address), so the token, not the address, is what keeps strangers out.
 Cost: a private Ray starts in about 5 s and stops in 2 s.
 """
 

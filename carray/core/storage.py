@@ -1,7 +1,7 @@
 """Reads and writes artifacts, local and S3, through pyarrow.fs; the only place that retries.
 
-From, to: a URI is `s3://bucket/key`, raw and unencoded, or a local path. Endpoint, region and credentials are AWS's own
-variables, profiles and roles (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, ...).
+From, to: a URI is `s3://bucket/key`, raw and unencoded, or a local path. Endpoint, region and credentials are AWS's
+own variables, profiles and roles (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, ...).
 Invariants: a file appears whole or not at all (a temporary name and a rename locally, one PUT on S3); an artifact is
 complete exactly when its marker exists, and the marker is written last. Images are read by `core.images`.
 """

@@ -1,7 +1,8 @@
 """Writes and reads Parquet tables with a declared schema, a kind, a version and provenance in the file's metadata.
 
-From, to: a `pa.Table` and one file, local or S3. Invariants: the file's columns are exactly the schema's, in its order
-and types, whatever the rows hold (a table of zero rows or of nulls only has the same schema); written atomically.
+From, to: a `pa.Table` and one file, local or S3.
+Invariants: the file's columns are exactly the schema's, in its order and types, whatever the rows hold (a table of
+zero rows or of nulls only has the same schema); written atomically.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Draws a confusion matrix that can be read with six classes and with two hundred.
 
-From: counts by (true class, predicted class). To: a PNG. Invariants: rows are the truth and add up to 1; a class
-without images is a grey row, not an empty one; up to 30 classes each has its name, above that neighbours of one make
-share a tick.
+From: counts by (true class, predicted class). To: a PNG.
+Invariants: rows are the truth and add up to 1; a class without images is a grey row, not an empty one; up to 30
+classes each has its name, above that neighbours of one make share a tick.
 """
 
 from __future__ import annotations

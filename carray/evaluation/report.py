@@ -6,9 +6,10 @@
     confused_pairs.parquet  truth, label, images, fraction of truth's images
     confusion.png           the same as a picture, rows add up to 1
 
-From: a bundle and a manifest. To: a folder, local or S3. Invariants: pixels, boxes and scores come from `pixels` and
-`bundle.predict`, as in classify; rows out = images of the split; an image that cannot be read now, or whose bytes are
-no longer those of the manifest, is a row with its reason, is counted in `unreadable`, and is in no accuracy.
+From: a bundle and a manifest. To: a folder, local or S3.
+Invariants: pixels, boxes and scores come from `pixels` and `bundle.predict`, as in classify; rows out = images of the
+split; an image that cannot be read now, or whose bytes are no longer those of the manifest, is a row with its reason,
+is counted in `unreadable`, and is in no accuracy.
 """
 
 from __future__ import annotations

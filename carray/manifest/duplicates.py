@@ -1,9 +1,9 @@
 """Finds images that show the same picture: equal bytes, or difference hashes that differ in few bits.
 
 From: sha256 and phash of each image. To: a group number for each image.
-Invariants: the groups depend on the set of images only, not on their order; without quadratic work (banding).
-Why 4 bits: among 6,516 photographs of Stanford Cars all 17 pairs at distance 0 to 4 show the same photograph (looked at
-one by one), of the 4 pairs at distance 5 only 2 do, and at 6 none of 2.
+Invariants: the groups depend on the set of images only, not on their order; without quadratic work (banding). Why 4
+bits: among 6,516 photographs of Stanford Cars all 17 pairs at distance 0 to 4 show the same photograph (looked at one
+by one), of the 4 pairs at distance 5 only 2 do, and at 6 none of 2.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 From: a bundle, and a shard's keys. To: its Parquet file, then its ledger entry.
 Invariants: a failure to fetch or decode is a row; any other exception is a bug and stops the shard, with the image's
-uri in its message; an image that was in hand alone when its worker died is a row too, of code worker_lost; at most
-two windows of pixels are in memory, whatever the shard's length. Imports no Ray and no torch. Cost: see `classify` in
-results/README.md.
+uri in its message; an image that was in hand alone when its worker died is a row too, of code worker_lost; at most two
+windows of pixels are in memory, whatever the shard's length. Imports no Ray and no torch.
+Cost: see `classify_*` in results/cars.csv.
 """
 
 from __future__ import annotations

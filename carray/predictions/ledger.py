@@ -1,7 +1,8 @@
 """Keeps a run's books: what it is, which shards are done, what a worker has in hand, whether rows out are images in.
 
-From, to: small JSON files under `OUT/_carray/`. Invariants: a shard is done exactly when its Parquet file and its
-ledger entry both exist, and the entry is written last; one folder holds one run; nothing secret is written.
+From, to: small JSON files under `OUT/_carray/`.
+Invariants: a shard is done exactly when its Parquet file and its ledger entry both exist, and the entry is written
+last; one folder holds one run; nothing secret is written.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Lists the images to score.
 
 From: a folder, an `s3://` prefix, or a manifest or other table of URIs (Parquet, CSV). To: `PlannedImage`s.
-Invariants: nothing is left out uncounted: keys without an image's suffix are counted by suffix, repetitions of a
-(uri, box) by number. Cost: keys of a folder or prefix stream through (1,000 a request on S3); a table lies in memory.
+Invariants: nothing is left out uncounted: keys without an image's suffix are counted by suffix, repetitions of a (uri,
+box) by number.
+Cost: keys of a folder or prefix stream through (1,000 a request on S3); a table lies in memory.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Classifies a bucket: shards of keys over Ray Data's workers, each of which writes its own shard.
 
 From: a bundle, and a folder, prefix or table of images. To: a run's folder (`predictions/__init__.py`), complete
-exactly when `_carray/done.json` exists. Invariants: rows out are images in, counted in the ledger and in the files;
-the same call again does only what is missing; a worker that dies costs at most the shard it had in hand. Only numbers
-travel between processes, shards' numbers in and counts out, so Ray Data needs no CPU for reading or writing, and one
-CPU is enough.
-Cost: see `classify` in results/README.md; a worker imports neither torch nor timm and starts in about 2 s.
+exactly when `_carray/done.json` exists.
+Invariants: rows out are images in, counted in the ledger and in the files; the same call again does only what is
+missing; a worker that dies costs at most the shard it had in hand. Only numbers travel between processes, shards'
+numbers in and counts out, so Ray Data needs no CPU for reading or writing, and one CPU is enough.
+Cost: see `classify_*` in results/cars.csv; a worker imports neither torch nor timm and starts in about 2 s.
 """
 
 from __future__ import annotations

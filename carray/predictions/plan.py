@@ -1,7 +1,8 @@
 """Fixes a run's shards, once: what it is, and the keys of each shard.
 
-From: a listing. To: one small Arrow file of keys a shard, then `run.json`. Invariants: every image is in exactly one
-shard; the cut depends on the number of the images alone and is never made again; a run exists when `run.json` does.
+From: a listing. To: one small Arrow file of keys a shard, then `run.json`.
+Invariants: every image is in exactly one shard; the cut depends on the number of the images alone and is never made
+again; a run exists when `run.json` does.
 """
 
 from __future__ import annotations

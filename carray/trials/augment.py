@@ -1,7 +1,8 @@
 """Turns decoded pixels into training's random views, as batch operations on the network's device.
 
-From: uint8 pixels_BHWC at decode_size. To: float images_BCHW in 0..255 at input_size. Source of the random resized
-crop: Szegedy et al., 'Going Deeper with Convolutions', 2014, section 6, with milder bounds.
+From: uint8 pixels_BHWC at decode_size. To: float images_BCHW in 0..255 at input_size.
+Source of the random resized crop: Szegedy et al., 'Going Deeper with Convolutions', 2014, section 6, with milder
+bounds.
 """
 
 from __future__ import annotations

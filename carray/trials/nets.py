@@ -1,8 +1,8 @@
 """Builds a trial's network: a CNN from scratch, or a timm backbone with trained weights.
 
 From: a hyper and a class count. To: a `Net`, which takes float images 0..255 and gives logits and an embedding.
-Invariants: normalisation is part of the network, so what is trained is what is exported. Cost: importing timm takes 7
-to 15 s.
+Invariants: normalisation is part of the network, so what is trained is what is exported.
+Cost: importing timm takes 7 to 15 s.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Runs many trials at once under Ray Tune, one ASHA a family, and keeps our own log of every epoch and decision.
 
-From: a manifest and settings. To: a run folder (trials.format). Invariants: a configuration is stored before it is
-launched; a non-finite epoch ends its trial before any scheduler sees its figures; one trial failing ends that trial
-only; finished trials of an earlier start are not run again. Worker processes are reused from trial to trial, since
-importing torch and timm takes about 15 s. Source of ASHA: Li et al., 'A System for Massively Parallel Hyperparameter
-Tuning', 2020; the rungs are Ray's.
+From: a manifest and settings. To: a run folder (trials.format).
+Invariants: a configuration is stored before it is launched; a non-finite epoch ends its trial before any scheduler
+sees its figures; one trial failing ends that trial only; finished trials of an earlier start are not run again. Worker
+processes are reused from trial to trial, since importing torch and timm takes about 15 s.
+Source of ASHA: Li et al., 'A System for Massively Parallel Hyperparameter Tuning', 2020; the rungs are Ray's.
 """
 
 from __future__ import annotations

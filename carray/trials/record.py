@@ -1,7 +1,8 @@
 """Opens a run folder and keeps its log: one entry a (trial, epoch), with the decision, before anybody acts on it.
 
 From: settings and a manifest; then epoch after epoch. To: RUN/search.json, RUN/log, RUN/trials/ID/trial.json
-(trials.format). Invariants: one process writes the log; sequence numbers grow over every start of the search.
+(trials.format).
+Invariants: one process writes the log; sequence numbers grow over every start of the search.
 """
 
 from __future__ import annotations
