@@ -41,10 +41,13 @@ SUBMITTED_MINUTES = 6
 def main() -> None:
     """Run what the arguments ask for, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, type=Path, help="Stanford Cars in its devkit's layout")
+    beside = Path(os.environ.get("CARRAY_CARS", ROOT.parent / "shared" / "stanford-cars"))
+    parser.add_argument("--data", default=beside, type=Path, help="Stanford Cars in its devkit's layout")
     parser.add_argument("--work", default=ROOT / "runs" / "cars", type=Path, help="where manifest, run and so on lie")
     parser.add_argument("--submit", action="store_true", help="also submit both jobs to a Ray started for it")
     arguments = parser.parse_args()
+    if not (arguments.data / "devkit").is_dir():
+        parser.error(f"--data is {arguments.data}, which holds no devkit/; give the folder of Stanford Cars")
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     row = learn(arguments.data.resolve(), work)
