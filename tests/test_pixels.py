@@ -257,7 +257,7 @@ def test_view_is_the_central_crop_at_input_size():
     assert seen_HWC.shape == (32, 32, 3)
     assert seen_HWC.flags.c_contiguous
     assert (seen_HWC == 200).all()
-    whole_HWC = view(pixels_HWC, PixelSettings(decode_size=64, input_size=64))
+    whole_HWC = view(pixels_HWC, PixelSettings(decode_size=64, input_size=64, view_crop=1.0))
     assert np.array_equal(whole_HWC, pixels_HWC)
 
 
