@@ -44,19 +44,21 @@ def main() -> None:
     beside = Path(os.environ.get("CARRAY_CARS", ROOT.parent / "shared" / "stanford-cars"))
     parser.add_argument("--data", default=beside, type=Path, help="Stanford Cars in its devkit's layout")
     parser.add_argument("--work", default=ROOT / "runs" / "cars", type=Path, help="where manifest, run and so on lie")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting of the search")
     parser.add_argument("--submit", action="store_true", help="also submit both jobs to a Ray started for it")
     arguments = parser.parse_args()
     if not (arguments.data / "devkit").is_dir():
         parser.error(f"--data is {arguments.data}, which holds no devkit/; give the folder of Stanford Cars")
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    row = learn(arguments.data.resolve(), work)
+    search = ["--config", CONFIG, *(word for setting in arguments.set for word in ("--set", setting))]
+    row = learn(arguments.data.resolve(), work, search)
     with start_store(work / "store") as store:
         os.environ.update(store.environment)
         row |= classify_bucket(arguments.data.resolve(), work, store)
         if arguments.submit:
-            row |= submit_jobs(work)
-    keep_results(work, row)
+            row |= submit_jobs(work, search)
+    keep_results(work, row, arguments.set)
     print(json.dumps(row))
 
 
@@ -68,12 +70,12 @@ def run(*arguments: object, **options: Any) -> str:
     return done.stdout
 
 
-def learn(data: Path, work: Path) -> dict[str, Any]:
+def learn(data: Path, work: Path, search: list[str]) -> dict[str, Any]:
     """Prepare, tune and evaluate; the figures of the winner."""
     manifest = work / "manifest.parquet"
     if not manifest.exists():
         print(run("prepare", data, "--out", manifest))
-    run("tune", "--manifest", manifest, "--out", work / "run", "--config", CONFIG)
+    run("tune", "--manifest", manifest, "--out", work / "run", *search)
     print(run("leaderboard", work / "run"))
     print(run("evaluate", work / "run" / "bundle", "--manifest", manifest, "--out", work / "evaluation"))
     metrics = json.loads((work / "evaluation" / "metrics.json").read_text())
@@ -124,7 +126,7 @@ def accuracy_of(predictions: str, manifest: Path) -> float:
     return float((joined["label"] == joined["label_true"]).mean())
 
 
-def submit_jobs(work: Path) -> dict[str, Any]:
+def submit_jobs(work: Path, search: list[str]) -> dict[str, Any]:
     """Submit both jobs to a Ray head with a token, started here on loopback and ended here by its pid."""
     token = work / "token"
     token.write_text(os.urandom(16).hex() * 2)
@@ -138,9 +140,7 @@ def submit_jobs(work: Path) -> dict[str, Any]:
     limit = f"search.time_budget_minutes={SUBMITTED_MINUTES}"
     try:
         wait_for_head(environment)
-        tuned = submit(
-            environment, "tune.py", "--manifest", manifest, "--out", run_folder, "--config", CONFIG, "--set", limit
-        )
+        tuned = submit(environment, "tune.py", "--manifest", manifest, "--out", run_folder, *search, "--set", limit)
         scored = submit(environment, "classify.py", work / "run" / "bundle", "s3://photos/cars_test", "--out", out)
     finally:
         head.terminate()
@@ -183,7 +183,7 @@ def submit(environment: dict[str, str], job: str, *arguments: object) -> dict[st
     return dict(json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1]))
 
 
-def keep_results(work: Path, row: dict[str, Any]) -> None:
+def keep_results(work: Path, row: dict[str, Any], settings: list[str]) -> None:
     """Copy tables and pictures to results/cars/ and append the row to results/cars.csv."""
     place = ROOT / "results" / "cars"
     place.mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,7 @@ def keep_results(work: Path, row: dict[str, Any]) -> None:
         "measured_at": datetime.now(UTC).isoformat(timespec="minutes"),
         "commit": commit.stdout.strip(),
         "machine": f"{processor()}, {os.cpu_count()} cores, no accelerator",
-        "command": "jobs/bench_cars.py" + (" --submit" if "submitted_classify_rows" in row else ""),
+        "command": " ".join(["jobs/bench_cars.py", *(f"--set {setting}" for setting in settings)]),
     }
     table = ROOT / "results" / "cars.csv"
     fresh = not table.exists()

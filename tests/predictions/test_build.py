@@ -21,8 +21,9 @@ from carray.core.images import fetch_image
 from carray.core.storage import read_json
 from carray.pixels import decode, view
 from carray.predictions import build
-from carray.predictions.format import PREDICTION_SCHEMA, ClassifySettings, PlannedImage, read_predictions
+from carray.predictions.format import PREDICTION_SCHEMA, ClassifySettings, PlannedImage
 from carray.predictions.ledger import Attempt, read_attempt, write_attempt
+from carray.queries import read_predictions
 
 
 def test_every_file_is_a_row(score_all, broken_folder):
