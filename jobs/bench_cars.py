@@ -131,7 +131,7 @@ def submit_jobs(work: Path, search: list[str]) -> dict[str, Any]:
     token = work / "token"
     token.write_text(os.urandom(16).hex() * 2)
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    ports = {"port": 16379, "dashboard-port": 18265, "dashboard-agent-listen-port": 18266}
+    ports = {"port": 6399, "dashboard-port": 8275, "dashboard-agent-listen-port": 8276}
     command = ["ray", "start", "--head", "--block", "--dashboard-host=127.0.0.1", "--disable-usage-stats"]
     command += [f"--{name}={number}" for name, number in ports.items()]
     ray = Path(sys.executable).parent
@@ -158,7 +158,7 @@ def wait_for_head(environment: dict[str, str]) -> None:
     """Wait until the job server answers."""
     ray = str(Path(sys.executable).parent / "ray")
     for _ in range(60):
-        command = [ray, "job", "list", "--address", "http://127.0.0.1:18265"]
+        command = [ray, "job", "list", "--address", "http://127.0.0.1:8275"]
         if subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0:
             return
         time.sleep(2)
@@ -167,7 +167,7 @@ def wait_for_head(environment: dict[str, str]) -> None:
 
 def submit(environment: dict[str, str], job: str, *arguments: object) -> dict[str, Any]:
     """Submit one job as cluster/README.md says and follow it; its last line, which is JSON."""
-    submit = ["job", "submit", "--address", "http://127.0.0.1:18265", "--working-dir", "."]
+    submit = ["job", "submit", "--address", "http://127.0.0.1:8275", "--working-dir", "."]
     command = [
         str(Path(sys.executable).parent / "ray"),
         *submit,

@@ -55,7 +55,8 @@ def test_accuracy_from_the_predictions_is_what_evaluate_says(flow: Path) -> None
     joined = predictions.merge(truth[["uri", "label"]], on="uri", suffixes=("", "_true"))
     metrics = json.loads((flow / "evaluation" / "metrics.json").read_text())
     assert len(joined) == len(predictions) == metrics["images"]
-    assert metrics["top1"] > 0.3  # of 6 classes and a few odd files: it learned, so the next line compares something
+    assert 0 < metrics["top1"] < 1  # neither all wrong nor all right, so that the next line compares something
+    assert predictions["label"].nunique() > 1
     assert (joined["label"] == joined["label_true"]).mean() == pytest.approx(metrics["top1"])
 
 

@@ -30,7 +30,7 @@ def begin_run(small_bundle, tmp_path):
 @pytest.fixture
 def score_all(begin_run):
     """Give a function that scores a whole source: source -> its rows, one dict an image."""
-    from carray.predictions.format import read_predictions
+    from carray.queries import read_predictions
 
     def score(source, **settings):
         run, scorer, out = begin_run(source, **settings)
