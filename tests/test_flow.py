@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,17 @@ import pytest
 import carray
 from carray.__main__ import main
 from carray.bundle.format import open_bundle
-from carray.drawing import draw_broken_files, draw_dataset
+from carray.drawing import DEMO_CLASSES, draw_broken_files, draw_dataset
 from carray.manifest.format import read_manifest
 
+EASY_CLASSES = [name for name in DEMO_CLASSES if "Van" in name or "Convertible" in name]
+"""Different enough to be told apart after a few seconds of training."""
+
 SETTINGS = """
-search: {trials: 1, epochs: 10}
+search: {trials: 1, epochs: 8}
 pixels: {decode_size: 48, input_size: 40}
 families:
-  cnn: {default: {input_size: 40, stages: 3, width: 12, batch_images: 16, learning_rate: 0.003, label_smoothing: 0}}
+  cnn: {default: {input_size: 40, stages: 3, width: 12, batch_images: 8, learning_rate: 0.002, label_smoothing: 0, dropout: 0}}
 """
 
 
@@ -29,8 +33,10 @@ def flow(tmp_path_factory: pytest.TempPathFactory, ray_cluster: object) -> Path:
     folder = tmp_path_factory.mktemp("flow")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CARRAY_CACHE", str(folder / "cache"))
-        draw_dataset(folder / "images", images_per_class=20)
-        draw_broken_files(folder / "images" / "broken" / "names and bytes")
+        draw_dataset(folder / "images", images_per_class=30)
+        for label in set(DEMO_CLASSES) - set(EASY_CLASSES):
+            shutil.rmtree(folder / "images" / label)
+        draw_broken_files(folder / "images" / EASY_CLASSES[0] / "odd names and bytes")
         (folder / "settings.yaml").write_text(SETTINGS)
         manifest, bundle = f"{folder}/manifest.parquet", f"{folder}/run/bundle"
         main_quietly("prepare", f"{folder}/images", "--out", manifest)
@@ -55,7 +61,7 @@ def test_accuracy_from_the_predictions_is_what_evaluate_says(flow: Path) -> None
     joined = predictions.merge(truth[["uri", "label"]], on="uri", suffixes=("", "_true"))
     metrics = json.loads((flow / "evaluation" / "metrics.json").read_text())
     assert len(joined) == len(predictions) == metrics["images"]
-    assert 0 < metrics["top1"] < 1  # neither all wrong nor all right, so that the next line compares something
+    assert 0.6 < metrics["top1"] < 1  # it learned, so that the next line compares something
     assert predictions["label"].nunique() > 1
     assert (joined["label"] == joined["label_true"]).mean() == pytest.approx(metrics["top1"])
 
