@@ -53,8 +53,9 @@ def plot_curves(run: str) -> None:
         axes.grid(alpha=0.25)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     accuracy.margins(y=0.15)
+    accuracy.set_ylim(bottom=0)
     if labelled:
-        accuracy.legend(loc="lower right", frameon=False)
+        accuracy.legend(loc="best", frameon=False)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     write_bytes(join(run, "curves.png"), picture.getvalue())
