@@ -24,7 +24,7 @@ search: {trials: 1, epochs: 8}
 pixels: {decode_size: 48, input_size: 40}
 families:
   cnn:
-    default: {input_size: 40, stages: 3, width: 12, batch_images: 8, learning_rate: 0.002, label_smoothing: 0, dropout: 0}
+    default: {input_size: 40, stages: 3, width: 12, batch_images: 8, learning_rate: 0.002, label_smoothing: 0}
 """
 
 
