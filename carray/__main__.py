@@ -119,6 +119,8 @@ def leaderboard(
 
     Reads RUN/trials.parquet and writes nothing.
 
+    Cost: one small file.
+
     Example: `carray leaderboard run`
     """
     from carray.core.storage import absolute
