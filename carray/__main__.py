@@ -171,7 +171,7 @@ def classify(
     Reads the images and the bundle; writes OUT/*.parquet, and its ledger under OUT/_carray/. A broken image is a row
     with its reason. The same command again does only what is missing. The last line of output is one JSON document.
 
-    Cost: about 100 images a second and core for EfficientNet-Lite0 at 160 pixels; one GET an image on S3.
+    Cost: about 70 images a second on two cores for EfficientNet-Lite0 at 160 pixels; one GET an image on S3.
 
     Example: `carray classify run/bundle s3://photos/2026 --out s3://photos-predictions/2026`
     """

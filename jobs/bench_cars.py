@@ -34,6 +34,10 @@ from carray.core.images import list_keys
 from carray.core.storage import write_json
 
 CONFIG = "jobs/configs/cars-cpu.yaml"
+SUBMITTED_COLUMNS = [
+    f"submitted_{name}" for name in ("search_trials", "search_val_top1", "classify_rows", "classify_top1")
+]
+"""Of a row; empty without --submit."""
 SUBMITTED_MINUTES = 6
 """Of the search that is submitted as a job: enough to show that it runs, too short to be compared."""
 
@@ -206,6 +210,8 @@ def keep_results(work: Path, row: dict[str, Any], settings: list[str]) -> None:
         "machine": f"{processor()}, {os.cpu_count()} cores, no accelerator",
         "command": " ".join(["jobs/bench_cars.py", *(f"--set {setting}" for setting in settings)]),
     }
+    submitted = {name: row.get(name, "") for name in SUBMITTED_COLUMNS}
+    row = {name: value for name, value in row.items() if name not in submitted} | submitted
     table = ROOT / "results" / "cars.csv"
     fresh = not table.exists()
     with table.open("a", newline="") as file:
