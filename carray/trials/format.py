@@ -102,10 +102,13 @@ def read_search(run: str) -> dict[str, Any]:
 
 
 def read_log(run: str) -> list[dict[str, Any]]:
-    """Read every (trial, epoch) entry, in the order of decisions; of a trial run twice, the later attempt's entries."""
+    """Read every (trial, epoch) entry, in the order of decisions; of a trial begun twice, its last attempt's only.
+
+    The weights that lie there are the last attempt's, so an epoch that only an earlier one reached must not be best.
+    """
     entries = sorted((read_json(uri) for uri in list_files(join(run, "log"))), key=lambda entry: entry["sequence"])
-    latest = {(entry["number"], entry["epoch"]): entry for entry in entries}
-    return sorted(latest.values(), key=lambda entry: entry["sequence"])
+    begun = {entry["number"]: entry["sequence"] for entry in entries if entry["epoch"] == 1}
+    return [entry for entry in entries if entry["sequence"] >= begun.get(entry["number"], 0)]
 
 
 def write_log_entry(run: str, entry: Mapping[str, Any]) -> None:
