@@ -91,8 +91,8 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     from carray.bundle.build import pack_bundle
     from carray.pixels import PixelSettings
+    from carray.trials.hyper import CnnHyper
     from carray.trials.nets import build_net
-    from carray.trials.space import CnnHyper
 
     torch.manual_seed(0)
     pixels = PixelSettings(decode_size=48, input_size=40)

@@ -36,7 +36,15 @@ LAYERS = [
 ]
 ENTRIES = {"queries", "demo", "__main__", "__init__"}
 """Where commands begin: these may call a stage's `build`, `on_ray` and the like directly."""
-DOORS = {"tensors.batches", "tensors.build", "trials.nets", "trials.space", "bundle.predict", "bundle.calibration"}
+DOORS = {
+    "tensors.batches",
+    "tensors.build",
+    "trials.nets",
+    "trials.hyper",
+    "trials.space",
+    "bundle.predict",
+    "bundle.calibration",
+}
 """Besides `format`, what one folder may import of another; `core` and the single modules are open to all above."""
 
 HEAVY = (
@@ -152,14 +160,14 @@ def imports_are_absolute(source: Source) -> list[str]:
 
 
 def ray_stays_in_on_ray(source: Source) -> list[str]:
-    if source.place[-1] == "on_ray":
+    if source.place[-1].endswith("on_ray"):
         return []
     return [f"line {line}: {name}" for line, name in imported_modules(source) if name.split(".")[0] == "ray"]
 
 
 def heavy_imports_wait(source: Source) -> list[str]:
     allowed = {"torch"} if source.place[0] == "trials" else set()
-    allowed |= {"ray"} if source.place[-1] == "on_ray" else set()
+    allowed |= {"ray"} if source.place[-1].endswith("on_ray") else set()
     names = [(line, name.split(".")[0]) for line, name in imported_modules(source, deferred=False)]
     return [f"line {line}: {name} at import" for line, name in names if name in set(HEAVY) - allowed]
 

@@ -72,12 +72,13 @@ def _pack_trial(run: str, search: Mapping[str, Any], row: Mapping[str, Any], to:
     from carray.manifest.format import read_manifest
     from carray.tensors.batches import view_batch
     from carray.tensors.build import ensure_block
+    from carray.trials.hyper import read_hyper
     from carray.trials.nets import build_net, predict_logits
-    from carray.trials.space import CnnHyper, TransferHyper, TuneSettings
+    from carray.trials.space import TuneSettings
 
     settings = TuneSettings.model_validate(search["settings"])
     values = json.loads(row["hyper"])
-    hyper = (CnnHyper if values["family"] == "cnn" else TransferHyper).model_validate(values)
+    hyper = read_hyper(values)
     manifest = read_manifest(search["manifest"])
     net = build_net(hyper, class_count=len(manifest.classes), load_weights=False)
     net.load_state_dict(load(read_bytes(runs.best_weights(run, row["trial_id"]))))

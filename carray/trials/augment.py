@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from carray.trials.space import CnnHyper, TransferHyper
+from carray.trials.hyper import CnnHyper, TransferHyper
 
 __all__ = ["augment"]
 

@@ -20,8 +20,8 @@ from carray.pixels import PixelSettings
 from carray.tensors.batches import train_batches
 from carray.tensors.format import Block
 from carray.trials.augment import augment
+from carray.trials.hyper import CnnHyper, TransferHyper
 from carray.trials.nets import Net, build_net, freeze, predict_logits, train_mode
-from carray.trials.space import CnnHyper, TransferHyper
 
 __all__ = ["EpochResult", "Fit"]
 

@@ -19,7 +19,7 @@ from carray.core.errors import SettingsError
 from carray.pixels import PixelSettings
 from carray.tensors.batches import view_batches
 from carray.tensors.format import Block
-from carray.trials.space import CnnHyper, TransferHyper
+from carray.trials.hyper import CnnHyper, TransferHyper
 from carray.trials.weights import load_trunk_weights
 
 __all__ = ["Net", "build_net", "check_backbone", "freeze", "predict_logits", "train_mode"]

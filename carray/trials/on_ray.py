@@ -30,8 +30,10 @@ from carray.manifest.format import Manifest, read_manifest
 from carray.tensors.build import ensure_block
 from carray.trials import format as runs
 from carray.trials.curves import plot_curves
+from carray.trials.draw import draw_trials
+from carray.trials.hyper import CnnHyper, TransferHyper, read_hyper
 from carray.trials.record import METRIC, SearchLog, check_search, open_run
-from carray.trials.space import CnnHyper, SearchSettings, TransferHyper, TuneSettings, draw_trials
+from carray.trials.space import SearchSettings, TuneSettings
 
 __all__ = ["search"]
 
@@ -127,7 +129,7 @@ def _resources(settings: TuneSettings, node_cpus: int) -> dict[str, float]:
     gpus_there = cluster_resources().get("GPU", 0.0)
     gpus = settings.search.gpus_per_trial
     gpus = (1.0 if gpus_there else 0.0) if gpus is None else gpus
-    if settings.search.cpus_per_trial > node_cpus:
+    if (settings.search.cpus_per_trial or 1) > node_cpus:
         raise SettingsError(
             f"search.cpus_per_trial is {settings.search.cpus_per_trial:g}, but the largest machine has {node_cpus}; "
             "lower it."
@@ -136,7 +138,7 @@ def _resources(settings: TuneSettings, node_cpus: int) -> dict[str, float]:
         raise SettingsError(
             f"search.gpus_per_trial is {gpus:g}, but the cluster has {gpus_there:g} GPUs; lower it or leave it out."
         )
-    return {"cpu": settings.search.cpus_per_trial, "gpu": gpus}
+    return {"cpu": settings.search.cpus_per_trial or 1, "gpu": gpus}
 
 
 def _cause(trace: str) -> str:
@@ -165,9 +167,8 @@ class TrialRunner(tune.Trainable):
 
         settings = TuneSettings.model_validate(config["settings"])
         self.number, self.run_folder = config["number"], config["run"]
-        hyper_model = CnnHyper if config["configurations"][self.number]["family"] == "cnn" else TransferHyper
-        hyper = hyper_model.model_validate(config["configurations"][self.number])
-        torch.set_num_threads(max(1, int(settings.search.cpus_per_trial)))
+        hyper = read_hyper(config["configurations"][self.number])
+        torch.set_num_threads(max(1, int(settings.search.cpus_per_trial or 1)))
         manifest = read_manifest(config["manifest"])
         pixels = settings.trial_pixels(hyper)
         self.epochs, self.best_val_top1 = settings.search.epochs, -1.0

@@ -17,8 +17,9 @@ from carray.core.progress import say
 from carray.core.storage import exists, join, read_json, write_json
 from carray.manifest.format import Manifest
 from carray.trials import format as runs
+from carray.trials.hyper import CnnHyper, TransferHyper
 from carray.trials.nets import check_backbone
-from carray.trials.space import CnnHyper, SearchSettings, TransferHyper, TuneSettings
+from carray.trials.space import SearchSettings, TuneSettings
 from carray.trials.weights import check_weights
 
 __all__ = ["METRIC", "SearchLog", "check_search", "open_run"]

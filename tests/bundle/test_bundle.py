@@ -92,8 +92,8 @@ def test_export_that_is_another_model_is_not_packed(tmp_path: Path, monkeypatch:
 
     from carray.bundle import build
     from carray.pixels import PixelSettings
+    from carray.trials.hyper import CnnHyper
     from carray.trials.nets import build_net
-    from carray.trials.space import CnnHyper
 
     hyper = CnnHyper(input_size=16, stages=1, width=4)
     other = build._export_onnx(build_net(hyper, class_count=2).eval(), 16)

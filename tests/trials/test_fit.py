@@ -12,8 +12,8 @@ from carray.pixels import PixelSettings, view
 from carray.tensors.format import Block
 from carray.trials.augment import augment
 from carray.trials.fit import Fit
+from carray.trials.hyper import CnnHyper
 from carray.trials.nets import predict_logits
-from carray.trials.space import CnnHyper
 
 PIXELS = PixelSettings(decode_size=32, input_size=24)
 HYPER = CnnHyper(input_size=24, stages=2, width=8, batch_images=8, learning_rate=0.01, dropout=0.0, colour_jitter=0.0)

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from carray.core.errors import SettingsError
+from carray.trials.hyper import CnnHyper, TransferHyper
 from carray.trials.nets import build_net, check_backbone, freeze, train_mode
-from carray.trials.space import CnnHyper, TransferHyper
 from carray.trials.weights import WEIGHT_PACKAGES, check_weights, package_file
 
 SMALL = TransferHyper(backbone="mobilenetv3_small_050", weights="none", input_size=32)

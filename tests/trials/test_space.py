@@ -8,7 +8,8 @@ import pytest
 
 from carray.core.errors import SettingsError
 from carray.core.settings import load_settings, parse_settings
-from carray.trials.space import TuneSettings, draw_trials
+from carray.trials.draw import draw_trials
+from carray.trials.space import TuneSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
