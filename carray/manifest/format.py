@@ -1,7 +1,8 @@
 """Says what a manifest is: a Parquet table, one row an image (or a box of one), and how it is read.
 
-Invariants: (uri, box) is unique; an image that could not be read is a row with its reason and no split; the file's
-metadata holds `classes` in index order, `crop_boxes` and the settings it was built with. Version 1.
+Invariants: (uri, box) is unique; an image that could not be read, or that `prepare --balance` set aside, is a row with
+its reason and no split, and status says only whether it could be read; the file's metadata holds `classes` in index
+order, `crop_boxes` and the settings it was built with. Version 1.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ MANIFEST_SCHEMA = pa.schema(
         ("uri", pa.string()),  # s3://bucket/key or an absolute path, raw and unencoded
         ("escaped", pa.bool_()),  # whether uri percent-escapes a local name that is not UTF-8
         ("label", pa.string()),  # null where unlabelled
-        ("split", pa.string()),  # train, val or test; null for an unreadable or unlabelled image
+        ("split", pa.string()),  # train, val or test; null for an unreadable, unlabelled or set aside image
         ("x1", pa.int32()),  # box in pixels of the upright image, x2 and y2 exclusive; null: the whole image
         ("y1", pa.int32()),
         ("x2", pa.int32()),
         ("y2", pa.int32()),
         ("status", pa.string()),  # ok, fetch_error or decode_error
-        ("error_code", pa.string()),
-        ("error", pa.string()),
+        ("error_code", pa.string()),  # why there is no split: core.images' and pixels' codes, or set_aside
+        ("error", pa.string()),  # the same as a sentence
         ("size_bytes", pa.int64()),
         ("width", pa.int32()),  # of the upright image, pixels
         ("height", pa.int32()),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from carray.manifest.balance import SET_ASIDE
 from carray.manifest.format import SPLITS
 
 __all__ = ["HealthReport", "report_health"]
@@ -40,7 +41,7 @@ class HealthReport:
     """Keys left out, by suffix, since they are no images by name."""
     classes: int
     images_per_class: dict[str, float]
-    """min, median and max over the classes that have a readable image."""
+    """min, median and max over the classes that have a readable image, those set aside not counted."""
     empty_classes: list[str]
     single_image_classes: list[str]
     classes_without_train: list[str]
@@ -64,6 +65,10 @@ class HealthReport:
     """The older manifest whose splits were kept."""
     old_rows_absent: int = 0
     """Readable rows of that manifest whose image is not in this source."""
+    balance: int | None = None
+    """How many training images a class may have; None: any number."""
+    set_aside: int = 0
+    """Readable, labelled images over that cap: rows without a split."""
 
     @property
     def unusable(self) -> str | None:
@@ -116,6 +121,7 @@ class HealthReport:
             f"  skipped      {_pairs(self.skipped)} (not images by name)" if self.skipped else "",
             f"  classes      {self.classes:,}; images a class {_pairs(self.images_per_class)}" if self.classes else "",
             f"  splits       {_pairs(self.splits)}",
+            self._balance_line(),
             *(f"  {name:<12} {_pairs(quantiles)}" for name, quantiles in self.sizes.items()),
             f"  duplicates   {_count(self.exact_groups, 'exact group')}, {_count(self.near_groups, 'near group')}",
             *_listed("crossing", self.crossing_groups, self.crossing_examples),
@@ -134,6 +140,11 @@ class HealthReport:
     def _is_imbalanced(self) -> bool:
         return bool(self.images_per_class) and self.images_per_class["max"] > 10 * self.images_per_class["median"]
 
+    def _balance_line(self) -> str:
+        if self.balance is None:
+            return ""
+        return f"  set aside    {_count(self.set_aside, 'image')} over {self.balance:,} train images a class"
+
     def _extended_line(self) -> str:
         if not self.extended:
             return ""
@@ -150,6 +161,7 @@ def report_health(
     failed = rows[rows["status"] != "ok"]
     labelled = ok[ok["label"].notna()]
     per_class = labelled["label"].value_counts()
+    is_aside = (labelled["error_code"] == SET_ASIDE).fillna(False).astype(bool)
     split_of = {split: set(labelled.loc[labelled["split"] == split, "label"]) for split in SPLITS}
     present = sorted(per_class.index, key=classes.index) if len(per_class) else []
     return HealthReport(
@@ -159,13 +171,14 @@ def report_health(
         errors={str(code): int(count) for code, count in failed["error_code"].value_counts().items()},
         error_examples=[f"{row.uri}: {row.error}" for row in failed.head(EXAMPLES).itertuples()],
         classes=len(classes),
-        images_per_class=_spread(per_class),
+        images_per_class=_spread(labelled.loc[~is_aside, "label"].value_counts()),
         empty_classes=[name for name in classes if name not in per_class.index],
         single_image_classes=[name for name in present if per_class[name] == 1],
         classes_without_train=[name for name in present if name not in split_of["train"]],
         classes_without_val=[name for name in present if name not in split_of["val"]],
         sizes=_sizes(ok),
         splits={split: int((labelled["split"] == split).sum()) for split in SPLITS},
+        set_aside=int(is_aside.sum()),
         **_duplicates(ok, crop_boxes),
         **context,
     )

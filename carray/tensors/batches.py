@@ -1,7 +1,8 @@
 """Gives batches of a block: shuffled for training, in order and viewed for evaluation.
 
-Invariants: an epoch's order is a permutation that depends on (seed, epoch) only; evaluation's pixels are
-`pixels.view`, the same bytes that classify scores.
+Invariants: an epoch's order depends on (seed, epoch) only, and on the weights where there are any: without them it is
+a permutation, with them as many draws with replacement; evaluation's pixels are `pixels.view`, the same bytes that
+classify scores.
 """
 
 from __future__ import annotations
@@ -14,32 +15,53 @@ import numpy.typing as npt
 from carray.pixels import PixelSettings, view
 from carray.tensors.format import Block
 
-__all__ = ["epoch_order", "train_batches", "view_batch", "view_batches"]
+__all__ = ["balanced_weights", "batch_rows", "epoch_order", "train_batches", "view_batch", "view_batches"]
 
 Rows = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
+Weights = npt.NDArray[np.float64]
 
 
-def epoch_order(rows_N: Rows, *, seed: int, epoch: int) -> Rows:
-    """Permute row numbers, int64 (N,): same seed and epoch, same order."""
-    return np.random.default_rng([seed, epoch]).permutation(rows_N)
+def balanced_weights(labels_N: Rows) -> Weights:
+    """Weigh images, float64 (N,) of sum 1, so that every class that occurs weighs the same."""
+    classes, class_N, counts = np.unique(labels_N, return_inverse=True, return_counts=True)
+    return 1.0 / (len(classes) * counts[class_N])
 
 
-def train_batches(
-    block: Block, rows_N: Rows, *, batch_images: int, seed: int, epoch: int
-) -> Iterator[tuple[Pixels, Rows]]:
-    """Yield decoded pixels_BHWC (uint8, decode_size) and labels_B (int64) of one shuffled epoch.
+def epoch_order(rows_N: Rows, *, seed: int, epoch: int, weights_N: Weights | None = None) -> Rows:
+    """Permute row numbers, int64 (N,): same seed and epoch, same order.
+
+    With weights (of the same rows, of any sum) it draws N rows with replacement, each in proportion to its weight: a
+    rare class then comes as often as the others, and of a common one some images wait for another epoch.
+    """
+    random = np.random.default_rng([seed, epoch])
+    if weights_N is None:
+        return random.permutation(rows_N)
+    return random.choice(rows_N, size=len(rows_N), p=weights_N / weights_N.sum())
+
+
+def batch_rows(
+    rows_N: Rows, *, batch_images: int, seed: int, epoch: int, weights_N: Weights | None = None
+) -> Iterator[Rows]:
+    """Yield the row numbers of one shuffled epoch's batches, int64 (B,), each in file order.
 
     A last batch of one image joins the batch before it, since batch normalisation cannot train on one.
     """
-    order_N = epoch_order(rows_N, seed=seed, epoch=epoch)
+    order_N = epoch_order(rows_N, seed=seed, epoch=epoch, weights_N=weights_N)
     starts = list(range(0, len(order_N), batch_images))
     if len(starts) > 1 and len(order_N) - starts[-1] == 1:
         starts.pop()
     for i, start in enumerate(starts):
         stop = starts[i + 1] if i + 1 < len(starts) else len(order_N)
-        chosen_B = np.sort(order_N[start:stop])  # in file order: the map is read forwards
-        yield block.pixels_NHWC[chosen_B], block.labels_N[chosen_B]
+        yield np.sort(order_N[start:stop])  # in file order: the map is read forwards
+
+
+def train_batches(
+    block: Block, rows_N: Rows, *, batch_images: int, seed: int, epoch: int, weights_N: Weights | None = None
+) -> Iterator[tuple[Pixels, Rows]]:
+    """Yield decoded pixels_BHWC (uint8, decode_size) and labels_B (int64) of one shuffled epoch's batches."""
+    for rows_B in batch_rows(rows_N, batch_images=batch_images, seed=seed, epoch=epoch, weights_N=weights_N):
+        yield block.pixels_NHWC[rows_B], block.labels_N[rows_B]
 
 
 def view_batches(

@@ -199,6 +199,8 @@ def test_extending_something_else_is_refused_before_anything_is_opened(drawn, tm
 
 
 def test_wrong_settings_are_one_sentence(drawn, tmp_path):
+    with pytest.raises(SettingsError, match="balance is 0, but must be at least 1; leave it out"):
+        prepare(str(drawn), out=str(tmp_path / "m.parquet"), balance=0)
     with pytest.raises(SettingsError, match="workers is 0, but must be at least 1"):
         prepare(str(drawn), out=str(tmp_path / "m.parquet"), workers=0)
     with pytest.raises(SettingsError, match="is a folder; name the manifest's file"):
