@@ -34,7 +34,7 @@ from carray.bundle.format import (
     FileEntry,
     bundle_id_of,
 )
-from carray.core.errors import BundleError
+from carray.core.errors import BundleError, SettingsError
 from carray.core.progress import say
 from carray.core.storage import absolute, delete, join, read_bytes, write_bytes
 from carray.pixels import PixelSettings
@@ -50,23 +50,42 @@ PROBE_IMAGES = 16
 Pixels = npt.NDArray[np.uint8]
 
 
-def pack_winner(run: str, *, trial: str | None = None, to: str | None = None) -> BundleInfo:
+def pack_winner(
+    run: str,
+    *,
+    trial: str | None = None,
+    to: str | None = None,
+    weights: str | None = None,
+    note: Mapping[str, Any] = {},
+) -> BundleInfo:
     """Pack a run's best trial (or the named one) into RUN/bundle (or `to`).
 
+    Args:
+        run: The run's folder.
+        trial: Id of the trial.
+        to: Folder of the bundle.
+        weights: File of the weights to pack in place of the trial's own, which then give the temperature and the
+            metrics only: a refit has no images left to measure them on.
+        note: What bundle.json shall say besides of how it was found.
+
     Raises:
-        SettingsError: no search was ever started there.
+        SettingsError: no search was ever started there, or it has no such trial.
         SearchError: no trial came to a result, or the named one did not.
         BundleError: the exported model is not the same model.
     """
     run = absolute(run)
     search = runs.read_search(run)
     trials = runs.read_trials(run)
+    if trial is not None and trial not in set(trials["trial_id"]):
+        raise SettingsError(f"{run} has no trial {trial!r}; allowed are those of carray leaderboard {run}.")
     row = runs.best_trial(trials if trial is None else trials[trials["trial_id"] == trial])
-    say(f"bundle: packing {row['trial_id']} ({row['val_top1']:.1%} validation top-1)")
-    return _pack_trial(run, search, row, to or join(run, "bundle"))
+    say(f"bundle: packing {row['trial_id']} ({row['val_top1']:.1%} validation top-1){', refitted' if weights else ''}")
+    return _pack_trial(run, search, row, to or join(run, "bundle"), weights, note)
 
 
-def _pack_trial(run: str, search: Mapping[str, Any], row: Mapping[str, Any], to: str) -> BundleInfo:
+def _pack_trial(
+    run: str, search: Mapping[str, Any], row: Mapping[str, Any], to: str, weights: str | None, note: Mapping[str, Any]
+) -> BundleInfo:
     from safetensors.torch import load
 
     from carray.manifest.format import read_manifest
@@ -88,6 +107,8 @@ def _pack_trial(run: str, search: Mapping[str, Any], row: Mapping[str, Any], to:
     logits_NK = predict_logits(net, block, val_rows_N, pixels)
     labels_N = block.labels_N[val_rows_N]
     temperature = fit_temperature(logits_NK, labels_N)
+    if weights is not None:
+        net.load_state_dict(load(read_bytes(weights)))
     return pack_bundle(
         net,
         to,
@@ -95,7 +116,7 @@ def _pack_trial(run: str, search: Mapping[str, Any], row: Mapping[str, Any], to:
         pixels=pixels,
         uses_boxes=manifest.crop_boxes,
         temperature=temperature,
-        metrics={"val": _val_metrics(logits_NK, labels_N, temperature)},
+        metrics={"val_before_refit" if weights else "val": _val_metrics(logits_NK, labels_N, temperature)},
         net_note=values,
         search_note={
             "run_trials": len(search["configurations"]),
@@ -103,6 +124,7 @@ def _pack_trial(run: str, search: Mapping[str, Any], row: Mapping[str, Any], to:
             "epoch": int(row["best_epoch"]),
             "seed": settings.search.seed,
             "manifest_fingerprint": search["manifest_fingerprint"],
+            **note,
         },
         parity_pixels_NHWC=view_batch(block, val_rows_N[:PARITY_IMAGES], pixels),
     )
@@ -153,7 +175,13 @@ def pack_bundle(
     }
     info = BundleInfo(
         version=VERSION,
-        bundle_id=bundle_id_of(entries[WEIGHTS].sha256, classes=classes, pixels=pixels, temperature=temperature),
+        bundle_id=bundle_id_of(
+            entries[WEIGHTS].sha256,
+            classes=classes,
+            pixels=pixels,
+            temperature=temperature,
+            flip_average=net.flip_average,
+        ),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         classes=classes,
         pixels=pixels,

@@ -64,10 +64,14 @@ class BundleInfo(Settings):
     software: dict[str, str]
 
 
-def bundle_id_of(weights_sha256: str, *, classes: list[str], pixels: PixelSettings, temperature: float) -> str:
+def bundle_id_of(
+    weights_sha256: str, *, classes: list[str], pixels: PixelSettings, temperature: float, flip_average: bool = False
+) -> str:
     """Hash what decides a prediction: 16 hex digits."""
-    text = json.dumps([weights_sha256, classes, pixels.model_dump(mode="json"), round(temperature, 6)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    decided_by: list[Any] = [weights_sha256, classes, pixels.model_dump(mode="json"), round(temperature, 6)]
+    # Only where it is on, so that the ids of bundles packed before there was a choice stay as they are.
+    decided_by += ["flip_average"] if flip_average else []
+    return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def open_bundle(uri: str) -> BundleInfo:
@@ -97,6 +101,7 @@ def open_bundle(uri: str) -> BundleInfo:
         classes=info.classes,
         pixels=info.pixels,
         temperature=info.temperature,
+        flip_average=bool(info.net.get("flip_average")),
     )
     if info.bundle_id != expected:
         raise BundleError(

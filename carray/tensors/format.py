@@ -25,7 +25,7 @@ import numpy.typing as npt
 from carray.manifest.format import SPLITS
 from carray.pixels import PixelSettings
 
-__all__ = ["Block", "block_key", "block_place", "open_block"]
+__all__ = ["Block", "block_key", "block_place", "cache_home", "open_block"]
 
 VERSION = 1
 MARKER = "tensors.json"
@@ -38,6 +38,8 @@ class Block:
     pixels_NHWC: npt.NDArray[np.uint8]
     labels_N: npt.NDArray[np.int64]
     splits_N: npt.NDArray[np.int8]
+    key: str = ""
+    """Names what the pixels are (block_key); empty for a block that lies on no disk."""
 
     def of_split(self, split: str) -> npt.NDArray[np.int64]:
         """Give the row numbers of a split, int64, in the manifest's order."""
@@ -53,10 +55,15 @@ def block_key(fingerprint: str, pixels: PixelSettings) -> str:
 
 def block_place(key: str) -> Path:
     """Give a block's folder on this machine, whether or not it exists."""
+    return cache_home() / "tensors" / key
+
+
+def cache_home() -> Path:
+    """Give this machine's cache folder: $CARRAY_CACHE, else ~/.cache/carray."""
     home = os.environ.get("CARRAY_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "carray"
     )
-    return Path(home) / "tensors" / key
+    return Path(home)
 
 
 def open_block(place: Path) -> Block | None:
@@ -67,4 +74,5 @@ def open_block(place: Path) -> Block | None:
         pixels_NHWC=np.load(place / "pixels.npy", mmap_mode="r", allow_pickle=False),
         labels_N=np.load(place / "labels.npy", allow_pickle=False),
         splits_N=np.load(place / "splits.npy", allow_pickle=False),
+        key=place.name,
     )

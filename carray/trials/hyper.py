@@ -49,7 +49,7 @@ class TrainHyper(Settings):
     batch_images: int = Field(default=32, ge=2, le=4096)
     """Images a step of the optimiser."""
     micro_batch_images: int | None = Field(default=None, ge=2, le=4096)
-    """Images a pass through the network; gradients add up to batch_images. None: batch_images, halved if memory ends."""
+    """Images a pass through the network, whose gradients add up. None: batch_images, halved where memory ends."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where a GPU has it, else fp32."""
     compile: bool = False

@@ -22,7 +22,7 @@ from carray.tensors.format import Block
 from carray.trials.hyper import CnnHyper, TransferHyper
 from carray.trials.weights import load_trunk_weights
 
-__all__ = ["Net", "build_net", "check_backbone", "freeze", "predict_logits", "train_mode"]
+__all__ = ["Net", "build_net", "check_backbone", "freeze", "predict_logits", "split_trunk", "stages", "train_mode"]
 
 # Channel means and deviations for networks that learn from nothing.
 _CNN_MEAN, _CNN_STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -35,7 +35,15 @@ class Net(nn.Module):
     std: Tensor
 
     def __init__(
-        self, trunk: nn.Module, *, embedding_size: int, class_count: int, dropout: float, mean: Any, std: Any
+        self,
+        trunk: nn.Module,
+        *,
+        embedding_size: int,
+        class_count: int,
+        dropout: float,
+        mean: Any,
+        std: Any,
+        flip_average: bool = False,
     ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1) * 255)
@@ -44,13 +52,25 @@ class Net(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(embedding_size, class_count)
         self.embedding_size = embedding_size
+        self.flip_average = flip_average
         self.weights_from = "none (random)"
         """Where the trunk's first weights came from."""
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute logits_BK and embedding_BD, float32."""
-        embedding_BD = self.trunk((images_BCHW - self.mean) / self.std)
-        return self.head(self.dropout(embedding_BD)), embedding_BD
+        """Compute logits_BK and embedding_BD, float32; if so told, in evaluation, of the mirror image, too."""
+        logits_BK, embedding_BD = self.score(self.trunk(self.normalise(images_BCHW)))
+        if self.flip_average and not self.training:
+            mirrored_BK, mirrored_BD = self.score(self.trunk(self.normalise(images_BCHW.flip(3))))
+            return (logits_BK + mirrored_BK) / 2, (embedding_BD + mirrored_BD) / 2
+        return logits_BK, embedding_BD
+
+    def normalise(self, images_BCHW: Tensor) -> Tensor:
+        """Bring pixels of 0..255 to the trunk's range."""
+        return (images_BCHW - self.mean) / self.std
+
+    def score(self, embedding_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute logits_BK of an embedding, and give both, as float32."""
+        return self.head(self.dropout(embedding_BD)).float(), embedding_BD.float()
 
 
 class _Residual(nn.Module):
@@ -92,7 +112,13 @@ def _build_cnn(hyper: CnnHyper, class_count: int) -> Net:
         channels_in = channels
     trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return Net(
-        trunk, embedding_size=channels_in, class_count=class_count, dropout=hyper.dropout, mean=_CNN_MEAN, std=_CNN_STD
+        trunk,
+        embedding_size=channels_in,
+        class_count=class_count,
+        dropout=hyper.dropout,
+        mean=_CNN_MEAN,
+        std=_CNN_STD,
+        flip_average=hyper.flip_average,
     )
 
 
@@ -104,6 +130,11 @@ def _build_transfer(hyper: TransferHyper, class_count: int, *, load_weights: boo
     cfg = timm.get_pretrained_cfg(hyper.backbone)
     if cfg is not None and cfg.fixed_input_size:
         options["img_size"] = hyper.input_size
+        if hyper.eval_size not in (None, hyper.input_size):
+            raise SettingsError(
+                f"eval_size is {hyper.eval_size} and input_size {hyper.input_size}, but {hyper.backbone} takes one "
+                "size only; leave eval_size out."
+            )
     trunk = timm.create_model(hyper.backbone, pretrained=False, num_classes=0, **options)
     weights_from = load_trunk_weights(trunk, hyper.backbone, hyper.weights) if load_weights else "not loaded"
     trunk.eval()
@@ -117,6 +148,7 @@ def _build_transfer(hyper: TransferHyper, class_count: int, *, load_weights: boo
         dropout=hyper.dropout,
         mean=seen["mean"],
         std=seen["std"],
+        flip_average=hyper.flip_average,
     )
     net.weights_from = weights_from
     return net
@@ -138,34 +170,63 @@ def check_backbone(name: str) -> None:
     raise SettingsError(f"backbone is {name!r}, which timm does not know; {hint}")
 
 
-def freeze(net: Net, hyper: CnnHyper | TransferHyper) -> None:
-    """Leave only the part of a network learnable that its hyper says.
+def freeze(net: Net, hyper: CnnHyper | TransferHyper, *, head_only: bool = False) -> None:
+    """Leave only the part of a network learnable that its hyper says, or the head alone.
 
     Raises:
         SettingsError: last_stages is more than the backbone has.
     """
-    if isinstance(hyper, CnnHyper) or hyper.train == "all":
+    if isinstance(hyper, CnnHyper):
         return
-    net.trunk.requires_grad_(False)
-    if hyper.train == "last_stages":
-        stages = _stages(net.trunk)
-        if hyper.last_stages > len(stages):
+    net.trunk.requires_grad_(hyper.train == "all" and not head_only)
+    if hyper.train == "last_stages" and not head_only:
+        named, parts = dict(net.trunk.named_parameters()), stages(net.trunk)
+        if hyper.last_stages > len(parts):
             raise SettingsError(
-                f"last_stages is {hyper.last_stages}, but {hyper.backbone} has {len(stages)} stages; lower it "
+                f"last_stages is {hyper.last_stages}, but {hyper.backbone} has {len(parts)} stages; lower it "
                 "or train: all."
             )
-        named = dict(net.trunk.named_parameters())
-        for names in stages[-hyper.last_stages :]:
+        for names in parts[-hyper.last_stages :]:
             for name in names:
                 named[name].requires_grad_(True)
 
 
-def _stages(trunk: Any) -> list[list[str]]:
-    """List the names of a timm backbone's parameters by stage, from the stem on."""
+def stages(trunk: Any) -> list[list[str]]:
+    """List the names of a trunk's parameters by stage, from the stem on; a CNN of ours is one stage."""
+    if not hasattr(trunk, "group_matcher"):
+        return [[name for name, _ in trunk.named_parameters()]]
     from timm.models import group_parameters
 
     groups = group_parameters(trunk, trunk.group_matcher(coarse=True))
     return [groups[key] for key in sorted(groups)]
+
+
+def split_trunk(net: Net, *, input_size: int) -> tuple[nn.Module, nn.Module] | None:
+    """Cut a trunk into its frozen lower part and the rest; None where nothing is frozen or it cannot be cut.
+
+    A backbone can be cut where running its children one after another is what it computes: that is tried on a random
+    image, not assumed. Both parts share their weights with the trunk.
+    """
+    if not any(parameter.requires_grad for parameter in net.trunk.parameters()):
+        return net.trunk, nn.Identity()
+    parts: list[nn.Module] = []
+    for child in net.trunk.children():
+        parts += list(child.children()) if isinstance(child, nn.Sequential) else [child]
+    frozen = next((i for i, part in enumerate(parts) if any(p.requires_grad for p in part.parameters())), len(parts))
+    if not any(True for part in parts[:frozen] for _ in part.parameters()):
+        return None
+    lower, upper = nn.Sequential(*parts[:frozen]), nn.Sequential(*parts[frozen:])
+    probe_BCHW = torch.randn(1, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
+    was_training = net.trunk.training
+    net.trunk.eval()
+    try:
+        with torch.no_grad():
+            probe_BCHW = probe_BCHW.to(net.mean.device)
+            same = torch.allclose(upper(lower(probe_BCHW)), net.trunk(probe_BCHW), rtol=1e-3, atol=1e-4)
+    except (RuntimeError, TypeError, ValueError):  # its children do not even fit together
+        same = False
+    net.trunk.train(was_training)
+    return (lower, upper) if same else None
 
 
 def train_mode(net: Net) -> None:

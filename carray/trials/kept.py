@@ -1,0 +1,71 @@
+"""Keeps what a training leaves in its trial's folder: the best epoch's weights, and where it goes on from.
+
+From: a `Fit`, epoch after epoch. To: RUN/trials/ID/best.safetensors and last.safetensors (trials.format).
+Invariants: both are written before the epoch is logged; best.safetensors names its epoch; a checkpoint that cannot be
+read is as good as none, since an epoch that is run again gives the same figures.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from carray.core.errors import SettingsError
+from carray.core.storage import delete, exists, list_files, read_bytes, write_bytes
+from carray.trials import format as runs
+
+__all__ = ["Kept"]
+
+
+class Kept:
+    """Is one trial's folder, while its training runs."""
+
+    def __init__(self, run: str, number: int) -> None:
+        self._last = runs.last_checkpoint(run, number)
+        self._best = runs.best_weights(run, runs.trial_id(number))
+        self._folder = runs.trial_folder(run, number)
+        self._note: dict[str, Any] = {"epoch": 0, "val_top1": -1.0}
+
+    def restore(self, fit: Any) -> str | None:
+        """Go on from the trial's checkpoint, if it has one; says why where it cannot be used.
+
+        Raises:
+            StorageError: storage refused to give it.
+        """
+        for uri in list_files(self._folder):
+            if uri.rsplit("/", 1)[-1].startswith(".writing-"):  # of a process that was killed
+                delete(uri)
+        self._note = self._read_note()
+        if exists(self._last):
+            try:
+                fit.restore(read_bytes(self._last))
+            except SettingsError as err:
+                return str(err)
+        return None
+
+    def keep(self, fit: Any, result: Any, *, always: bool = False) -> None:
+        """Keep an epoch's weights if they are the best, or `always`, and what the next epoch starts from.
+
+        Raises:
+            StorageError: storage refused either after every try.
+        """
+        from safetensors.torch import save
+
+        # Where a trial had to start anew, its earlier best stays until the same epoch, or a better one, has come.
+        if always or result.val_top1 > self._note["val_top1"] or result.epoch == self._note["epoch"]:
+            self._note = {"epoch": result.epoch, "val_top1": result.val_top1}
+            note = {"weights_from": fit.net.weights_from, **{key: str(value) for key, value in self._note.items()}}
+            tensors = {name: value.contiguous() for name, value in fit.weights().items()}
+            write_bytes(self._best, save(tensors, metadata=note))
+        write_bytes(self._last, fit.checkpoint())
+
+    def _read_note(self) -> dict[str, Any]:
+        """Say what best.safetensors holds; its header is 8 bytes of a length, little-endian, then JSON."""
+        if not exists(self._best):
+            return {"epoch": 0, "val_top1": -1.0}
+        data = read_bytes(self._best)
+        try:
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            return {"epoch": int(header["epoch"]), "val_top1": float(header["val_top1"])}
+        except (ValueError, KeyError):  # damaged, and so no better than none
+            return {"epoch": 0, "val_top1": -1.0}
