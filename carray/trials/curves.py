@@ -28,7 +28,9 @@ def plot_curves(run: str) -> None:
     epochs = read_table(join(run, EPOCHS), kind="epochs", required=EPOCHS_SCHEMA.names).to_pandas()
     figure = Figure(figsize=(10, 4), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
-    best = epochs.loc[epochs["val_top1"].idxmax(), "trial_id"] if epochs["val_top1"].notna().any() else None
+    diverged = epochs.loc[epochs["decision"] == "non_finite", "trial_id"]
+    usable = epochs.loc[~epochs["trial_id"].isin(diverged) & epochs["val_top1"].notna()]
+    best = None if usable.empty else usable.nlargest(1, "val_top1")["trial_id"].iloc[0]
     labelled: set[str] = set()
     for (trial, family), rows in epochs.sort_values("epoch").groupby(["trial_id", "family"]):
         name = family if family not in labelled else None
