@@ -1,0 +1,95 @@
+"""Runs many drills one after another, in folders or in a bucket.
+
+From: a number of times and a seed. To: a row of results/drill_tune.csv.
+Invariants: the kinds of kill take turns, and half of the drills have a second or third kill of a drawn kind; everything
+that was started is ended.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs.bench.drill import KINDS, Outcome, Search, drill, run_undisturbed
+
+__all__ = ["kinds_of", "run_rounds"]
+
+IMAGES_PER_CLASS = 24
+
+
+def run_rounds(work: Path, *, times: int, seed: int, s3: bool) -> dict[str, Any]:
+    """Run one search undisturbed and `times` drills, and say of each in a line how it went."""
+    os.environ["CARRAY_CACHE"] = str(work / "cache")
+    manifest = _draw(work)
+    mark = secrets.token_hex(8)
+    with _runs_in(work, s3) as place:
+
+        def new(name: str) -> Search:
+            return Search(manifest, f"{place}/{name}", work / f"{name}.log", f"{mark}-{name}")
+
+        reference, done, undisturbed_seconds = run_undisturbed(new("undisturbed"))
+        print(f"undisturbed: {done['trials']} trials, {len(reference)} epochs, {undisturbed_seconds:.0f} s", flush=True)
+        outcomes = []
+        for i in range(times):
+            dice = random.Random(f"{seed}-{i}")
+            outcomes.append(drill(new(f"drill-{i}"), kinds_of(i, dice), reference, done, dice))
+            print(_line(i, times, outcomes[-1]), flush=True)
+    counts = Counter(kill.split()[0] for outcome in outcomes for kill in outcome.kills)
+    left = sum(outcome.left for outcome in outcomes)
+    print(f"processes left running: {left}", flush=True)
+    return {
+        "storage": "s3" if s3 else "local",
+        "seed": seed,
+        "drills": times,
+        "same": sum(not outcome.complaints and bool(outcome.kills) for outcome in outcomes),
+        "kills": sum(counts.values()),
+        **{f"kills_{kind}": counts[kind] for kind in KINDS},
+        "trials": done["trials"],
+        "epochs": len(reference),
+        "undisturbed_seconds": round(undisturbed_seconds, 1),
+        "median_drill_seconds": round(statistics.median(outcome.seconds for outcome in outcomes), 1),
+        "processes_left": left,
+    }
+
+
+def kinds_of(number: int, dice: random.Random) -> list[str]:
+    """Give what a drill kills, in order: the kind whose turn it is, and sometimes one or two more."""
+    more = dice.choice([0, 0, 1, 2])
+    return [KINDS[number % len(KINDS)], *(dice.choice(KINDS) for _ in range(more))]
+
+
+def _line(number: int, times: int, outcome: Outcome) -> str:
+    verdict = "same" if not outcome.complaints else "DIFFERENT: " + "; ".join(outcome.complaints)[:2000]
+    killed = ", ".join(outcome.kills) or "nothing (it had ended before the drawn moment)"
+    return f"drill {number + 1}/{times}: killed {killed}; {outcome.seconds:.0f} s; {verdict}"
+
+
+def _draw(work: Path) -> str:
+    from carray.drawing import draw_dataset
+    from carray.manifest.build import prepare
+
+    manifest = str(work / "manifest.parquet")
+    draw_dataset(work / "images", images_per_class=IMAGES_PER_CLASS)
+    prepare(str(work / "images"), out=manifest)
+    return manifest
+
+
+@contextmanager
+def _runs_in(work: Path, s3: bool) -> Iterator[str]:
+    """Give the place of the runs: a folder, or a bucket of an object store that is started for them."""
+    if not s3:
+        yield str(work)
+        return
+    from object_store import start_store
+
+    with start_store(work / "store") as store:
+        os.environ.update(store.environment)
+        store.client().create_bucket(Bucket="drills")
+        yield "s3://drills"
