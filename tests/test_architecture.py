@@ -32,9 +32,10 @@ LAYERS = [
     {"queries", "silhouettes"},
     {"drawing"},
     {"demo"},
+    {"commands"},
     {"__main__", "__init__"},
 ]
-ENTRIES = {"queries", "demo", "__main__", "__init__"}
+ENTRIES = {"queries", "demo", "commands", "__main__", "__init__"}
 """Where commands begin: these may call a stage's `build`, `on_ray` and the like directly."""
 DOORS = {
     "tensors.batches",
@@ -42,6 +43,8 @@ DOORS = {
     "trials.nets",
     "trials.hyper",
     "trials.space",
+    "trials.recipe",
+    "trials.train",
     "bundle.predict",
     "bundle.calibration",
 }
@@ -49,13 +52,16 @@ DOORS = {
 
 HEAVY = (
     "torch torchvision timm ray onnxruntime onnx onnxscript cv2 scipy sklearn matplotlib duckdb optuna simplejpeg PIL "
-    "safetensors botocore rich"
+    "safetensors botocore rich jinja2 tensorboardX mlflow"
 ).split()
 """Imported inside the function that needs them, so that a command pays only for what it uses."""
 
 FORBIDDEN_STEMS = {"utils", "helpers", "common", "misc", "manager", "handler", "processor"}
 MODULE_LINES, FUNCTION_LINES, JOB_LINES = 300, 60, 60
-DISTRIBUTIONS = {"PIL": "Pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "PyYAML"}
+DISTRIBUTIONS = {
+    **{"PIL": "Pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "PyYAML"},
+    **{"jinja2": "Jinja2", "mlflow": "mlflow-skinny"},
+}
 """Where a package is imported under another name than it is installed by."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -283,7 +289,8 @@ def declared_dependencies() -> dict[str, str]:
     text = (ROOT / "pyproject.toml").read_text()
     project = tomllib.loads(text)["project"]
     found = {}
-    for line in [*project["dependencies"], *project["optional-dependencies"]["weights"]]:
+    extras = project["optional-dependencies"]
+    for line in [*project["dependencies"], *extras["weights"], *extras["loggers"]]:
         comment = re.search(re.escape(f'"{line}",') + r"[ \t]*#(.*)", text)
         found[re.split(r"[\[<>=~! ]", line)[0]] = comment.group(1).strip() if comment else ""
     return found

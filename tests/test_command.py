@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from written_runs import write_run
 
 from carray.__main__ import main
+from carray.drawing import draw_dataset
 from carray.manifest.build import prepare as build_manifest
 from carray.manifest.format import read_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["prepare", "tune", "leaderboard", "evaluate", "classify", "predict", "query", "demo"]
+COMMANDS = "prepare tune train leaderboard export evaluate classify predict query demo".split()
 
 
 @pytest.fixture
@@ -83,7 +88,34 @@ def test_nothing_to_classify_is_a_sentence(run, small_bundle: str, tmp_path: Pat
             2,
             ["'resnet19'", "did you mean"],
         ),
+        (["prepare", "{images}", "--out", "{tmp}/m.parquet", "--balance", "0"], 2, ["0"]),
         (["leaderboard", "{tmp}"], 2, ["holds no search.json"]),
+        (["export", "{tmp}", "--trial", "t00000"], 2, ["holds no search.json"]),
+        (["train", "--manifest", "{tmp}/absent.parquet", "--out", "{tmp}/r"], 4, ["absent.parquet does not exist"]),
+        (
+            ["train", "--manifest", "{m}", "--out", "{tmp}/r", "--set", "hyper.learning_rat=1"],
+            2,
+            ["hyper.learning_rat", "did you mean learning_rate?"],
+        ),
+        (
+            ["train", "--manifest", "{m}", "--out", "{tmp}/r", "--set", "hyper.backbone=resnet19"],
+            2,
+            ["'resnet19'", "did you mean"],
+        ),
+        (["train", "--manifest", "{m}", "--out", "{tmp}/r", "--epochs", "0"], 2, ["epochs is 0"]),
+        (["train", "--manifest", "{m}", "--out", "{tmp}/r", "--config", "{bad_yaml}"], 2, ["not valid YAML"]),
+        (["train", "--manifest", "{m}", "--out", "{tmp}/r", "--from", "{tmp}"], 2, ["{tmp} holds no search.json"]),
+        (["train", "--manifest", "{m}", "--out", "{tmp}/r", "--refit"], 2, ["needs --from RUN"]),
+        (
+            ["train", "--manifest", "{m}", "--out", "{tmp}/r", "--from", "{tmp}", "--refit", "--seed", "1"],
+            2,
+            ["takes neither --set nor --seed"],
+        ),
+        (
+            ["train", "--manifest", "{m}", "--out", "{tmp}/r", "--from", "{tmp}", "--config", "{bad_yaml}"],
+            2,
+            ["--from {tmp}", "--config {bad_yaml}", "give one of them"],
+        ),
         (["evaluate", "{bundle}", "--manifest", "{m}", "--split", "dev", "--out", "{tmp}/e"], 2, ["'dev'"]),
         (["predict", "{tmp}", "car.jpg"], 3, ["holds no bundle.json"]),
         (["classify", "{bundle}", "{images}", "--out", "{tmp}/o", "--split", "dev"], 2, ["'dev'"]),
@@ -169,6 +201,49 @@ def test_help_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_interrupted_training_is_one_sentence_and_the_same_command_goes_on(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CARRAY_CACHE", str(tmp_path / "cache"))
+    draw_dataset(tmp_path / "images", images_per_class=6)
+    build_manifest(str(tmp_path / "images"), out=str(tmp_path / "m.parquet"))
+    small = ["hyper={family: cnn, input_size: 24, stages: 1, width: 4}", "pixels={decode_size: 24, input_size: 24}"]
+    settings = [text for setting in small for text in ("--set", setting)]
+    command = ["train", "--manifest", str(tmp_path / "m.parquet"), "--out", str(tmp_path / "run"), *settings]
+    command += ["--epochs", "40"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "carray", *command], stderr=subprocess.PIPE, text=True, cwd=ROOT, env=dict(os.environ)
+    )
+    assert process.stderr is not None
+    said = [next(line for line in process.stderr if "epoch 2/40" in line)]
+    process.send_signal(signal.SIGINT)
+    said += process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == 6, said
+    assert said[-1].startswith("carray: the training was interrupted; repeat the command to go on")
+    assert "Traceback" not in "".join(said)
+    logged = len(list((tmp_path / "run" / "log").iterdir()))
+    assert logged < 40
+    code, out, err = run(*command)
+    assert code == 0, err
+    assert f"epoch {logged + 1}/40" in err
+    assert f"epoch {logged - 1}/40" not in err
+    result = json.loads(out.splitlines()[-1])
+    assert result["epochs"] == 40
+    assert Path(result["bundle"], "bundle.json").exists()
+
+
+def test_leaderboard_prints_every_trial_and_writes_the_page(run, tmp_path: Path) -> None:
+    place = write_run(tmp_path / "run", trials=8)
+    code, out, err = run("leaderboard", place, "--no-page")
+    assert code == 0
+    assert all(f"t{number:05d}" in out for number in range(8))
+    assert not Path(place, "leaderboard.html").exists()
+    code, _, err = run("leaderboard", place)
+    assert code == 0
+    assert str(Path(place, "leaderboard.html")) in err
+    assert "t00007" in Path(place, "leaderboard.html").read_text()
 
 
 @pytest.mark.parametrize("job", ["tune", "classify"])

@@ -6,6 +6,7 @@ Invariants: an unknown key is an error with a did-you-mean; no problem hides ano
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from carray.core.errors import SettingsError
 from carray.core.storage import read_bytes
 
-__all__ = ["Settings", "dump_yaml", "load_settings", "parse_settings"]
+__all__ = ["Settings", "dump_yaml", "load_settings", "parse_settings", "read_yaml"]
 
 
 class Settings(BaseModel):
@@ -28,14 +29,20 @@ class Settings(BaseModel):
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-def load_settings(model: type[AnySettings], *, config: str | None = None, overrides: Iterable[str] = ()) -> AnySettings:
-    """Build `model` from a YAML file and `key.sub=value` overrides, which win.
+def load_settings(
+    model: type[AnySettings],
+    *,
+    config: str | None = None,
+    overrides: Iterable[str] = (),
+    start: Mapping[str, Any] | None = None,
+) -> AnySettings:
+    """Build `model` from a YAML file, or the values of `start`, and `key.sub=value` overrides, which win.
 
     Raises:
         SettingsError: the file is not a YAML mapping, an override has no `=`, or any value is refused by the model.
         StorageError: the file cannot be read.
     """
-    values = _read_yaml(config) if config else {}
+    values = read_yaml(config) if config else copy.deepcopy(dict(start or {}))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -61,7 +68,13 @@ def dump_yaml(settings: BaseModel) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
 
 
-def _read_yaml(config: str) -> dict[str, Any]:
+def read_yaml(config: str) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping, or nothing.
+
+    Raises:
+        SettingsError: it is not YAML, or holds something else.
+        StorageError: the file cannot be read.
+    """
     try:
         values = yaml.safe_load(read_bytes(config))
     except (yaml.YAMLError, UnicodeDecodeError) as err:

@@ -4,6 +4,8 @@
 2. nets         hyper -> network, with weights from a file, a package or the hub, and never a silent random start
 3. augment      decoded pixels -> training's random views, as batch operations
 4. fit          network + block -> one epoch after another, and the best weights; needs no Ray
-5. on_ray       many trials at once under Ray Tune, one ASHA a family
-6. format       the log of (trial, epoch), and the tables and the picture derived from it
+5. probe        rung 0: what each backbone's frozen features are worth, so that the better ones' trials run first
+6. on_ray       many trials at once under Ray Tune, one ASHA a family
+7. train        one configuration without a search, in this process
+8. format       the log of (trial, epoch), and the tables and the picture derived from it
 """

@@ -1,24 +1,33 @@
 """Says what a search leaves behind, and derives its tables from the log.
 
-    RUN/search.json            settings, manifest and every configuration, written before anything is launched
+    RUN/search.json            settings, manifest and every configuration, each written before it is launched
     RUN/log/NUMBER.json        one object per (trial, epoch): the figures and the scheduler's decision
-    RUN/trials/ID/best.safetensors   weights of the trial's best epoch
+    RUN/probes.json            rung 0: one entry a candidate backbone
+    RUN/trials/ID/best.safetensors   weights of the trial's best epoch; its metadata name that epoch
+    RUN/trials/ID/last.safetensors   where the trial goes on from (Fit.checkpoint); gone when it has ended
     RUN/trials/ID/trial.json   how the trial ended, written when it ended
+    RUN/trials/ID/copy.json, epoch-NUMBER.safetensors   pbt: whom it copied last, and what others may copy of it
     RUN/trials.parquet         one row a trial, best first;  RUN/epochs.parquet  one row a (trial, epoch)
-    RUN/curves.png             learning curves
-    RUN/done.json              the marker, written last
+    RUN/curves.png, RUN/leaderboard.html   pictures of both
+    RUN/done.json              what came out and what ended the search, written last
     RUN/bundle/                the winner, packed (bundle.format)
+    RUN/training.json          of carray train, whose run is like that of one trial: on which images, after which trial
+    RUN/refit/ID-EPOCHS/       such a run: the winner's, on train and val
 
-Invariants: S3 cannot append, hence one object an entry; sequence numbers grow in the order of decisions; "best" is the
-best epoch's validation top-1, never the last epoch's, and never of a trial with a non-finite loss. Version 1.
+Invariants: S3 cannot append, hence one object an entry; sequence numbers grow in the order of decisions; an epoch of a
+trial is logged once, however often it is run; "best" is the best epoch's validation top-1, never the last epoch's, and
+never of a trial with a non-finite loss. Nothing here is Ray's: its own state files may be lost. Version 2.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -31,22 +40,27 @@ __all__ = [
     "EPOCHS_SCHEMA",
     "TRIALS_SCHEMA",
     "best_weights",
+    "last_checkpoint",
     "read_log",
     "read_search",
     "read_trials",
+    "store_configuration",
     "trial_id",
     "write_tables",
 ]
 
-VERSION = 1
-SEARCH, DONE, TRIALS, EPOCHS = "search.json", "done.json", "trials.parquet", "epochs.parquet"
+VERSION = 2
+SEARCH, PROBES, DONE, TRIALS, EPOCHS = "search.json", "probes.json", "done.json", "trials.parquet", "epochs.parquet"
 
 TRIALS_SCHEMA = pa.schema(
     [
         ("trial_id", pa.string()),
         ("number", pa.int32()),  # the i of (seed, i)
-        ("family", pa.string()),
-        ("status", pa.string()),  # finished, stopped, failed, non_finite, out_of_time or not_started
+        ("family", pa.string()),  # null where the searcher has proposed nothing yet
+        # finished: ran every epoch; stopped: by the scheduler; non_finite: its loss; failed: an error, or its process
+        # was lost too often; dropped: by rung 0, before it ran; out_of_time: a budget ended the search while it ran;
+        # not_started: a budget ended the search before. The last two go on when the search does.
+        ("status", pa.string()),
         ("reason", pa.string()),  # one line; null for a finished trial
         ("val_top1", pa.float64()),  # of the best epoch, fraction; null without a finite epoch
         ("val_top5", pa.float64()),  # of that epoch
@@ -55,6 +69,9 @@ TRIALS_SCHEMA = pa.schema(
         ("epochs", pa.int32()),  # epochs run
         ("seconds", pa.float64()),  # of all its epochs
         ("images_per_second", pa.float64()),  # trained, median over its epochs
+        ("devices", pa.float64()),  # GPUs it had, or CPUs where it had none; of its last epoch
+        ("device_hours", pa.float64()),  # seconds times devices, over its epochs
+        ("note", pa.string()),  # what its epochs noted, such as a halved micro-batch
         ("hyper", pa.string()),  # the configuration, JSON
     ]
 )
@@ -72,10 +89,19 @@ EPOCHS_SCHEMA = pa.schema(
         ("learning_rate", pa.float64()),
         ("seconds", pa.float64()),
         ("images_per_second", pa.float64()),
-        ("decision", pa.string()),  # continue, stop (ASHA), finish (last epoch) or non_finite
+        ("note", pa.string()),
+        ("decision", pa.string()),  # continue, stop (the scheduler), finish (last epoch) or non_finite
+        ("clock_seconds", pa.float64()),  # of the search, summed over its starts
+        ("devices", pa.float64()),  # GPUs of the trial, or its CPUs where it has none
         ("logged_at", pa.string()),  # ISO 8601, UTC
     ]
 )
+
+_THREADS = 32
+"""Requests at once: a store answers each in tens of milliseconds, and a long log has thousands."""
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 def trial_id(number: int) -> str:
@@ -83,32 +109,59 @@ def trial_id(number: int) -> str:
     return f"t{number:05d}"
 
 
+def trial_folder(run: str, number: int) -> str:
+    """Give the URI of a trial's folder."""
+    return join(run, "trials", trial_id(number))
+
+
 def best_weights(run: str, trial: str) -> str:
     """Give the URI of a trial's best weights."""
     return join(run, "trials", trial, "best.safetensors")
+
+
+def last_checkpoint(run: str, number: int) -> str:
+    """Give the URI of what a running trial goes on from."""
+    return join(trial_folder(run, number), "last.safetensors")
 
 
 def read_search(run: str) -> dict[str, Any]:
     """Read what a run was started with.
 
     Raises:
-        SettingsError: no search was ever started there.
+        SettingsError: no search was ever started there, or by another version of carray.
     """
     if not exists(join(run, SEARCH)):
         raise SettingsError(
             f"{run} holds no {SEARCH}, so it is not a run of carray tune; give the folder that --out named."
         )
-    return dict(read_json(join(run, SEARCH)))
+    search = dict(read_json(join(run, SEARCH)))
+    if search.get("version") != VERSION:
+        age = "a newer" if (search.get("version") or 0) > VERSION else "an older"
+        raise SettingsError(
+            f"{run} was written by {age} carray (run version {search.get('version')}, this one reads {VERSION}); "
+            "use that carray for it, or name another --out."
+        )
+    return search
+
+
+def store_configuration(run: str, number: int, hyper: Mapping[str, Any]) -> None:
+    """Write a configuration that a searcher proposed into search.json, before it is launched.
+
+    Raises:
+        StorageError: storage refused it.
+    """
+    search = read_search(run)
+    search["configurations"][number] = dict(hyper)
+    write_json(join(run, SEARCH), search)
 
 
 def read_log(run: str) -> list[dict[str, Any]]:
-    """Read every (trial, epoch) entry, in the order of decisions; of a trial begun twice, its last attempt's only.
+    """Read every (trial, epoch) entry, in the order of decisions.
 
-    The weights that lie there are the last attempt's, so an epoch that only an earlier one reached must not be best.
+    A killed writer may leave a file of another name beside the entries; it is passed over.
     """
-    entries = sorted((read_json(uri) for uri in list_files(join(run, "log"))), key=lambda entry: entry["sequence"])
-    begun = {entry["number"]: entry["sequence"] for entry in entries if entry["epoch"] == 1}
-    return [entry for entry in entries if entry["sequence"] >= begun.get(entry["number"], 0)]
+    entries = [uri for uri in list_files(join(run, "log")) if re.fullmatch(r"\d{8}\.json", uri.rsplit("/", 1)[-1])]
+    return sorted(_at_once(read_json, entries), key=lambda entry: entry["sequence"])
 
 
 def write_log_entry(run: str, entry: Mapping[str, Any]) -> None:
@@ -118,25 +171,28 @@ def write_log_entry(run: str, entry: Mapping[str, Any]) -> None:
 
 def write_trial_end(run: str, number: int, *, status: str, reason: str | None) -> None:
     """Note how a trial ended."""
-    write_json(
-        join(run, "trials", trial_id(number), "trial.json"), {"number": number, "status": status, "reason": reason}
-    )
+    write_json(join(trial_folder(run, number), "trial.json"), {"number": number, "status": status, "reason": reason})
 
 
 def read_trial_ends(run: str, count: int) -> dict[int, dict[str, Any]]:
     """Read how trials ended, by number; a trial that is not there has not ended."""
+
+    def read_end(number: int) -> dict[str, Any] | None:
+        place = join(trial_folder(run, number), "trial.json")
+        return dict(read_json(place)) if exists(place) else None
+
     if not is_folder(join(run, "trials")):
         return {}
-    ends = {}
-    for number in range(count):
-        place = join(run, "trials", trial_id(number), "trial.json")
-        if exists(place):
-            ends[number] = dict(read_json(place))
-    return ends
+    ends = enumerate(_at_once(read_end, range(count)))
+    return {number: end for number, end in ends if end is not None}
 
 
-def write_tables(run: str) -> pd.DataFrame:
+def write_tables(run: str, *, ended_by: str | None = None) -> pd.DataFrame:
     """Derive trials.parquet and epochs.parquet from the log, and give the trials, best first.
+
+    Args:
+        run: The run's folder.
+        ended_by: What ended the search before every trial had ended, in words.
 
     Raises:
         StorageError: storage refused a table.
@@ -144,7 +200,14 @@ def write_tables(run: str) -> pd.DataFrame:
     search = read_search(run)
     log = read_log(run)
     ends = read_trial_ends(run, len(search["configurations"]))
-    rows = [_trial_row(i, hyper, log, ends.get(i)) for i, hyper in enumerate(search["configurations"])]
+    of_trial = defaultdict(list)
+    for entry in log:
+        of_trial[entry["number"]].append(entry)
+    cut_off = f"the search ended before this trial did{f': {ended_by}' if ended_by else ''}"
+    rows = [
+        _trial_row(number, hyper, of_trial[number], ends.get(number), cut_off)
+        for number, hyper in enumerate(search["configurations"])
+    ]
     rows.sort(key=lambda row: (-(row["val_top1"] if row["val_top1"] is not None else -1.0), row["number"]))
     provenance = {"manifest": search["manifest_fingerprint"], "seed": search["settings"]["search"]["seed"]}
     epochs = table_from_rows(log, EPOCHS_SCHEMA)
@@ -183,26 +246,31 @@ def best_trial(trials: pd.DataFrame) -> dict[str, Any]:
 
 
 def _trial_row(
-    number: int, hyper: Mapping[str, Any], log: list[dict[str, Any]], end: Mapping[str, Any] | None
+    number: int,
+    hyper: Mapping[str, Any] | None,
+    entries: Sequence[Mapping[str, Any]],
+    end: Mapping[str, Any] | None,
+    cut_off: str,
 ) -> dict[str, Any]:
-    entries = [entry for entry in log if entry["number"] == number]
     finite = [entry for entry in entries if is_finite(entry)]
     best = max(finite, key=lambda entry: (entry["val_top1"], -entry["epoch"]), default=None)
-    # A trial that went non-finite is never best, whatever it had reached before.
-    diverged = len(finite) < len(entries)
+    if len(finite) < len(entries):  # a trial that went non-finite is never best, whatever it had reached before
+        best = None
+    figures = {name: best[name] if best else None for name in ("val_top1", "val_top5", "val_loss")}
     return {
         "trial_id": trial_id(number),
         "number": number,
-        "family": hyper["family"],
+        "family": hyper["family"] if hyper else None,
         "status": end["status"] if end else ("out_of_time" if entries else "not_started"),
-        "reason": end["reason"] if end else "the search ended before this trial did",
-        "val_top1": best["val_top1"] if best and not diverged else None,
-        "val_top5": best["val_top5"] if best and not diverged else None,
-        "val_loss": best["val_loss"] if best and not diverged else None,
-        "best_epoch": best["epoch"] if best and not diverged else None,
+        "reason": end["reason"] if end else cut_off,
+        **figures,
+        "best_epoch": best["epoch"] if best else None,
         "epochs": len(entries),
         "seconds": sum(entry["seconds"] for entry in entries),
         "images_per_second": pd.Series([e["images_per_second"] for e in entries]).median() if entries else None,
+        "devices": entries[-1]["devices"] if entries else None,
+        "device_hours": sum(entry["seconds"] * entry["devices"] for entry in entries) / 3600,
+        "note": "; ".join(dict.fromkeys(entry["note"] for entry in entries if entry["note"])) or None,
         "hyper": json.dumps(hyper),
     }
 
@@ -211,3 +279,8 @@ def is_finite(entry: Mapping[str, Any]) -> bool:
     """Say whether an epoch's losses are both finite numbers; a null stands for one that is not."""
     losses = (entry["train_loss"], entry["val_loss"])
     return all(loss is not None and math.isfinite(loss) for loss in losses)
+
+
+def _at_once(action: Callable[[T], U], items: Iterable[T]) -> list[U]:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(action, items))

@@ -2,22 +2,25 @@
 
 From: settings and a manifest; then epoch after epoch. To: RUN/search.json, RUN/log, RUN/trials/ID/trial.json
 (trials.format).
-Invariants: one process writes the log; sequence numbers grow over every start of the search.
+Invariants: one process writes the log; sequence numbers grow over every start of the search; an epoch is logged once,
+and its first decision stands.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from carray.core.errors import SettingsError
+from carray.core.errors import SchemaError, SettingsError
 from carray.core.progress import say
-from carray.core.storage import exists, join, read_json, write_json
+from carray.core.settings import parse_settings
+from carray.core.storage import delete, exists, join, read_json, write_json
 from carray.manifest.format import Manifest
 from carray.trials import format as runs
-from carray.trials.hyper import CnnHyper, TransferHyper
+from carray.trials.budget import Budget
+from carray.trials.hyper import CnnHyper, TransferHyper, read_hyper
+from carray.trials.loggers import EpochLoggers
 from carray.trials.nets import check_backbone
 from carray.trials.space import SearchSettings, TuneSettings
 from carray.trials.weights import check_weights
@@ -27,18 +30,43 @@ __all__ = ["METRIC", "SearchLog", "check_search", "open_run"]
 METRIC = "best_val_top1"
 """What schedulers compare: the best epoch so far, so that one bad last epoch stops nobody."""
 
+CHANGEABLE = {
+    "search.trials",
+    "search.time_budget_minutes",
+    "search.device_hours_budget",
+    "search.money_budget",
+    "search.price_per_device_hour",
+    "search.cpus_per_trial",
+    "search.gpus_per_trial",
+    "search.rung0_margin",
+    "search.refit",
+    "search.refit_epochs",
+    "search.loggers",
+}
+"""How long and on what a search runs, which a later start may say anew; all else decides what its figures mean."""
+
 _STATUS = {"stop": "stopped", "finish": "finished", "non_finite": "non_finite"}
+_SCHEDULERS = {"asha": "ASHA", "median": "the median rule", "pbt": "PBT"}
+
+Configuration = CnnHyper | TransferHyper | None
+"""None: the searcher proposes it when its turn comes."""
 
 
-def check_search(manifest: Manifest, configurations: list[CnnHyper | TransferHyper]) -> None:
+def check_search(manifest: Manifest, configurations: Sequence[Configuration]) -> None:
     """Check, before anything is launched, that the data, the backbones and their weights are there.
 
     Raises:
         SchemaError: no usable training or validation image.
         SettingsError: fewer than two classes, an unknown backbone, or weights that are not to be had.
     """
-    for split in ("train", "val"):
-        manifest.of_split(split)
+    counts = manifest.split_counts()
+    empty = [split for split in ("train", "val") if not counts[split]]
+    if empty:
+        there = ", ".join(f"{count} in {split}" for split, count in counts.items())
+        raise SchemaError(
+            f"{manifest.uri} has no usable image in split {empty[0]!r} ({there}); a search trains on train and chooses "
+            "on val, so prepare more labelled images, or other shares."
+        )
     if len(manifest.classes) < 2:
         raise SettingsError(f"{manifest.uri} has {len(manifest.classes)} class; a classifier needs at least two.")
     for backbone, weights in sorted({(h.backbone, h.weights) for h in configurations if isinstance(h, TransferHyper)}):
@@ -47,59 +75,143 @@ def check_search(manifest: Manifest, configurations: list[CnnHyper | TransferHyp
 
 
 def open_run(
-    run: str, manifest: Manifest, settings: TuneSettings, configurations: list[CnnHyper | TransferHyper]
-) -> None:
-    """Write search.json, or check that the one there is of this very search.
+    run: str, manifest: Manifest, settings: TuneSettings, configurations: Sequence[Configuration]
+) -> list[dict[str, Any] | None]:
+    """Write search.json, or go on with the one there; gives every configuration, those of earlier starts as they were.
 
     Raises:
-        SettingsError: the folder holds another search.
+        SettingsError: the folder holds another search, one with more trials, or one of another version of carray.
     """
-    wanted = {
+    wanted: dict[str, Any] = {
         "version": runs.VERSION,
         "manifest": manifest.uri,
         "manifest_fingerprint": manifest.fingerprint,
         "settings": settings.model_dump(mode="json"),
-        "configurations": [hyper.model_dump(mode="json") for hyper in configurations],
+        "configurations": [hyper and hyper.model_dump(mode="json") for hyper in configurations],
     }
-    place = join(run, runs.SEARCH)
-    if not exists(place):
-        write_json(place, {**wanted, "created_at": datetime.now(UTC).isoformat(timespec="seconds")})
-        return
-    there = read_json(place)
-    differing = [key for key in wanted if key != "manifest" and there.get(key) != wanted[key]]
+    if not exists(join(run, runs.SEARCH)):
+        wanted["created_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+    else:
+        there = runs.read_search(run)
+        _check_same(run, there, wanted)
+        wanted = {**there, **wanted, "configurations": _continued(run, there["configurations"], wanted)}
+        margins = [document["settings"]["search"]["rung0_margin"] for document in (there, wanted)]
+        if margins[0] != margins[1]:
+            _take_back_dropped(run, len(there["configurations"]))
+        say(f"{run} was started before: what is finished there is kept")
+        if wanted == there:
+            return list(wanted["configurations"])
+    write_json(join(run, runs.SEARCH), wanted)
+    return list(wanted["configurations"])
+
+
+def _check_same(run: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse, naming the first difference, what would make the figures of one run mean two things."""
+    # Read and written again, so that a setting which came later stands there with its default.
+    settings = parse_settings(TuneSettings, there["settings"]).model_dump(mode="json")
+    old = {"manifest_fingerprint": there["manifest_fingerprint"], **_dotted(settings)}
+    new = {"manifest_fingerprint": wanted["manifest_fingerprint"], **_dotted(wanted["settings"])}
+    differing = [key for key in {**old, **new} if key not in CHANGEABLE and old.get(key) != new.get(key)]
     if differing:
+        key, others = differing[0], len(differing) - 1
+        more = f" (and {others} more differ)" if others else ""
         raise SettingsError(
-            f"{run} holds another search (its {', '.join(differing)} differ); name another --out, or repeat the "
-            "command with the settings of that search to continue it."
+            f"{run} holds another search: its {key} is {old.get(key)!r}, not {new.get(key)!r}{more}; name another "
+            "--out, or repeat the command with the settings and images of that search to go on."
         )
-    say(f"{run} was started before: what is finished there is kept")
+    if new["search.trials"] < old["search.trials"]:
+        raise SettingsError(
+            f"{run} holds a search of {old['search.trials']} trials, and search.trials is {new['search.trials']}; "
+            "a search can only grow, so ask for as many or more, or name another --out."
+        )
+
+
+def _continued(run: str, there: Sequence[Any], wanted: Mapping[str, Any]) -> list[Any]:
+    """Put the stored configurations in front of the new ones, which must go on where they end."""
+    drawn = wanted["configurations"]
+    tpe = wanted["settings"]["search"]["searcher"] == "tpe"  # what a searcher proposed cannot be drawn again
+    for number, (old, new) in enumerate(zip(there, drawn, strict=False)):
+        if not tpe and read_hyper(old) != read_hyper(new):
+            raise SettingsError(
+                f"{run} holds another search: its configuration {number} is not the one that these settings draw, so "
+                "another version of carray began it; use that one, or name another --out."
+            )
+    return [*there, *drawn[len(there) :]]
+
+
+def _take_back_dropped(run: str, count: int) -> None:
+    for number, end in runs.read_trial_ends(run, count).items():
+        if end["status"] == "dropped":
+            delete(join(runs.trial_folder(run, number), "trial.json"))
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings: {'search.seed': 0, ...}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+    return flat
 
 
 class SearchLog:
     """Keeps one search's log and says each epoch in a line."""
 
-    def __init__(self, run: str, search: SearchSettings, ended: Mapping[int, Mapping[str, Any]]) -> None:
-        self._run, self._search, self._ended = run, search, ended
-        self._done = len(ended)
-        self._best: tuple[float, str] = (-1.0, "none")
-        self._started = time.monotonic()
-        self._added: set[tuple[int, int]] = set()
-        self._earlier = runs.read_log(run)
-        self._sequence = max((entry["sequence"] for entry in self._earlier), default=0)
+    def __init__(self, run: str, search: SearchSettings, *, count: int | None = None, devices: float = 1.0) -> None:
+        """Take up the log where earlier starts left it; a trial whose last decision was logged is ended now.
+
+        Args:
+            run: The run's folder.
+            search: How long and how widely to search.
+            count: Of configurations; None is search.trials.
+            devices: GPUs of a trial, or its CPUs where it has none.
+
+        Raises:
+            StorageError: the log cannot be read, or the end of a trial not be written.
+        """
+        self.devices = devices
+        self.loggers: EpochLoggers | None = None
+        """Who else is told of each epoch and end."""
+        self._run, self._search = run, search
+        self._trials = search.trials if count is None else count
+        self._entries = runs.read_log(run)
+        self._decisions = {(entry["number"], entry["epoch"]): entry["decision"] for entry in self._entries}
+        self._sequence = max((entry["sequence"] for entry in self._entries), default=0)
+        self._ended = {number: end["status"] for number, end in runs.read_trial_ends(run, self._trials).items()}
+        self._remarks: dict[int, str] = {}
+        self._best: tuple[float, str] = (0.0, "none")
+        done = read_json(join(run, runs.DONE)) if exists(join(run, runs.DONE)) else {}
+        self.budget = Budget(search, self._entries, earlier_seconds=60 * done.get("spent", {}).get("minutes", 0.0))
+        for entry in self._entries:
+            self._compare(entry)
+            # Killed between the decision and the note of it.
+            if entry["decision"] != "continue" and entry["number"] not in self._ended:
+                self._end(entry["number"], _STATUS[entry["decision"]], self._reason(entry))
+
+    @property
+    def missing(self) -> list[int]:
+        """Give the trials that have not ended: those that ran before first, in the order they began, then by number."""
+        begun = dict.fromkeys(entry["number"] for entry in self._entries)
+        numbers = dict.fromkeys([*begun, *range(self._trials)])
+        return [number for number in numbers if number not in self._ended]
+
+    @property
+    def running(self) -> list[int]:
+        """Give the trials that have logged an epoch and not ended, in the order they began."""
+        begun = {entry["number"] for entry in self._entries}
+        return [number for number in self.missing if number in begun]
 
     def replayed(self) -> Iterator[dict[str, Any]]:
-        """Give the finite epochs of trials that ended in an earlier start, in the order of the decisions made then."""
+        """Give every finite epoch of every trial in the order of decisions, with the trial's best so far as METRIC."""
         best: dict[int, float] = {}
-        for entry in self._earlier:
-            number = entry["number"]
-            if number in self._ended and runs.is_finite(entry):
+        for entry in self._entries:
+            if runs.is_finite(entry):
+                number = entry["number"]
                 best[number] = max(best.get(number, -1.0), entry["val_top1"])
-                self._compare(best[number], runs.trial_id(number))
                 yield {**entry, METRIC: best[number]}
 
-    def has(self, entry: Mapping[str, Any]) -> bool:
-        """Say whether this start has logged that epoch of that trial."""
-        return (entry["number"], entry["epoch"]) in self._added
+    def decision_of(self, entry: Mapping[str, Any]) -> str | None:
+        """Give what was decided about that epoch of that trial when it was logged; None when it never was."""
+        return self._decisions.get((entry["number"], entry["epoch"]))
 
     def add(self, entry: Mapping[str, Any], decision: str) -> None:
         """Log one epoch and what was decided: continue, stop, finish or non_finite.
@@ -107,19 +219,34 @@ class SearchLog:
         Raises:
             StorageError: storage refused the entry after every try.
         """
-        self._added.add((entry["number"], entry["epoch"]))
-        self._sequence += 1
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        trial = runs.trial_id(entry["number"])
-        record = {"sequence": self._sequence, "trial_id": trial, **entry, "decision": decision, "logged_at": now}
+        number = entry["number"]
+        notes = [note for note in (self._remarks.pop(number, None), entry.get("note")) if note]
+        record = {
+            "sequence": self._sequence + 1,
+            "trial_id": runs.trial_id(number),
+            **entry,
+            "note": "; ".join(notes) or None,
+            "decision": decision,
+            "clock_seconds": round(self.budget.clock_seconds, 3),
+            "devices": self.devices,
+            "logged_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
         runs.write_log_entry(self._run, record)
-        if decision != "non_finite":
-            self._compare(entry["val_top1"], trial)
+        self._sequence += 1
+        self._entries.append(record)
+        self._decisions[number, entry["epoch"]] = decision
+        self.budget.add(record)
+        self._compare(record)
+        if self.loggers is not None:
+            self.loggers.add(record)
         if decision != "continue":
-            reason = _reason(entry, decision)
-            runs.write_trial_end(self._run, entry["number"], status=_STATUS[decision], reason=reason)
-            self._done += 1
-        self._say(entry, trial, decision)
+            self._end(number, _STATUS[decision], self._reason(record))
+        self._say(record)
+
+    def remark(self, number: int, text: str) -> None:
+        """Say something about a trial, and note it with its next logged epoch."""
+        self._remarks[number] = text
+        say(f"tune: {runs.trial_id(number)}: {text}")
 
     def fail(self, number: int, reason: str) -> None:
         """Note that a trial ended in an error.
@@ -127,27 +254,46 @@ class SearchLog:
         Raises:
             StorageError: storage refused the note after every try.
         """
-        runs.write_trial_end(self._run, number, status="failed", reason=reason)
-        self._done += 1
-        say(f"tune: {runs.trial_id(number)} failed: {reason}  trials {self._done}/{self._search.trials}")
+        self._end(number, "failed", reason)
+        say(f"tune: {runs.trial_id(number)} failed: {reason}  trials {self._count()}")
 
-    def _compare(self, val_top1: float, trial: str) -> None:
-        if val_top1 > self._best[0]:
-            self._best = (val_top1, trial)
+    def drop(self, number: int, reason: str) -> None:
+        """Note that a trial is not to be run.
 
-    def _say(self, entry: Mapping[str, Any], trial: str, decision: str) -> None:
-        minutes = (time.monotonic() - self._started) / 60
-        loss = "not finite" if entry["train_loss"] is None else f"{entry['train_loss']:.3f}"
+        Raises:
+            StorageError: storage refused the note after every try.
+        """
+        self._end(number, "dropped", reason)
+        say(f"tune: {runs.trial_id(number)} is not run: {reason}")
+
+    def _end(self, number: int, status: str, reason: str | None) -> None:
+        # In this order: whatever is killed in between is mended at the next start.
+        delete(runs.last_checkpoint(self._run, number))
+        runs.write_trial_end(self._run, number, status=status, reason=reason)
+        self._ended[number] = status
+        if self.loggers is not None:
+            self.loggers.end(number, status)
+
+    def _reason(self, entry: Mapping[str, Any]) -> str | None:
+        if entry["decision"] == "finish":
+            return None
+        if entry["decision"] == "non_finite":
+            return f"the loss was not finite in epoch {entry['epoch']}"
+        who = _SCHEDULERS.get(self._search.scheduler, self._search.scheduler)
+        return f"stopped by {who} after epoch {entry['epoch']} with {entry['val_top1']:.1%} validation top-1"
+
+    def _count(self) -> str:
+        return f"{len(self._ended)}/{self._trials}"
+
+    def _compare(self, entry: Mapping[str, Any]) -> None:
+        if runs.is_finite(entry) and entry["val_top1"] > self._best[0]:
+            self._best = (entry["val_top1"], entry["trial_id"])
+
+    def _say(self, record: Mapping[str, Any]) -> None:
+        loss = "not finite" if record["train_loss"] is None else f"{record['train_loss']:.3f}"
+        note = f"  ({record['note']})" if record["note"] else ""
         say(
-            f"tune {minutes:5.1f} min  {trial} {entry['family']:<8} epoch {entry['epoch']}/{self._search.epochs}  "
-            f"loss {loss}  val top-1 {entry['val_top1']:.1%}  {decision:<8}  best {self._best[0]:.1%} ({self._best[1]})"
-            f"  trials {self._done}/{self._search.trials}"
+            f"tune {record['clock_seconds'] / 60:5.1f} min  {record['trial_id']} {record['family']:<8} epoch "
+            f"{record['epoch']}/{self._search.epochs}  loss {loss}  val top-1 {record['val_top1'] or 0.0:.1%}  "
+            f"{record['decision']:<8}  best {self._best[0]:.1%} ({self._best[1]})  trials {self._count()}{note}"
         )
-
-
-def _reason(entry: Mapping[str, Any], decision: str) -> str | None:
-    if decision == "finish":
-        return None
-    if decision == "stop":
-        return f"stopped by ASHA after epoch {entry['epoch']} with {entry['val_top1']:.1%} validation top-1"
-    return f"the loss was not finite in epoch {entry['epoch']}"

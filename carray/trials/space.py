@@ -40,7 +40,7 @@ class SearchSettings(Settings):
     scheduler: Literal["asha", "median", "pbt", "none"] = "asha"
     """Who is stopped early: by ASHA, those below the median, nobody; pbt copies the better over the worse."""
     grace_epochs: int = Field(default=1, ge=1)
-    """No trial is stopped before this epoch."""
+    """No trial is stopped before this epoch; with pbt, trials copy each other every so many."""
     reduction_factor: float = Field(default=3, gt=1)
     """Of the trials at a rung of ASHA, one in this many goes on."""
     rung0: Literal["auto", "on", "off"] = "auto"
@@ -59,8 +59,13 @@ class SearchSettings(Settings):
     """None: one, or what the GPUs leave to each trial."""
     gpus_per_trial: float | None = Field(default=None, ge=0)
     """None: one whole GPU where the cluster has any, else none; 0.5 lets two trials share one."""
+    loggers: list[Literal["tensorboard", "mlflow"]] = Field(default_factory=list)
+    """Who is told each epoch besides the run's own log: TensorBoard's files under RUN/tensorboard, an MLflow server at
+    MLFLOW_TRACKING_URI."""
     refit: bool = False
     """Whether the winner is trained once more, on train and val, and that is what is packed."""
+    refit_epochs: int | None = Field(default=None, ge=1, le=10_000)
+    """Of that training; None is epochs."""
 
     @model_validator(mode="after")
     def _check_epochs(self) -> SearchSettings:

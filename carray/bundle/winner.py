@@ -1,0 +1,137 @@
+"""Decides what RUN/bundle holds: the search's winner, its refit, one training, or the trial that the user chose.
+
+From: a run that a search or a training left. To: a bundle folder.
+Invariants: a search that went on and found better packs anew; another trial, exported on purpose, stays until the next
+one is; what a bundle is of stands in its bundle.json under `search`. A refit keeps the temperature of the model before
+it, since no image is left to fit one on, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from carray.bundle.build import pack_winner
+from carray.bundle.format import BUNDLE_JSON, BundleInfo
+from carray.core.errors import SearchError, SettingsError
+from carray.core.progress import say
+from carray.core.settings import parse_settings
+from carray.core.storage import absolute, exists, join, read_json
+from carray.manifest.format import read_manifest
+from carray.trials import format as runs
+from carray.trials.recipe import find_row, recipe_of_row
+from carray.trials.space import TuneSettings
+from carray.trials.train import refit_run, train
+
+__all__ = ["export_trial", "keep_trained", "keep_winner", "refit"]
+
+
+def keep_winner(run: str) -> str:
+    """Pack a search's winner into RUN/bundle, refitted where search.refit says so, unless it is there; gives its URI.
+
+    Raises:
+        SearchError: no trial came to a result, or the refit was interrupted.
+        BundleError: the exported model is not the same model.
+    """
+    run = absolute(run)
+    bundle = join(run, "bundle")
+    winner = runs.best_trial(runs.read_trials(run))
+    document = runs.read_search(run)
+    search = parse_settings(TuneSettings, document["settings"]).search
+    trial, epochs = winner["trial_id"], search.refit_epochs or search.epochs
+    wanted = {"trial_id": trial, "epoch": int(winner["best_epoch"])}
+    wanted |= {"refit": True, "refit_epochs": epochs} if search.refit else {}
+    there = _packed(bundle)
+    if there.get("chosen"):
+        if there["trial_id"] != trial:
+            say(
+                f"{bundle} keeps {there['trial_id']}, which was exported on purpose; "
+                f"carray export {run} --trial {trial} packs the winner"
+            )
+    elif {name: there[name] for name in ("trial_id", "epoch", "refit", "refit_epochs") if name in there} != wanted:
+        if search.refit:
+            out = refit_run(run, trial, epochs)
+            refit(run, trial, manifest=document["manifest"], out=out, to=bundle, epochs=epochs)
+        else:
+            pack_winner(run)
+    return bundle
+
+
+def keep_trained(run: str) -> str:
+    """Pack what `train` left in a run, unless it is there; gives the bundle's URI.
+
+    Raises:
+        SearchError: the training came to no result.
+        BundleError: the exported model is not the same model.
+    """
+    bundle = join(absolute(run), "bundle")
+    if not _packed(bundle):
+        pack_winner(run)
+    return bundle
+
+
+def export_trial(run: str, trial: str, *, out: str | None = None) -> BundleInfo:
+    """Pack the trial of that id, or that row of the leaderboard, into RUN/bundle or `out`.
+
+    In RUN/bundle it stays, however the search goes on; only when it is the winner, a better one may take its place.
+
+    Raises:
+        SettingsError: no run lies there, or it has no such trial.
+        SearchError: that trial came to no result.
+        BundleError: the exported model is not the same model.
+    """
+    run = absolute(run)
+    chosen = str(_row_with_result(run, trial)["trial_id"])
+    is_winner = chosen == runs.best_trial(runs.read_trials(run))["trial_id"]
+    return pack_winner(run, trial=chosen, to=out, note={} if is_winner else {"chosen": True})
+
+
+def refit(
+    run: str, row: str, *, manifest: str, out: str, to: str | None = None, epochs: int | None = None
+) -> dict[str, Any]:
+    """Train a row's configuration once more, on train and val, and pack its last epoch into `to` or OUT/bundle.
+
+    Raises:
+        SettingsError: no run lies there, it has no such row, or `manifest` is not the run's.
+        SearchError: that row came to no result to keep the temperature of, or the training was interrupted.
+        BundleError: the exported model is not the same model.
+    """
+    run, out = absolute(run), absolute(out)
+    before = _row_with_result(run, row)
+    trial = str(before["trial_id"])
+    settings, _ = recipe_of_row(run, trial, overrides=[] if epochs is None else [f"epochs={epochs}"])
+    source = read_manifest(absolute(manifest))
+    if source.fingerprint != runs.read_search(run)["manifest_fingerprint"]:
+        raise SettingsError(
+            f"{source.uri} is not the manifest of {run} (its images, labels or splits differ), so the temperature that "
+            "a refit keeps would be of other images; give that manifest."
+        )
+    images = sum(len(source.of_split(split)) for split in ("train", "val"))
+    outcome = train(manifest, run=out, settings=settings, refit_of={"run": run, "trial_id": trial})
+    bundle = to or join(out, "bundle")
+    note = {
+        "refit": True,
+        "refit_splits": ["train", "val"],
+        "refit_images": images,
+        "refit_epochs": settings.epochs,
+        "temperature_from": f"{trial}, epoch {int(before['best_epoch'])}, before the refit",
+    }
+    if to is not None or not _packed(bundle):
+        pack_winner(run, trial=trial, to=bundle, weights=runs.best_weights(out, outcome["trial"]), note=note)
+    return {**outcome, "bundle": bundle}
+
+
+def _row_with_result(run: str, row: str) -> dict[str, Any]:
+    found = find_row(run, row)
+    if not found["val_top1"] >= 0:  # null, which pandas reads as nan
+        raise SearchError(
+            f"{found['trial_id']} of {run} came to no result ({found['status']}: {found['reason']}); choose a row of "
+            "carray leaderboard that has one."
+        )
+    return found
+
+
+def _packed(bundle: str) -> Mapping[str, Any]:
+    """Give what a bundle says of how it was found; empty where there is no finished one."""
+    place = join(bundle, BUNDLE_JSON)
+    return dict(read_json(place).get("search", {})) if exists(place) else {}

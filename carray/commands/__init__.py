@@ -1,0 +1,7 @@
+"""commands: what `carray` can be told, one thin function a subcommand; `__main__` lists them.
+
+1. data        images -> a manifest; and the demo, which draws its own
+2. search      a manifest -> a run: search, one training, leaderboard, export
+3. score       a bundle -> figures and predictions
+4. questions   predictions -> answers
+"""

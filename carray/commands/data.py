@@ -1,0 +1,61 @@
+"""The commands that make data: a manifest of the user's images, or the demo's drawn ones."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["demo", "prepare"]
+
+
+def prepare(
+    source: Annotated[str, typer.Argument(help="Class folders, Stanford Cars devkit, CSV/Parquet table, or a prefix.")],
+    out: Annotated[str, typer.Option("--out", help="Manifest to write, a .parquet file; local or s3://.")],
+    layout: Annotated[str, typer.Option(help="auto, folder, stanford-cars, table or images.")] = "auto",
+    split: Annotated[
+        str, typer.Option(help="Shares of train/val/test in percent, where the source gives no test split.")
+    ] = "70/15/15",
+    crop_boxes: Annotated[
+        bool, typer.Option("--crop-boxes", help="Cut every image to its box, if it has one.")
+    ] = False,
+    extend: Annotated[str | None, typer.Option(help="Older manifest whose images keep their splits.")] = None,
+    balance: Annotated[int | None, typer.Option(metavar="N", help="Keep at most N training images of a class.")] = None,
+) -> None:
+    """Read labelled images and write the manifest: one row an image, checked, hashed and split.
+
+    Reads every image once; writes one Parquet file; deletes nothing. An unreadable image is a row with its reason.
+
+    Cost: about 400 photographs a second and core.
+
+    Example: `carray prepare photos/ --out manifest.parquet`
+    """
+    from carray.manifest.build import prepare as build_manifest
+    from carray.manifest.splits import parse_split
+
+    report = build_manifest(
+        source,
+        out=out,
+        layout=layout,
+        split=parse_split(split),
+        crop_boxes=crop_boxes,
+        extend=extend,
+        balance=balance,
+    )
+    typer.echo(report.text())
+
+
+def demo(
+    out: Annotated[str, typer.Option("--out", help="Folder for everything the demo makes.")] = "carray-demo",
+) -> None:
+    """Run everything once on drawn cars: prepare, tune, evaluate, classify, and three questions in pandas.
+
+    Reads nothing from outside; writes only below OUT; needs no download.
+
+    Cost: under 5 minutes on two cores.
+
+    Example: `carray demo --out carray-demo`
+    """
+    from carray.demo import run_demo
+
+    run_demo(out)
