@@ -67,7 +67,7 @@ def _draw(out: str) -> None:
 
 
 def _learn(out: str) -> float:
-    from carray.bundle.build import pack_winner
+    from carray.bundle.winner import keep_winner
     from carray.evaluation.report import evaluate, summary_text
     from carray.manifest.build import prepare
     from carray.trials.format import read_trials
@@ -80,8 +80,7 @@ def _learn(out: str) -> float:
     _say_step(3, "tune: search both families with ASHA, and pack the winner")
     search(manifest, run=run, settings=_search_settings())
     print(leaderboard_text(read_trials(run)))
-    if not exists(join(run, "bundle", "bundle.json")):
-        pack_winner(run)
+    keep_winner(run)
     _say_step(4, "evaluate: the winner on images that no trial has seen")
     metrics = evaluate(join(run, "bundle"), manifest, split="test", out=join(out, "evaluation"))
     print(summary_text(metrics))

@@ -21,10 +21,11 @@ def tune(
     epochs: Annotated[int | None, typer.Option(help="Short for --set search.epochs=N.")] = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set search.seed=N.")] = None,
 ) -> None:
-    """Search for the best network with Ray Tune and ASHA, and pack the winner into OUT/bundle.
+    """Search for the best network with Ray Tune, stop weak trials early, and pack the winner into OUT/bundle.
 
     Reads the manifest's training and validation images once a machine, into a block of decoded pixels under
-    $CARRAY_CACHE (default ~/.cache/carray). Writes trials.parquet, epochs.parquet, curves.png and bundle/.
+    $CARRAY_CACHE (default ~/.cache/carray). Writes trials.parquet, epochs.parquet, leaderboard.html, curves.png and
+    bundle/.
 
     After an interruption the same command goes on where the search was; a larger --trials adds to a finished one, and
     a better winner is packed anew. `--set search.refit=true` trains the winner once more, on train and val, first.
@@ -38,11 +39,13 @@ def tune(
     from carray.core.progress import print_result
     from carray.core.settings import load_settings
     from carray.trials.on_ray import search
+    from carray.trials.page import write_page
     from carray.trials.space import TuneSettings
 
     overrides = short_for(settings, search__trials=trials, search__epochs=epochs, search__seed=seed)
     outcome = search(manifest, run=out, settings=load_settings(TuneSettings, config=config, overrides=overrides))
-    print_result({**outcome, "bundle": keep_winner(outcome["run"])})
+    bundle = keep_winner(outcome["run"])
+    print_result({**outcome, "bundle": bundle, "page": write_page(outcome["run"])})
 
 
 def train(

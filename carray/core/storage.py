@@ -137,13 +137,16 @@ def retry(action: Callable[[], T], *, what: str) -> T:
     raise AssertionError("unreachable: the last try returns or raises")
 
 
-# No space, no permission, read-only disk, name too long: waiting does not help.
-_LOCAL_ERRNOS = {1, 13, 20, 21, 28, 30, 36}
+_FULL_ERRNOS = {27, 28, 122}  # a file, a disk or a quota at its limit
+# No permission, no folder, read-only disk, name too long, no space: waiting does not help.
+_LOCAL_ERRNOS = {1, 13, 20, 21, 30, 36, *_FULL_ERRNOS}
 
 
 def _failure(what: str, err: Exception, tries: int, seconds: float) -> str:
     remedy = "check that the place exists and that the credentials at hand may use it"
-    if "HTTP status 411" in str(err):
+    if isinstance(err, OSError) and err.errno in _FULL_ERRNOS:
+        remedy = "free space there"
+    elif "HTTP status 411" in str(err):
         remedy = "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required, which older stores need"
     times = "1 try" if tries == 1 else f"{tries} tries"
     return f"{what} failed after {times} in {seconds:.1f} s ({' '.join(str(err).split())}); {remedy}."

@@ -2,8 +2,8 @@
 
 From: drawn vehicles. To: an `Outcome` a drill.
 Invariants: one trial runs at a time, on one core, so that what is undisturbed has one order of decisions only; a kill
-is SIGKILL, of processes that carry this drill's mark in their environment and of no others; the moment is drawn from the
-search's own progress, a number of logged epochs and a fraction of a second, so that it may fall into anything.
+is SIGKILL, of processes that carry this drill's mark in their environment and of no others; the moment is drawn from
+the search's own progress, a number of logged epochs and a fraction of a second, so that it may fall into anything.
 Cost: about 35 s a drill on two cores, most of it Ray and torch starting anew.
 """
 

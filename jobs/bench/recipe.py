@@ -1,9 +1,10 @@
 """Is the search that Ray's documentation teaches ('How to use Tune with PyTorch', ray.tune.examples.cifar10_pytorch).
 
 As there: a function trainable in a Tuner with Tune's defaults, ASHA, a DataLoader over the image files in each trial,
-float tensors normalised by torchvision, a report an epoch with a `torch.save` of network and optimiser. Other than there, so that only the way of running differs from carray's arm: the network, images, batch,
-epochs, optimiser (AdamW), loss and ASHA's factor; one CPU a trial, not two, so that both cores work; and `loaders`
-processes a trial (the documentation says 8, which two cores cannot feed; jobs/bench_tune.py says what was measured).
+float tensors normalised by torchvision, a report an epoch with a `torch.save` of network and optimiser. Other than
+there, so that only the way of running differs from carray's arm: the network, images, batch, epochs, optimiser (AdamW),
+loss and ASHA's factor; one CPU a trial, not two, so that both cores work; and `loaders` processes a trial (the
+documentation says 8, which two cores cannot feed).
 """
 
 from __future__ import annotations

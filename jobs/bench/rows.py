@@ -22,10 +22,9 @@ ORIGIN = ["measured_at", "commit", "machine", "command"]
 
 def origin(command: str, *, accelerator: str = "no accelerator") -> dict[str, str]:
     """Give the columns that every row begins with."""
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return {
         "measured_at": datetime.now(UTC).isoformat(timespec="minutes"),
-        "commit": git.stdout.strip() or "unknown",
+        "commit": _commit(),
         "machine": f"{_processor()}, {cores()} cores, {accelerator}",
         "command": command,
     }
@@ -78,6 +77,15 @@ def table_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str
 
 def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        git = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:  # a machine without git
+        return "unknown"
+    return git.stdout.strip() or "unknown"
 
 
 def _processor() -> str:

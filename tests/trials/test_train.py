@@ -17,11 +17,11 @@ from carray.drawing import draw_dataset
 from carray.manifest.build import prepare
 from carray.trials.fit import Fit
 from carray.trials.format import read_log, read_trials, trial_id
+from carray.trials.hyper import CnnHyper
 from carray.trials.recipe import TrainSettings, read_recipe, recipe_of_row
 from carray.trials.record import SearchLog
 from carray.trials.train import train
 
-ROOT = Path(__file__).resolve().parents[2]
 CNN = {"family": "cnn", "input_size": 32, "stages": 2, "width": 8, "batch_images": 16, "learning_rate": 0.003}
 FIGURES = ["epoch", "train_loss", "val_loss", "val_top1", "val_top5", "learning_rate"]
 
@@ -215,11 +215,18 @@ def test_without_a_file_the_known_good_default_is_trained() -> None:
     assert settings.epochs == 2
 
 
-def test_a_file_of_tune_stands_for_its_first_familys_default() -> None:
-    settings = read_recipe(str(ROOT / "jobs" / "configs" / "cars-cpu.yaml"), overrides=["hyper.dropout=0.25"])
+def test_a_file_of_tune_stands_for_its_first_familys_default(tmp_path: Path) -> None:
+    (tmp_path / "tune.yaml").write_text(
+        "search: {trials: 9, epochs: 4, seed: 7}\n"
+        "pixels: {decode_size: 48, input_size: 40}\n"
+        "families: {transfer: {share: 0.2, default: {input_size: 40}},\n"
+        "           cnn: {share: 0.8, default: {input_size: 32, width: 12}, space: {width: [8, 12]}}}\n"
+    )
+    settings = read_recipe(str(tmp_path / "tune.yaml"), overrides=["hyper.dropout=0.25"])
     hyper = settings.configuration()
-    assert (hyper.family, hyper.dropout) == ("transfer", 0.25)
-    assert settings.pixels.decode_size == 184
+    assert isinstance(hyper, CnnHyper)
+    assert (hyper.width, hyper.dropout) == (12, 0.25)
+    assert (settings.epochs, settings.seed, settings.pixels.decode_size) == (4, 7, 48)
 
 
 @pytest.mark.parametrize(
