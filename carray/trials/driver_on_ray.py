@@ -79,6 +79,8 @@ class SearchDriver(FamilyScheduler):
         """Let a trial whose process was lost go on in a new one, unless that happens too often without an epoch."""
         number, cause = trial.config["number"], _cause(trial)
         tune_tries_again = trial.should_recover() and trial.status == Trial.ERROR
+        # Tune forgets this where a process is lost that was to take up its next trial, and then waits for it for ever.
+        getattr(tune_controller, "_resetting_trials", set()).discard(trial)
         self._losses[number] += trial.should_recover() and not tune_tries_again
         try:
             if not trial.should_recover() or self._losses[number] > MOST_LOSSES:
@@ -113,4 +115,5 @@ def _cause(trial: Trial) -> str:
     """Give the last line of what Tune wrote about a lost process."""
     trace = Path(trial.error_file).read_text(errors="replace") if trial.error_file else ""
     lines = [line.strip() for line in trace.splitlines() if line.strip()]
-    return shorten(lines[-1] if lines else "no cause known", 160, placeholder=" ...")
+    cause = lines[-1].rpartition("Worker exit detail: ")[2] if lines else "no cause known"
+    return shorten(cause, 100, placeholder=" ...")

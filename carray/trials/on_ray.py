@@ -153,6 +153,7 @@ def _run_rounds(
     while log.missing and not log.budget.spent_up():
         waiting = set(log.missing) - set(log.running)
         numbers = [*log.running, *(number for number in order if number in waiting)]
+        configurations = runs.read_search(run)["configurations"]  # what a searcher proposed stands there
         driver = SearchDriver(settings.search, log, losses, population_for(settings, run, configurations))
         searcher = build_searcher(settings, run, configurations, numbers)
         _run_round(trainable, driver, searcher, len(numbers), scratch)
@@ -171,6 +172,8 @@ def _quieten_tune() -> None:
     # That a trial failed, and why, is a line of ours and a row of the table.
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
     os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
+    # Deciding includes writing the log, which takes its time on a bucket.
+    logging.getLogger("ray.tune.utils.util").setLevel(logging.ERROR)
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer output engine prints boxes even when told to be silent
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1000000"  # nobody reads the state that Tune would write meanwhile

@@ -34,7 +34,7 @@ class Share:
 
     def text(self) -> str:
         """Say it in words: '1 GPU and 8 CPUs'."""
-        named = [f"{n:g} {unit}{'' if n == 1 else 's'}" for n, unit in ((self.gpus, "GPU"), (self.cpus, "CPU")) if n]
+        named = [f"{n:g} {unit}{'' if n <= 1 else 's'}" for n, unit in ((self.gpus, "GPU"), (self.cpus, "CPU")) if n]
         return " and ".join(named)
 
 

@@ -59,8 +59,6 @@ def test_the_share_is_said_in_words() -> None:
         ),
     ],
 )
-def test_what_no_machine_has_is_a_sentence(
-    nodes: list[dict[str, float]], asked: dict[str, Any], sentence: str
-) -> None:
+def test_what_no_machine_has_is_a_sentence(nodes: list[dict[str, float]], asked: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
         share_out(nodes, SearchSettings(**asked), 8)

@@ -1,4 +1,4 @@
-"""Searches that are killed, cut off, filled up or made larger, under a real Ray: they end as if nothing had happened."""
+"""Searches that are killed, cut off, short of disk or made larger, under a real Ray: they end as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from carray.core.errors import DataError, SettingsError, StorageError
+from carray.core.errors import SettingsError, StorageError
 from carray.core.settings import parse_settings
 from carray.core.storage import exists, join, list_files, read_bytes, read_json, write_bytes, write_json
 from carray.drawing import draw_dataset
@@ -36,9 +36,7 @@ SETTINGS: dict[str, Any] = {
     # One trial at a time, so that the order of decisions is the same each time.
     "search": {"trials": 4, "epochs": 3, "cpus_per_trial": 2},
     "pixels": {"decode_size": 40, "input_size": 32},
-    "families": {
-        "cnn": {"default": CNN, "space": {"width": [8, 12], "learning_rate": {"log_uniform": [1e-3, 1e-2]}}}
-    },
+    "families": {"cnn": {"default": CNN, "space": {"width": [8, 12], "learning_rate": {"log_uniform": [1e-3, 1e-2]}}}},
 }
 FIGURES = ["number", "epoch", "train_loss", "val_loss", "val_top1", "val_top5", "learning_rate", "decision"]
 
@@ -195,6 +193,23 @@ def test_a_larger_search_with_a_trial_whose_process_is_killed(manifest: str, who
 def test_fewer_trials_and_another_grid_of_them_are_refused(whole: str, manifest: str) -> None:
     with pytest.raises(SettingsError, match="holds a search of 4 trials, and search.trials is 3; a search can only"):
         search(manifest, run=whole, settings=settings(trials=3))
+
+
+def test_a_new_process_goes_on_where_the_lost_one_was(manifest: str, tmp_path: Path) -> None:
+    """It reports the last epoch again, with the very seconds that took, and trains the next one as if undisturbed."""
+    shared = {
+        **{"run": str(tmp_path / "run"), "manifest": manifest, "settings": settings().model_dump(mode="json")},
+        **{"cpus": 2, "gpus": 0, "environment": {}},
+    }
+    lost = a_runner({"family": "cnn", **CNN}, shared)
+    reported = [lost.step() for _ in range(2)]
+    successor = a_runner({"family": "cnn", **CNN}, shared)
+    assert successor.step() == reported[1]
+    third, undisturbed = json.loads(successor.step()["entry"]), json.loads(lost.step()["entry"])
+    assert third["epoch"] == 3
+    assert {name: third[name] for name in ("train_loss", "val_loss", "val_top1")} == {
+        name: undisturbed[name] for name in ("train_loss", "val_loss", "val_top1")
+    }
 
 
 def test_a_failure_ends_the_trial_and_a_full_disk_the_search(
