@@ -86,10 +86,12 @@ def _measure(
         return curves.run_live(plan, manifest, work, results, curves.replay_curves(results)[1])
     if part == "rung0":
         return [ranks.measure_rung0(manifest, work, results, quick=quick)]
-    return [accuracy.measure_accuracy(manifest, work, _QUICK_SEARCH if quick else [])]
+    config, extra = (_QUICK_CONFIG, _QUICK_SEARCH) if quick else (accuracy.CONFIG, [])
+    return [accuracy.measure_accuracy(manifest, work, config=config, extra=extra)]
 
 
-_QUICK_SEARCH = ["--trials", "2", "--epochs", "1", "--set", "pixels.decode_size=72", "--set", "pixels.input_size=64"]
+_QUICK_CONFIG = "jobs/configs/quick.yaml"
+_QUICK_SEARCH = ["--trials", "2", "--epochs", "1", "--set", "search.refit=true"]
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

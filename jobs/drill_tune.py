@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--s3", action="store_true", help="keep the runs in an object store")
     parser.add_argument("--results", default=ROOT / "results", type=Path, help="folder of drill_tune.csv")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     with tempfile.TemporaryDirectory(prefix="carray-drill-") as work:
         row = run_rounds(Path(work), times=arguments.times, seed=arguments.seed, s3=arguments.s3)
     words = ["jobs/drill_tune.py", f"--times {arguments.times}", f"--seed {arguments.seed}"]

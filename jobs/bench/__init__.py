@@ -1,12 +1,12 @@
 """bench: the parts of bench_tune.py, bench_gpu.py and drill_tune.py.
 
-1. rows      what every row of results/*.csv says of its origin, and appending one
+1. rows, subsets      what every row of results/*.csv says of its origin, and appending one
 2. arms      one measured search in a process of its own: carray's, or the one that Ray's documentation teaches (recipe)
 3. rates     epochs per core-minute of both, and the fixed cost of a trial
 4. replay    known learning curves through the real scheduler, in any order of the trials
 5. curves    the curves, their replay, and one live search as a check
 6. ranks     rung 0's ranking beside the final one
 7. accuracy  what two cores reach in an hour
-8. drill     searches that are killed and go on, compared with one that nobody disturbed
-9. gpu_pack, gpu_search   a search without Ray, on a machine that has torch and no registry
+8. drill, drill_compare, drill_rounds   searches that are killed and go on, compared with one that nobody disturbed
+9. gpu_pack, gpu_machine, gpu_search   a search without Ray, on a machine that has torch and no registry
 """

@@ -8,9 +8,11 @@ reference speed says how fast the machine was before and after, since shared mac
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +25,20 @@ CONFIG = "jobs/configs/cars-cpu.yaml"
 
 def run_carray(*arguments: object) -> str:
     """Run a carray command; gives its standard output, while its progress goes to ours."""
-    import os
-
     command = [sys.executable, "-m", "carray", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout
 
 
-def measure_accuracy(manifest: str, work: Path, extra: list[str]) -> dict[str, Any]:
-    """Tune by the configuration, evaluate on cars_test once; `extra` are further arguments of carray tune."""
+def measure_accuracy(manifest: str, work: Path, *, config: str, extra: Sequence[str] = ()) -> dict[str, Any]:
+    """Tune by the configuration, evaluate on cars_test once; `extra` are more arguments of carray tune."""
     before = reference_speed()
     print(
         f"reference speed: {before:.1f} images a second (EfficientNet-Lite0, 160 pixels, {cores()} cores)", flush=True
     )
     run, started = work / "accuracy" / "run", time.monotonic()
-    tuned = run_carray("tune", "--manifest", manifest, "--out", run, "--config", CONFIG, *extra)
+    tuned = run_carray("tune", "--manifest", manifest, "--out", run, "--config", config, *extra)
     total_minutes = (time.monotonic() - started) / 60
     run_carray("evaluate", run / "bundle", "--manifest", manifest, "--out", work / "accuracy" / "evaluation")
     after = reference_speed()

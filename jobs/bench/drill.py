@@ -4,6 +4,8 @@ From: drawn vehicles. To: an `Outcome` a drill.
 Invariants: one trial runs at a time, on one core, so that what is undisturbed has one order of decisions only; a kill
 is SIGKILL, of processes that carry this drill's mark in their environment and of no others; the moment is drawn from
 the search's own progress, a number of logged epochs and a fraction of a second, so that it may fall into anything.
+A trial's process is killed while the trial is under way: lost between two trials, it would make the next one begin
+after others, and decisions come in another order, which is lawful but not comparable; such a blow is drawn again.
 Cost: about 35 s a drill on two cores, most of it Ray and torch starting anew.
 """
 
@@ -22,13 +24,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.bench.drill_compare import changed, differences, other_winner
 from jobs.bench.rows import ROOT
 
-__all__ = ["KINDS", "Outcome", "Search", "changed", "differences", "drill", "run_undisturbed"]
+__all__ = ["KINDS", "Outcome", "Search", "drill", "run_undisturbed"]
 
 KINDS = ("machine", "driver", "worker")
 """What is killed: every process of the search, Ray's too; the command's own process; the process of a trial."""
-FIGURES = ("family", "train_loss", "val_loss", "val_top1", "val_top5", "learning_rate")
 _MARK = "CARRAY_DRILL"
 _PATIENCE_SECONDS = 240
 _LONGEST_WAIT_SECONDS = 1.0
@@ -55,6 +57,8 @@ class Outcome:
     complaints: list[str]
     """Each way in which it differs from the undisturbed search; none when it is the same."""
     seconds: float
+    void: bool = False
+    """Whether a blow fell between two trials, or after the end, so that there is nothing to compare."""
     left: int = 0
     """Processes that were still there half a minute after the end; they are killed and counted."""
 
@@ -140,15 +144,17 @@ class Search:
         self.process.wait()
 
     def kill_worker(self) -> bool:
-        """Kill the process that trains a trial; gives whether there was one within 20 s."""
-        until = time.monotonic() + 20
-        while self.alive and time.monotonic() < until:
-            for pid in self.pids():
-                if _title(pid).startswith("ray::TrialRunner"):
-                    _kill(pid)
-                    return True
-            time.sleep(0.05)
-        return False
+        """Kill the process of a trial that goes on after its last epoch; gives whether it was still under way."""
+        workers = [pid for pid in self.pids() if _title(pid).startswith("ray::TrialRunner")]
+        while self.alive and not self._under_way():
+            time.sleep(0.02)
+        for pid in workers:
+            _kill(pid)
+        return bool(workers) and self._under_way()
+
+    def _under_way(self) -> bool:
+        entries = self.entries()
+        return bool(entries) and entries[-1]["decision"] == "continue"
 
 
 def run_undisturbed(search: Search) -> tuple[list[dict[str, Any]], dict[str, Any], float]:
@@ -170,16 +176,18 @@ def drill(
 ) -> Outcome:
     """Kill a search once for each of `kinds`, at moments that the dice choose, let it go on, and compare."""
     started, kills, complaints = time.monotonic(), [], []
+    void = False
     for kind in kinds:
         if not search.alive:
             search.start()
-        there = len(search.entries())
-        wanted = dice.randint(there, max(there, len(reference) - 1))
-        if not search.wait_for_epochs(wanted):
+        first = max(len(search.entries()), int(kind == "worker"))
+        if first >= len(reference):
             break
+        search.wait_for_epochs(dice.randint(first, len(reference) - 1))
         time.sleep(dice.uniform(0, _LONGEST_WAIT_SECONDS))
-        if not search.alive or not _strike(search, kind):
+        if not search.alive:
             break
+        void = void or not _strike(search, kind)
         before = search.entries()
         kills.append(f"{kind} at epoch {len(before)} of {len(reference)}")
         if kind != "worker":
@@ -187,61 +195,12 @@ def drill(
         # What stood in the log when the blow fell must stand there when the search goes on, word for word.
         search.wait_for_epochs(len(before) + 1)
         complaints += changed(before, search.entries())
-    if search.process is None:
-        search.start()
     code = search.wait()
     if code:
         complaints.append(f"the command ended with {code}: {search.log.read_text()[-500:]}")
     else:
-        complaints += differences(reference, search.entries()) + _other_winner(reference_done, _done(search))
-    return Outcome(kills, complaints, time.monotonic() - started, _left(search))
-
-
-def differences(reference: Sequence[Mapping[str, Any]], drilled: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Compare two logs, each in the order of its sequence numbers: epochs, decisions, order and figures."""
-    found = []
-    pairs = [(entry["number"], entry["epoch"]) for entry in drilled]
-    twice = sorted({pair for pair in pairs if pairs.count(pair) > 1})
-    found += [f"trial {number} logged epoch {epoch} twice" for number, epoch in twice]
-    expected = [(entry["number"], entry["epoch"]) for entry in reference]
-    if sorted(set(pairs)) != sorted(expected):
-        found.append(
-            f"epochs missing: {sorted(set(expected) - set(pairs))}, too many: {sorted(set(pairs) - set(expected))}"
-        )
-    elif pairs != expected and not twice:
-        place = next(i for i, (ours, theirs) in enumerate(zip(pairs, expected, strict=True)) if ours != theirs)
-        found.append(f"another order: entry {place + 1} is of (trial, epoch) {pairs[place]}, not {expected[place]}")
-    sequences = [entry["sequence"] for entry in drilled]
-    if sequences != sorted(set(sequences)):
-        found.append("sequence numbers do not grow")
-    known = {(entry["number"], entry["epoch"]): entry for entry in reference}
-    for entry in drilled:
-        other = known.get((entry["number"], entry["epoch"]), entry)
-        found += [
-            f"trial {entry['number']} epoch {entry['epoch']}: {name} is {entry[name]}, not {other[name]}"
-            for name in ("decision", *FIGURES)
-            if entry[name] != other[name]
-        ]
-    return found
-
-
-def changed(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Give the entries of an earlier log that are gone from a later one, or written anew."""
-    later = {entry["sequence"]: entry for entry in after}
-    return [
-        f"entry {entry['sequence']} (trial {entry['number']}, epoch {entry['epoch']}) was written anew or is gone"
-        for entry in before
-        if later.get(entry["sequence"]) != entry
-    ]
-
-
-def _other_winner(reference: Mapping[str, Any], drilled: Mapping[str, Any]) -> list[str]:
-    names = ("best_trial", "best_val_top1", "trials", "by_status")
-    return [
-        f"{name} is {drilled.get(name)}, not {reference.get(name)}"
-        for name in names
-        if drilled.get(name) != reference.get(name)
-    ]
+        complaints += differences(reference, search.entries()) + other_winner(reference_done, _done(search))
+    return Outcome(kills, complaints, time.monotonic() - started, void or not kills, _left(search))
 
 
 def _strike(search: Search, kind: str) -> bool:

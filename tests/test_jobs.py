@@ -1,0 +1,131 @@
+"""What the benchmarks and the drill decide by: comparisons, rungs, resizing without OpenCV, and tables of results."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from carray.trials.space import SearchSettings
+from jobs.bench.curves import read_curves
+from jobs.bench.drill import KINDS
+from jobs.bench.drill_compare import changed, differences, other_winner
+from jobs.bench.drill_rounds import kinds_of
+from jobs.bench.gpu_machine import resize_area
+from jobs.bench.gpu_search import rungs, survivors
+from jobs.bench.rows import append_rows, table_text, write_rows
+
+
+def log_of(*pairs: tuple[int, int], **values: Any) -> list[dict[str, Any]]:
+    figures = {
+        "family": "cnn",
+        "train_loss": 1.5,
+        "val_loss": 1.6,
+        "val_top1": 0.3,
+        "val_top5": 0.7,
+        "learning_rate": 0.1,
+    }
+    return [
+        {"sequence": i + 1, "number": number, "epoch": epoch, "decision": "continue", **figures, **values}
+        for i, (number, epoch) in enumerate(pairs)
+    ]
+
+
+def test_a_log_is_the_same_as_itself_whatever_the_seconds() -> None:
+    drilled = [{**entry, "sequence": 3 * entry["sequence"], "seconds": 7.0} for entry in log_of((0, 1), (0, 2))]
+    assert differences(log_of((0, 1), (0, 2)), drilled) == []
+
+
+@pytest.mark.parametrize(
+    ("drilled", "complaint"),
+    [
+        (log_of((0, 1)), "epochs missing: .(0, 2)"),
+        (log_of((0, 1), (0, 2), (1, 1)), "too many: .(1, 1)"),
+        (log_of((0, 1), (0, 2), (0, 2)), "trial 0 logged epoch 2 twice"),
+        (log_of((0, 2), (0, 1)), "another order: entry 1 is of (trial, epoch) (0, 2), not (0, 1)"),
+        (log_of((0, 1), (0, 2), val_top1=0.4), "trial 0 epoch 1: val_top1 is 0.4, not 0.3"),
+        (log_of((0, 1), (0, 2), decision="stop"), "trial 0 epoch 2: decision is stop, not continue"),
+        (log_of((0, 1), (0, 2), sequence=1), "sequence numbers do not grow"),
+    ],
+)
+def test_every_difference_is_named(drilled: list[dict[str, Any]], complaint: str) -> None:
+    found = differences(log_of((0, 1), (0, 2)), drilled)
+    assert any(complaint.replace(".(", "[(") in line for line in found), found
+
+
+def test_an_entry_that_was_written_anew_is_noticed() -> None:
+    before = log_of((0, 1), (0, 2))
+    assert changed(before, log_of((0, 1), (0, 2), (1, 1))) == []
+    assert len(changed(before, log_of((0, 1)))) == 1
+    assert len(changed(before, [{**entry, "logged_at": "later"} for entry in before])) == 2
+
+
+def test_another_winner_is_noticed() -> None:
+    done = {
+        "best_trial": "t00001",
+        "best_val_top1": 0.5,
+        "trials": 3,
+        "by_status": {"finished": 3},
+        "spent": {"minutes": 1},
+    }
+    assert other_winner(done, {**done, "spent": 2}) == []
+    assert other_winner(done, {**done, "best_trial": "t00002"}) == ["best_trial is t00002, not t00001"]
+
+
+def test_every_kind_of_kill_has_its_turn() -> None:
+    drawn = [kinds_of(i, random.Random(i)) for i in range(30)]
+    assert [kinds[0] for kinds in drawn] == [KINDS[i % 3] for i in range(30)]
+    assert {len(kinds) for kinds in drawn} == {1, 2, 3}
+
+
+def test_rungs_and_survivors() -> None:
+    assert rungs(SearchSettings(epochs=24, grace_epochs=3, reduction_factor=3)) == [3, 9, 24]
+    assert rungs(SearchSettings(epochs=9, grace_epochs=1, reduction_factor=3)) == [1, 3, 9]
+    assert survivors({0: 0.1, 1: 0.5, 2: 0.3, 3: -1.0}, 3) == [1, 2]
+    assert survivors({0: -1.0, 1: -1.0}, 3) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [((200, 320), (72, 72)), ((230, 230), (240, 240)), ((90, 300), (128, 128))]
+)
+def test_resize_without_opencv_is_opencvs(given: tuple[int, int], wanted: tuple[int, int]) -> None:
+    import cv2
+
+    pixels_HWC = np.random.default_rng(0).integers(0, 256, (*given, 3), dtype=np.uint8)
+    ours_HWC = resize_area(pixels_HWC, wanted[::-1])
+    theirs_HWC = cv2.resize(pixels_HWC, wanted[::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(ours_HWC.astype(int) - theirs_HWC.astype(int)).max() <= 1
+
+
+def test_curves_are_read_with_what_was_paid_beside_them(tmp_path: Path) -> None:
+    """Two workers, three trials: the third begins when the second ends, and finds the features of view 1 computed."""
+    seconds = {0: [9.0, 4.0, 4.0], 1: [7.0, 3.0, 3.0], 2: [5.0, 5.0, 5.0]}
+    clocks = {0: [10.0, 15.0, 20.0], 1: [8.0, 12.0, 16.0], 2: [24.0, 30.0, 36.0]}
+    rows = [
+        {"family": "cnn", "number": n, "epoch": e + 1, "seconds": seconds[n][e], "clock_seconds": clocks[n][e]}
+        | {"val_loss": "" if (n, e) == (2, 2) else 1.0, "val_top1": 0.1 * e}
+        for n in seconds
+        for e in range(3)
+    ]
+    write_rows(tmp_path / "curves.csv", rows)
+    curves, costs = read_curves(tmp_path / "curves.csv", workers=2, views=1)
+    assert [curve.seconds_E for curve in curves] == [(4.0, 4.0, 4.0), (3.0, 3.0, 3.0), (5.0, 5.0, 5.0)]
+    assert costs.epoch == 1.0
+    assert costs.first_of_epoch == ((9.0 - 4.0) + (7.0 - 3.0),)
+    assert costs.trial == 24.0 - 16.0 - 5.0 - 1.0
+    assert curves[2].val_top1_E == (0.0, 0.1, None)
+
+
+def test_rows_keep_to_the_columns_of_their_table(tmp_path: Path) -> None:
+    table = tmp_path / "new" / "t.csv"
+    append_rows(table, ["a", "b"], [{"a": 1}])
+    append_rows(table, ["a", "b"], [{"b": 2}])
+    assert table.read_text() == "a,b\n1,\n,2\n"
+    with pytest.raises(SystemExit, match="other columns"):
+        append_rows(table, ["a", "c"], [])
+    with pytest.raises(SystemExit, match="no column c"):
+        append_rows(table, ["a", "b"], [{"c": 1}])
+    assert table_text([{"a": 1.23456}, {"a": None}], ["a", "b"]) == "a\n1.235\n"
