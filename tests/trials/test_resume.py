@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from carray.drawing import draw_dataset
 from carray.manifest.build import prepare
 from carray.trials import format as runs
 from carray.trials.on_ray import search
+from carray.trials.record import SearchLog
 from carray.trials.replay_on_ray import replay
 from carray.trials.space import TuneSettings
 from carray.trials.trial_on_ray import TrialRunner
@@ -163,7 +163,10 @@ def test_a_budget_on_a_bucket_and_a_checkpoint_that_was_cut_short(manifest: str,
     assert not exists(checkpoint)
 
 
-def test_a_larger_search_with_a_trial_whose_process_is_killed(manifest: str, whole: str, tmp_path: Path) -> None:
+def test_a_larger_search_with_a_trial_whose_process_is_killed(
+    manifest: str, whole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kill comes right after the first logged epoch, before Tune asks the process for more."""
     run = str(tmp_path / "run")
     shutil.copytree(whole, run)
     keep_trials(run, 2)
@@ -171,17 +174,17 @@ def test_a_larger_search_with_a_trial_whose_process_is_killed(manifest: str, who
     before = {uri: read_bytes(uri) for uri in list_files(join(run, "log"))}
     killed: list[int] = []
 
-    def kill_after_next_epoch() -> None:
-        wait_for(lambda: len(list_files(join(run, "log"))) > len(before), seconds=120)
-        for pid in descendants(os.getpid()):
-            if "ResourceTrainable" in command_of(pid):
+    add = SearchLog.add
+
+    def add_and_kill(log: SearchLog, *arguments: Any) -> None:
+        add(log, *arguments)
+        for pid in [] if killed else descendants(os.getpid()):
+            if is_worker(command_of(pid)):
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
 
-    killer = threading.Thread(target=kill_after_next_epoch)
-    killer.start()
+    monkeypatch.setattr(SearchLog, "add", add_and_kill)
     search(manifest, run=run, settings=settings())
-    killer.join()
     assert killed
     assert {uri: read_bytes(uri) for uri in before} == before
     assert by_trial(run) == by_trial(whole)
@@ -309,10 +312,15 @@ def command_of(pid: int) -> str:
         return ""
 
 
+def is_worker(command: str) -> bool:
+    """Say whether a process trains: Ray names it after its class, and after the method while it works."""
+    return "TrialRunner" in command or "ResourceTrainable" in command
+
+
 def end_all(commands: dict[int, str]) -> None:
     """Wait until a killed driver's Ray has ended with it, then end its two agents, which look up less often."""
     assert any("raylet/raylet" in command for command in commands.values())
-    assert any("ResourceTrainable" in command for command in commands.values())
+    assert any(is_worker(command) for command in commands.values())
     agents = {pid for pid, command in commands.items() if command.startswith("ray::") and "Agent" in command}
     wait_for(lambda: not any(command_of(pid) for pid in set(commands) - agents), seconds=60)
     for pid in agents:
