@@ -153,8 +153,11 @@ class Search:
         return bool(workers) and self._under_way()
 
     def _under_way(self) -> bool:
-        entries = self.entries()
-        return bool(entries) and entries[-1]["decision"] == "continue"
+        """Say whether the last logged trial goes on; one file is read, since the next epoch is soon over."""
+        from carray.core.storage import join, list_files, read_json
+
+        logged = sorted(uri for uri in list_files(join(self.run, "log")) if uri.endswith(".json"))
+        return bool(logged) and read_json(logged[-1])["decision"] == "continue"
 
 
 def run_undisturbed(search: Search) -> tuple[list[dict[str, Any]], dict[str, Any], float]:
@@ -180,11 +183,11 @@ def drill(
     for kind in kinds:
         if not search.alive:
             search.start()
-        first = max(len(search.entries()), int(kind == "worker"))
-        if first >= len(reference):
+        moments = _moments(reference, len(search.entries()), kind)
+        if not moments:
             break
-        search.wait_for_epochs(dice.randint(first, len(reference) - 1))
-        time.sleep(dice.uniform(0, _LONGEST_WAIT_SECONDS))
+        search.wait_for_epochs(dice.choice(moments))
+        time.sleep(dice.uniform(0, 0 if kind == "worker" else _LONGEST_WAIT_SECONDS))
         if not search.alive:
             break
         void = void or not _strike(search, kind)
@@ -201,6 +204,14 @@ def drill(
     else:
         complaints += differences(reference, search.entries()) + other_winner(reference_done, _done(search))
     return Outcome(kills, complaints, time.monotonic() - started, void or not kills, _left(search))
+
+
+def _moments(reference: Sequence[Mapping[str, Any]], there: int, kind: str) -> list[int]:
+    """Give the numbers of logged epochs at which a blow may fall: for a worker, those after which its trial goes on."""
+    after = range(max(there, 1), len(reference))
+    if kind == "worker":
+        return [count for count in after if reference[count - 1]["decision"] == "continue"]
+    return [*([0] if not there else []), *after]
 
 
 def _strike(search: Search, kind: str) -> bool:

@@ -21,7 +21,7 @@ from jobs.bench.drill import KINDS, Outcome, Search, drill, run_undisturbed
 
 __all__ = ["kinds_of", "run_rounds"]
 
-IMAGES_PER_CLASS = 24
+IMAGES_PER_CLASS = 60
 _MOST_VOID = 5
 """Blows drawn for one drill before it counts as different."""
 
