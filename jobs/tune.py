@@ -3,7 +3,7 @@
 Submit: ray job submit --working-dir . -- python jobs/tune.py --manifest s3://bucket/manifest.parquet --out
 s3://bucket/run
     --config jobs/configs/cars-cpu.yaml
-Cost: what the configuration says; cars-cpu.yaml takes at most 45 minutes on two cores.
+Cost: what the configuration says; cars-cpu.yaml is meant for an hour of two cores.
 """
 
 import sys
