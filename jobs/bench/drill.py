@@ -4,8 +4,8 @@ From: drawn vehicles. To: an `Outcome` a drill.
 Invariants: one trial runs at a time, on one core, so that what is undisturbed has one order of decisions only; a kill
 is SIGKILL, of processes that carry this drill's mark in their environment and of no others; the moment is drawn from
 the search's own progress, a number of logged epochs and a fraction of a second, so that it may fall into anything.
-A trial's process is killed while the trial is under way: lost between two trials, it would make the next one begin
-after others, and decisions come in another order, which is lawful but not comparable; such a blow is drawn again.
+A trial's process is killed in the midst of an epoch: lost between two trials, it would make the next one begin after
+others, and decisions come in another order, which is lawful but not comparable; such a blow is drawn again.
 Cost: about 35 s a drill on two cores, most of it Ray and torch starting anew.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -35,6 +36,8 @@ _MARK = "CARRAY_DRILL"
 _PATIENCE_SECONDS = 240
 _LONGEST_WAIT_SECONDS = 1.0
 """After the drawn number of epochs: longer than an epoch and the writing of its files."""
+_SETTLED_SECONDS = 0.3
+"""After a kill: by then what the process had reported is decided and logged."""
 
 SETTINGS: dict[str, Any] = {
     "search": {"trials": 7, "epochs": 4, "seed": 3, "reduction_factor": 2, "cpus_per_trial": 1},
@@ -144,20 +147,18 @@ class Search:
         self.process.wait()
 
     def kill_worker(self) -> bool:
-        """Kill the process of a trial that goes on after its last epoch; gives whether it was still under way."""
-        workers = [pid for pid in self.pids() if _title(pid).startswith("ray::TrialRunner")]
-        while self.alive and not self._under_way():
+        """Kill the process of a trial in the midst of an epoch; gives whether it was still in it when it died."""
+        until = time.monotonic() + _PATIENCE_SECONDS
+        while self.alive and time.monotonic() < until:
+            logged = len(self.entries())
+            training = [pid for pid in self.pids() if re.match(r"ray::\w+\.train\b", _title(pid))]
+            if training:
+                _kill(training[0])
+                time.sleep(_SETTLED_SECONDS)
+                entries = self.entries()
+                return len(entries) == logged or entries[-1]["decision"] == "continue"
             time.sleep(0.02)
-        for pid in workers:
-            _kill(pid)
-        return bool(workers) and self._under_way()
-
-    def _under_way(self) -> bool:
-        """Say whether the last logged trial goes on; one file is read, since the next epoch is soon over."""
-        from carray.core.storage import join, list_files, read_json
-
-        logged = sorted(uri for uri in list_files(join(self.run, "log")) if uri.endswith(".json"))
-        return bool(logged) and read_json(logged[-1])["decision"] == "continue"
+        return False
 
 
 def run_undisturbed(search: Search) -> tuple[list[dict[str, Any]], dict[str, Any], float]:
@@ -183,11 +184,11 @@ def drill(
     for kind in kinds:
         if not search.alive:
             search.start()
-        moments = _moments(reference, len(search.entries()), kind)
-        if not moments:
+        there = len(search.entries())
+        if there >= len(reference):
             break
-        search.wait_for_epochs(dice.choice(moments))
-        time.sleep(dice.uniform(0, 0 if kind == "worker" else _LONGEST_WAIT_SECONDS))
+        search.wait_for_epochs(dice.randint(there, len(reference) - 1))
+        time.sleep(dice.uniform(0, _LONGEST_WAIT_SECONDS))
         if not search.alive:
             break
         void = void or not _strike(search, kind)
@@ -204,14 +205,6 @@ def drill(
     else:
         complaints += differences(reference, search.entries()) + other_winner(reference_done, _done(search))
     return Outcome(kills, complaints, time.monotonic() - started, void or not kills, _left(search))
-
-
-def _moments(reference: Sequence[Mapping[str, Any]], there: int, kind: str) -> list[int]:
-    """Give the numbers of logged epochs at which a blow may fall: for a worker, those after which its trial goes on."""
-    after = range(max(there, 1), len(reference))
-    if kind == "worker":
-        return [count for count in after if reference[count - 1]["decision"] == "continue"]
-    return [*([0] if not there else []), *after]
 
 
 def _strike(search: Search, kind: str) -> bool:

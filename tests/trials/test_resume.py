@@ -117,9 +117,11 @@ def test_a_killed_driver_and_then_a_full_disk(manifest: str, whole: str, small_d
     )
     driver = subprocess.Popen([sys.executable, "-c", program, manifest, run, json.dumps(SETTINGS)])
     wait_for(lambda: exists(join(run, "log", "00000001.json")) or driver.poll() is not None, seconds=120)
-    delay_seconds = random.uniform(0, 1.5)
-    time.sleep(delay_seconds)
     started = {pid: command_of(pid) for pid in descendants(driver.pid)}
+    assert any(is_worker(command) for command in started.values())
+    delay_seconds = random.uniform(0, 1.5)  # on a fast machine the search may have ended by then
+    time.sleep(delay_seconds)
+    started |= {pid: command_of(pid) for pid in descendants(driver.pid)}
     driver.kill()
     driver.wait()
     end_all(started)
@@ -320,7 +322,6 @@ def is_worker(command: str) -> bool:
 def end_all(commands: dict[int, str]) -> None:
     """Wait until a killed driver's Ray has ended with it, then end its two agents, which look up less often."""
     assert any("raylet/raylet" in command for command in commands.values())
-    assert any(is_worker(command) for command in commands.values())
     agents = {pid for pid, command in commands.items() if command.startswith("ray::") and "Agent" in command}
     wait_for(lambda: not any(command_of(pid) for pid in set(commands) - agents), seconds=60)
     for pid in agents:
