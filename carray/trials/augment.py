@@ -5,6 +5,8 @@ Invariants: all that is random comes from the generator, which lies on the CPU w
 generator gives the same views; what is off draws nothing from it. torch's own generator is left as it was.
 Sources: the random resized crop is Szegedy et al., 'Going Deeper with Convolutions', 2014, section 6, with milder
 bounds; random erasing is Zhong et al., 'Random Erasing Data Augmentation', 2017, with its bounds.
+On a CPU images are cropped and mirrored as bytes, box by box, to whole pixels of the block, which is ten times as fast
+as sampling them as floats in one operation, as a GPU does; the two differ by less than a pixel.
 Cost: one core, images of 160 pixels, a batch of 32: TrivialAugment 0.6 ms an image, RandAugment 1.2 ms.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,22 +38,12 @@ def augment(pixels_BHWC: Tensor, hyper: CnnHyper | TransferHyper, generator: tor
 
     Takes uint8 pixels_BHWC and gives float32 images_BCHW in 0..255 at input_size.
     """
-    from torchvision.ops import roi_align
-
-    images_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float()
-    boxes_B5 = _random_boxes(len(images_BCHW), images_BCHW.shape[-1], hyper, generator).to(images_BCHW.device)
-    # roi_align averages sampling_ratio^2 points a pixel: a crop that shrinks is smoothed, as by an area resize.
-    shrink = images_BCHW.shape[-1] / hyper.input_size
-    images_BCHW = roi_align(
-        images_BCHW,
-        boxes_B5,
-        output_size=hyper.input_size,
-        sampling_ratio=max(1, math.ceil(shrink - 0.2)),
-        aligned=True,
-    )
+    boxes_B4 = _random_boxes(len(pixels_BHWC), pixels_BHWC.shape[1], hyper, generator)
+    mirrored_B = torch.zeros(len(pixels_BHWC), dtype=torch.bool)
     if hyper.flip:
-        mirrored_B = torch.rand(len(images_BCHW), generator=generator).to(images_BCHW.device) < 0.5
-        images_BCHW = torch.where(mirrored_B.view(-1, 1, 1, 1), images_BCHW.flip(3), images_BCHW)
+        mirrored_B = torch.rand(len(pixels_BHWC), generator=generator) < 0.5
+    crop = _crop_bytes if pixels_BHWC.device.type == "cpu" else _crop_floats
+    images_BCHW = crop(pixels_BHWC, boxes_B4, mirrored_B, hyper.input_size)
     if hyper.colour_jitter:
         images_BCHW = _tint(images_BCHW, hyper.colour_jitter, generator)
     if hyper.policy != "none":
@@ -59,13 +52,46 @@ def augment(pixels_BHWC: Tensor, hyper: CnnHyper | TransferHyper, generator: tor
 
 
 def _random_boxes(batch_images: int, size: int, hyper: CnnHyper | TransferHyper, generator: torch.Generator) -> Tensor:
-    """Draw boxes_B5 (image, x1, y1, x2, y2), float32 pixels, inside a square of `size`."""
+    """Draw boxes_B4 (x1, y1, x2, y2), float32 pixels, inside a square of `size`."""
     scale_B, stretch_B, left_B, top_B = torch.rand(4, batch_images, generator=generator)
     side_B = size * (hyper.crop_scale + (1 - hyper.crop_scale) * scale_B)
     root_B = torch.exp((stretch_B - 0.5) * math.log(hyper.crop_stretch))
     width_B, height_B = (side_B * root_B).clamp(max=size), (side_B / root_B).clamp(max=size)
     x_B, y_B = left_B * (size - width_B), top_B * (size - height_B)
-    return torch.stack([torch.arange(batch_images), x_B, y_B, x_B + width_B, y_B + height_B], dim=1)
+    return torch.stack([x_B, y_B, x_B + width_B, y_B + height_B], dim=1)
+
+
+def _crop_bytes(pixels_BHWC: Tensor, boxes_B4: Tensor, mirrored_B: Tensor, size: int) -> Tensor:
+    """Cut, resize and mirror each image; boxes are rounded to whole pixels."""
+    import cv2
+
+    cv2.setNumThreads(1)  # a resize is too short to share, and the other cores are other trials'
+    corners_B4 = boxes_B4.round().int().tolist()
+    images_BHWC = np.empty((len(pixels_BHWC), size, size, 3), dtype=np.uint8)
+    rows = zip(pixels_BHWC.numpy(), corners_B4, mirrored_B.tolist(), images_BHWC, strict=True)
+    for pixels_HWC, (x1, y1, x2, y2), mirrored, image_HWC in rows:
+        # Averaging keeps fine detail from aliasing where a crop shrinks; where it grows, it would show the pixels.
+        shrinks = x2 - x1 >= size and y2 - y1 >= size
+        kind = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        cv2.resize(pixels_HWC[y1:y2, x1:x2], (size, size), dst=image_HWC, interpolation=kind)
+        if mirrored:
+            cv2.flip(image_HWC, 1, dst=image_HWC)
+    return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).float()
+
+
+def _crop_floats(pixels_BHWC: Tensor, boxes_B4: Tensor, mirrored_B: Tensor, size: int) -> Tensor:
+    """Cut, resize and mirror a whole batch at once."""
+    from torchvision.ops import roi_align
+
+    device = pixels_BHWC.device
+    images_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float()
+    boxes_B5 = torch.cat([torch.arange(len(boxes_B4))[:, None], boxes_B4], dim=1).to(device)
+    # roi_align averages sampling_ratio^2 points a pixel: a crop that shrinks is smoothed, as by an area resize.
+    shrink = images_BCHW.shape[-1] / size
+    sampled_BCHW: Tensor = roi_align(
+        images_BCHW, boxes_B5, output_size=size, sampling_ratio=max(1, math.ceil(shrink - 0.2)), aligned=True
+    )
+    return torch.where(mirrored_B.to(device).view(-1, 1, 1, 1), sampled_BCHW.flip(3), sampled_BCHW)
 
 
 def _tint(images_BCHW: Tensor, jitter: float, generator: torch.Generator) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from carray.trials import augment as module
 from carray.trials.augment import augment
 from carray.trials.hyper import CnnHyper
 
@@ -35,6 +36,21 @@ RANDOM = [
     {"erasing": 1.0},
     {"policy": "rand", "erasing": 0.5, "flip": True, "crop_scale": 0.5, "colour_jitter": 0.3},
 ]
+
+
+@pytest.mark.parametrize("size", [20, 32, 40])
+def test_bytes_and_floats_are_cropped_alike(size: int) -> None:
+    """What a CPU does image by image is what a GPU does at once, but for less than a pixel."""
+    pixels_BHWC = pixels(32)
+    boxes_B4 = torch.tensor([[4.4, 2.0, 29.6, 31.5]]).repeat(32, 1)
+    mirrored_B = torch.arange(32) % 2 == 0
+    by_bytes, by_floats = (
+        crop(pixels_BHWC, boxes_B4, mirrored_B, size) for crop in (module._crop_bytes, module._crop_floats)
+    )
+    assert by_bytes.shape == by_floats.shape == (32, 3, size, size)
+    one_pixel = (pixels_BHWC[:, 1:].float() - pixels_BHWC[:, :-1].float()).abs().max()
+    assert (by_bytes - by_floats).abs().max() <= 2 * one_pixel + 1
+    assert by_bytes.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("changes", RANDOM)
