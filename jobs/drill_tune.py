@@ -3,7 +3,7 @@
     python jobs/drill_tune.py --times 10 [--s3] [--seed 0]
 
 From: nothing but this package (drawn vehicles; with --s3 the runs lie in a real object store on loopback, extra `dev`).
-To: a line a drill, a row of results/drill_tune.csv, and one JSON line; exit code 1 where a drill ended differently.
+To: a line a drill, a row of results/drill_tune.csv, and one JSON line; exit code 1 where one went wrong.
 Cost: about 40 s a drill on two cores.
 """
 
@@ -22,7 +22,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from jobs.bench.drill_rounds import run_rounds
 from jobs.bench.rows import ORIGIN, append_rows, origin
 
-COLUMNS = [*ORIGIN, "storage", "seed", "drills", "same", "kills", "kills_machine", "kills_driver", "kills_worker"]
+COLUMNS = [
+    *ORIGIN,
+    "storage",
+    "seed",
+    "drills",
+    "right",
+    "same_order",
+    "kills",
+    "kills_machine",
+    "kills_driver",
+    "kills_worker",
+]
 COLUMNS += ["trials", "epochs", "undisturbed_seconds", "median_drill_seconds", "processes_left"]
 
 
@@ -41,7 +52,7 @@ def main() -> None:
     about = origin(" ".join([*words, *(["--s3"] if arguments.s3 else [])]))
     append_rows(arguments.results / "drill_tune.csv", COLUMNS, [about | row])
     print(json.dumps(row))
-    sys.exit(0 if row["same"] == row["drills"] and not row["processes_left"] else 1)
+    sys.exit(0 if row["right"] == row["drills"] and not row["processes_left"] else 1)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 from carray.trials.space import SearchSettings
 from jobs.bench.curves import read_curves
 from jobs.bench.drill import KINDS
-from jobs.bench.drill_compare import changed, differences, other_winner
+from jobs.bench.drill_compare import Reference, changed, differences, disagreements, other_winner
 from jobs.bench.drill_rounds import kinds_of
 from jobs.bench.gpu_machine import resize_area
 from jobs.bench.gpu_search import rungs, survivors
@@ -54,6 +54,32 @@ def test_a_log_is_the_same_as_itself_whatever_the_seconds() -> None:
 def test_every_difference_is_named(drilled: list[dict[str, Any]], complaint: str) -> None:
     found = differences(log_of((0, 1), (0, 2)), drilled)
     assert any(complaint.replace(".(", "[(") in line for line in found), found
+
+
+UNPRUNED = log_of((0, 1), (0, 2), (1, 1), (1, 2))
+REFERENCE = Reference(UNPRUNED[:3], UNPRUNED, {"trials": 2, "best_val_top1": 0.3})
+
+
+def test_another_order_of_the_same_figures_is_lawful() -> None:
+    drilled = log_of((1, 1), (0, 1), (0, 2))
+    drilled[0]["decision"], drilled[2]["decision"] = "stop", "finish"
+    assert disagreements(REFERENCE, drilled, REFERENCE.done) == []
+
+
+@pytest.mark.parametrize(
+    ("drilled", "done", "complaint"),
+    [
+        (log_of((0, 1), (1, 1), val_loss=1.7), {}, "trial 0 epoch 1: val_loss is 1.7, not 1.6"),
+        (log_of((0, 1), (1, 3)), {}, "trial 1 has no epoch 3"),
+        (log_of((0, 1), (1, 1), (1, 1)), {}, "trial 1 logged epoch 1 twice"),
+        (log_of((0, 1), (1, 1)), {}, "trial 1 is without an end"),
+        (log_of((0, 1), decision="stop"), {}, "1 trials are logged"),
+        (log_of((0, 1), (1, 1)), {"best_val_top1": 0.4}, "best_val_top1 is 0.4, and the log's best 0.3"),
+    ],
+)
+def test_what_no_order_explains_is_named(drilled: list[dict[str, Any]], done: dict[str, Any], complaint: str) -> None:
+    found = disagreements(REFERENCE, drilled, {**REFERENCE.done, **done})
+    assert any(complaint in line for line in found), found
 
 
 def test_an_entry_that_was_written_anew_is_noticed() -> None:

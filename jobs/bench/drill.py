@@ -4,8 +4,9 @@ From: drawn vehicles. To: an `Outcome` a drill.
 Invariants: one trial runs at a time, on one core, so that what is undisturbed has one order of decisions only; a kill
 is SIGKILL, of processes that carry this drill's mark in their environment and of no others; the moment is drawn from
 the search's own progress, a number of logged epochs and a fraction of a second, so that it may fall into anything.
-A trial's process is killed in the midst of an epoch: lost between two trials, it would make the next one begin after
-others, and decisions come in another order, which is lawful but not comparable; such a blow is drawn again.
+When a trial's process alone is killed, Ray hands its core to the trial that waits already, and the lost one goes on
+after it. ASHA then sees the same epochs in another order, and may rightly decide otherwise; so after such a kill each
+epoch must have the figures of the same epoch in a search that stops nobody, and each decision must follow from the log.
 Cost: about 35 s a drill on two cores, most of it Ray and torch starting anew.
 """
 
@@ -14,21 +15,20 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.drill_compare import changed, differences, other_winner
+from jobs.bench.drill_compare import Reference, changed, differences, disagreements, other_winner
 from jobs.bench.rows import ROOT
 
-__all__ = ["KINDS", "Outcome", "Search", "drill", "run_undisturbed"]
+__all__ = ["KINDS", "Outcome", "Search", "drill", "run_references"]
 
 KINDS = ("machine", "driver", "worker")
 """What is killed: every process of the search, Ray's too; the command's own process; the process of a trial."""
@@ -36,8 +36,8 @@ _MARK = "CARRAY_DRILL"
 _PATIENCE_SECONDS = 240
 _LONGEST_WAIT_SECONDS = 1.0
 """After the drawn number of epochs: longer than an epoch and the writing of its files."""
-_SETTLED_SECONDS = 0.3
-"""After a kill: by then what the process had reported is decided and logged."""
+_WORKERS = ("TrialRunner", "ResourceTrainable")
+"""In the title of a trial's process, while it works and while it waits."""
 
 SETTINGS: dict[str, Any] = {
     "search": {"trials": 7, "epochs": 4, "seed": 3, "reduction_factor": 2, "cpus_per_trial": 1},
@@ -58,10 +58,12 @@ class Outcome:
     kills: list[str]
     """What was killed and when, in words."""
     complaints: list[str]
-    """Each way in which it differs from the undisturbed search; none when it is the same."""
+    """What is lost, doubled, or other than it must be; none when all is right."""
     seconds: float
+    other_order: bool = False
+    """Whether all is right, but the epochs came in another order than in the undisturbed search."""
     void: bool = False
-    """Whether a blow fell between two trials, or after the end, so that there is nothing to compare."""
+    """Whether no blow fell, since the search had ended."""
     left: int = 0
     """Processes that were still there half a minute after the end; they are killed and counted."""
 
@@ -76,10 +78,10 @@ class Search:
     mark: str
     process: subprocess.Popen[bytes] | None = field(default=None)
 
-    def start(self) -> None:
+    def start(self, scheduler: str = "asha") -> None:
         """Start the command, or repeat it."""
         environment = {**os.environ, _MARK: self.mark, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "jobs.bench.drill", self.manifest, self.run]
+        command = [sys.executable, "-m", "jobs.bench.drill", self.manifest, self.run, scheduler]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -147,53 +149,44 @@ class Search:
         self.process.wait()
 
     def kill_worker(self) -> bool:
-        """Kill the process of a trial in the midst of an epoch; gives whether it was still in it when it died."""
+        """Kill a trial's process, whatever it is at; gives whether there was one."""
         until = time.monotonic() + _PATIENCE_SECONDS
         while self.alive and time.monotonic() < until:
-            logged = len(self.entries())
-            training = [pid for pid in self.pids() if re.match(r"ray::\w+\.train\b", _title(pid))]
-            if training:
-                _kill(training[0])
-                time.sleep(_SETTLED_SECONDS)
-                entries = self.entries()
-                return len(entries) == logged or entries[-1]["decision"] == "continue"
+            workers = [pid for pid in self.pids() if any(name in _title(pid) for name in _WORKERS)]
+            if workers:
+                _kill(workers[0])
+                return True
             time.sleep(0.02)
         return False
 
 
-def run_undisturbed(search: Search) -> tuple[list[dict[str, Any]], dict[str, Any], float]:
-    """Run a search that nobody disturbs: its log, its outcome and its seconds."""
+def run_references(undisturbed: Search, unpruned: Search) -> tuple[Reference, float]:
+    """Run a search that nobody disturbs, and one that stops nobody; gives both logs and the first one's seconds."""
     started = time.monotonic()
-    search.start()
-    code = search.wait()
-    if code:
-        raise SystemExit(f"the undisturbed search failed:\n{search.log.read_text()[-3000:]}")
-    return search.entries(), _done(search), time.monotonic() - started
+    for search, scheduler in ((undisturbed, "asha"), (unpruned, "none")):
+        search.start(scheduler)
+        if search.wait():
+            raise SystemExit(f"the undisturbed search failed:\n{search.log.read_text()[-3000:]}")
+        if search is undisturbed:
+            seconds = time.monotonic() - started
+    return Reference(undisturbed.entries(), unpruned.entries(), _done(undisturbed)), seconds
 
 
-def drill(
-    search: Search,
-    kinds: Sequence[str],
-    reference: Sequence[Mapping[str, Any]],
-    reference_done: Mapping[str, Any],
-    dice: random.Random,
-) -> Outcome:
+def drill(search: Search, kinds: Sequence[str], reference: Reference, dice: random.Random) -> Outcome:
     """Kill a search once for each of `kinds`, at moments that the dice choose, let it go on, and compare."""
     started, kills, complaints = time.monotonic(), [], []
-    void = False
     for kind in kinds:
         if not search.alive:
             search.start()
         there = len(search.entries())
-        if there >= len(reference):
+        if there >= len(reference.entries):
             break
-        search.wait_for_epochs(dice.randint(there, len(reference) - 1))
+        search.wait_for_epochs(dice.randint(there, len(reference.entries) - 1))
         time.sleep(dice.uniform(0, _LONGEST_WAIT_SECONDS))
-        if not search.alive:
+        if not search.alive or not _strike(search, kind):
             break
-        void = void or not _strike(search, kind)
         before = search.entries()
-        kills.append(f"{kind} at epoch {len(before)} of {len(reference)}")
+        kills.append(f"{kind} at epoch {len(before)} of {len(reference.entries)}")
         if kind != "worker":
             search.start()
         # What stood in the log when the blow fell must stand there when the search goes on, word for word.
@@ -202,9 +195,19 @@ def drill(
     code = search.wait()
     if code:
         complaints.append(f"the command ended with {code}: {search.log.read_text()[-500:]}")
-    else:
-        complaints += differences(reference, search.entries()) + other_winner(reference_done, _done(search))
-    return Outcome(kills, complaints, time.monotonic() - started, void or not kills, _left(search))
+        return Outcome(kills, complaints, time.monotonic() - started, left=_left(search))
+    other = differences(reference.entries, search.entries()) + other_winner(reference.done, _done(search))
+    strict = not any(kill.startswith("worker") for kill in kills)
+    complaints += other if strict else _unlawful(search, reference)
+    seconds = time.monotonic() - started
+    return Outcome(kills, complaints, seconds, other_order=bool(other), void=not kills, left=_left(search))
+
+
+def _unlawful(search: Search, reference: Reference) -> list[str]:
+    """Say what cannot be explained by another order of the same trials."""
+    from carray.trials.replay_on_ray import replay
+
+    return disagreements(reference, search.entries(), _done(search)) + replay(search.run)
 
 
 def _strike(search: Search, kind: str) -> bool:
@@ -244,15 +247,16 @@ def _title(pid: int) -> str:
         return ""
 
 
-def main(manifest: str, run: str) -> None:
+def main(manifest: str, run: str, scheduler: str) -> None:
     """Run, or go on with, the drilled search, on a private Ray of one core."""
     from carray.core.on_ray import start_ray
     from carray.core.settings import parse_settings
     from carray.trials.on_ray import search
     from carray.trials.space import TuneSettings
 
+    wanted = {**SETTINGS, "search": {**SETTINGS["search"], "scheduler": scheduler}}
     with start_ray(num_cpus=1):
-        print(json.dumps(search(manifest, run=run, settings=parse_settings(TuneSettings, SETTINGS))))
+        print(json.dumps(search(manifest, run=run, settings=parse_settings(TuneSettings, wanted))))
 
 
 if __name__ == "__main__":

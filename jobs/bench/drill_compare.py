@@ -7,39 +7,77 @@ Invariants: seconds and clocks may differ, nothing else; figures are compared ex
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["FIGURES", "changed", "differences", "other_winner"]
+__all__ = ["FIGURES", "Reference", "changed", "differences", "disagreements", "other_winner"]
+
+Entries = Sequence[Mapping[str, Any]]
 
 FIGURES = ("family", "train_loss", "val_loss", "val_top1", "val_top5", "learning_rate")
 
 
+@dataclass(frozen=True)
+class Reference:
+    """Is what drills are compared with."""
+
+    entries: Entries
+    """The log of a search that nobody disturbed."""
+    unpruned: Entries
+    """The log of the same trials, each run to its last epoch."""
+    done: Mapping[str, Any]
+    """The undisturbed search's outcome."""
+
+
+def disagreements(reference: Reference, drilled: Entries, done: Mapping[str, Any]) -> list[str]:
+    """Compare a log whose order may differ: every epoch once and with its figures, every trial ended, the best best."""
+    found = _doubled(drilled)
+    known = {(entry["number"], entry["epoch"]): entry for entry in reference.unpruned}
+    for entry in drilled:
+        if (entry["number"], entry["epoch"]) not in known:
+            found.append(f"trial {entry['number']} has no epoch {entry['epoch']}")
+        found += _other_figures(entry, known.get((entry["number"], entry["epoch"]), entry), FIGURES)
+    last = {entry["number"]: entry["decision"] for entry in drilled}
+    found += [f"trial {number} is without an end" for number in last if last[number] == "continue"]
+    if len(last) != reference.done["trials"] or done["trials"] != reference.done["trials"]:
+        found.append(f"{len(last)} trials are logged and {done['trials']} told of, not {reference.done['trials']}")
+    best = max(entry["val_top1"] for entry in drilled)
+    if done["best_val_top1"] != best:
+        found.append(f"best_val_top1 is {done['best_val_top1']}, and the log's best {best}")
+    return found
+
+
 def differences(reference: Sequence[Mapping[str, Any]], drilled: Sequence[Mapping[str, Any]]) -> list[str]:
     """Compare two logs, each in the order of its sequence numbers: epochs, decisions, order and figures."""
-    found = []
+    found = _doubled(drilled)
     pairs = [(entry["number"], entry["epoch"]) for entry in drilled]
-    twice = sorted({pair for pair in pairs if pairs.count(pair) > 1})
-    found += [f"trial {number} logged epoch {epoch} twice" for number, epoch in twice]
     expected = [(entry["number"], entry["epoch"]) for entry in reference]
     if sorted(set(pairs)) != sorted(expected):
         found.append(
             f"epochs missing: {sorted(set(expected) - set(pairs))}, too many: {sorted(set(pairs) - set(expected))}"
         )
-    elif pairs != expected and not twice:
+    elif pairs != expected and not found:
         place = next(i for i, (ours, theirs) in enumerate(zip(pairs, expected, strict=True)) if ours != theirs)
         found.append(f"another order: entry {place + 1} is of (trial, epoch) {pairs[place]}, not {expected[place]}")
+    known = {(entry["number"], entry["epoch"]): entry for entry in reference}
+    for entry in drilled:
+        found += _other_figures(entry, known.get((entry["number"], entry["epoch"]), entry), ("decision", *FIGURES))
+    return found
+
+
+def _doubled(drilled: Entries) -> list[str]:
+    pairs = [(entry["number"], entry["epoch"]) for entry in drilled]
+    twice = sorted({pair for pair in pairs if pairs.count(pair) > 1})
+    found = [f"trial {number} logged epoch {epoch} twice" for number, epoch in twice]
     sequences = [entry["sequence"] for entry in drilled]
     if sequences != sorted(set(sequences)):
         found.append("sequence numbers do not grow")
-    known = {(entry["number"], entry["epoch"]): entry for entry in reference}
-    for entry in drilled:
-        other = known.get((entry["number"], entry["epoch"]), entry)
-        found += [
-            f"trial {entry['number']} epoch {entry['epoch']}: {name} is {entry[name]}, not {other[name]}"
-            for name in ("decision", *FIGURES)
-            if entry[name] != other[name]
-        ]
     return found
+
+
+def _other_figures(entry: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    place = f"trial {entry['number']} epoch {entry['epoch']}"
+    return [f"{place}: {name} is {entry[name]}, not {other[name]}" for name in names if entry[name] != other[name]]
 
 
 def changed(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.drill import KINDS, Outcome, Search, drill, run_undisturbed
+from jobs.bench.drill import KINDS, Outcome, Search, drill, run_references
 
 __all__ = ["kinds_of", "run_rounds"]
 
 IMAGES_PER_CLASS = 60
 _MOST_VOID = 5
-"""Blows drawn for one drill before it counts as different."""
+"""Blows drawn for one drill before it counts as wrong."""
 
 
 def run_rounds(work: Path, *, times: int, seed: int, s3: bool) -> dict[str, Any]:
@@ -46,28 +46,31 @@ def run_rounds(work: Path, *, times: int, seed: int, s3: bool) -> dict[str, Any]
 
 
 def _run(new: Callable[[str], Search], *, times: int, seed: int) -> dict[str, Any]:
-    reference, done, undisturbed_seconds = run_undisturbed(new("undisturbed"))
-    print(f"undisturbed: {done['trials']} trials, {len(reference)} epochs, {undisturbed_seconds:.0f} s", flush=True)
+    reference, undisturbed_seconds = run_references(new("undisturbed"), new("unpruned"))
+    trials, epochs = reference.done["trials"], len(reference.entries)
+    print(f"undisturbed: {trials} trials, {epochs} epochs, {undisturbed_seconds:.0f} s", flush=True)
     outcomes = []
     for i in range(times):
         dice = random.Random(f"{seed}-{i}")
         for again in range(_MOST_VOID):
-            outcome = drill(new(f"drill-{i}-{again}"), kinds_of(i, dice), reference, done, dice)
+            outcome = drill(new(f"drill-{i}-{again}"), kinds_of(i, dice), reference, dice)
             print(_line(i, times, outcome), flush=True)
             if not outcome.void:
                 break
         outcomes.append(outcome)
     counts = Counter(kill.split()[0] for outcome in outcomes for kill in outcome.kills)
     left = sum(outcome.left for outcome in outcomes)
+    right = [outcome for outcome in outcomes if not outcome.complaints and not outcome.void]
     print(f"processes left running: {left}", flush=True)
     return {
         "seed": seed,
         "drills": times,
-        "same": sum(not outcome.complaints and not outcome.void for outcome in outcomes),
+        "right": len(right),
+        "same_order": sum(not outcome.other_order for outcome in right),
         "kills": sum(counts.values()),
         **{f"kills_{kind}": counts[kind] for kind in KINDS},
-        "trials": done["trials"],
-        "epochs": len(reference),
+        "trials": trials,
+        "epochs": epochs,
         "undisturbed_seconds": round(undisturbed_seconds, 1),
         "median_drill_seconds": round(statistics.median(outcome.seconds for outcome in outcomes), 1),
         "processes_left": left,
@@ -81,9 +84,13 @@ def kinds_of(number: int, dice: random.Random) -> list[str]:
 
 
 def _line(number: int, times: int, outcome: Outcome) -> str:
-    verdict = "same" if not outcome.complaints else "DIFFERENT: " + "; ".join(outcome.complaints)[:2000]
-    if outcome.void:
-        verdict = "void, since a blow fell between two trials or after the end; drawn again"
+    verdict = "the same"
+    if outcome.complaints:
+        verdict = "WRONG: " + "; ".join(outcome.complaints)[:2000]
+    elif outcome.void:
+        verdict = "void, since the search had ended; drawn again"
+    elif outcome.other_order:
+        verdict = "the same figures in another order"
     killed = ", ".join(outcome.kills) or "nothing"
     return f"drill {number + 1}/{times}: killed {killed}; {outcome.seconds:.0f} s; {verdict}"
 
