@@ -44,10 +44,11 @@ class Case:
 
 
 _RATES = [0.001, 0.002, 0.0005, 0.004, 0.0003, 0.0015, 0.003, 0.0007]
+_RATES += [0.0012, 0.0025, 0.0004, 0.005, 0.0002, 0.0018, 0.0035, 0.0009]
 """Learning rates of the trials, in their order."""
 
 CASES = {
-    "cnn": Case("cnn", _SMALL_CNN, decode_size=72, trials=8, epochs=4, repeats=3),
+    "cnn": Case("cnn", _SMALL_CNN, decode_size=72, trials=16, epochs=9, repeats=2),
     "cnn_wide": Case("cnn_wide", {**_SMALL_CNN, "width": 16}, decode_size=72, trials=8, epochs=4),
     "frozen": Case(
         "frozen",
