@@ -24,6 +24,7 @@ from carray.core.errors import SettingsError
 from carray.pixels import PixelSettings
 from carray.tensors.format import Block
 from carray.trials.checkpoint import optimizer_state, pack, restore_optimizer, unpack
+from carray.trials.features import forward_precision
 from carray.trials.hyper import CnnHyper, TransferHyper
 from carray.trials.mixing import mix
 from carray.trials.nets import build_net, freeze, stages, train_mode
@@ -227,7 +228,10 @@ class Fit:
     def _autocast(self) -> Any:
         wanted = self.hyper.precision
         if wanted == "auto":
-            wanted = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+            fast = forward_precision(self.device) == torch.bfloat16
+            # On a CPU plain convolutions learn faster so, depthwise ones, of which most backbones consist, slower.
+            pays = self.device.type == "cuda" or isinstance(self.hyper, CnnHyper)
+            wanted = "bf16" if fast and pays else "fp32"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted == "bf16")
 
     @contextmanager

@@ -51,7 +51,7 @@ class TrainHyper(Settings):
     micro_batch_images: int | None = Field(default=None, ge=2, le=4096)
     """Images a pass through the network, whose gradients add up. None: batch_images, halved where memory ends."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 where a GPU has it, else fp32."""
+    """auto: bf16 where a GPU has it, and for CNNs where a CPU has it (AVX-512 BF16); else fp32."""
     compile: bool = False
     """Whether torch.compile takes a minute or so at the first epoch to make the others faster."""
 

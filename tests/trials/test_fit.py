@@ -154,7 +154,8 @@ def test_parts_of_a_batch_add_up_to_its_gradient() -> None:
     """Without batch normalisation's coupling, since the head alone sees the parts."""
     gradients = []
     for micro_batch_images in (8, 4, 3):
-        trained = fit(HYPER.model_copy(update={"micro_batch_images": micro_batch_images}))
+        exact = {"precision": "fp32", "micro_batch_images": micro_batch_images}
+        trained = fit(HYPER.model_copy(update=exact))
         trained.net.eval()
         inputs, labels_B = next(iter(trained._source.batches(1, torch.Generator().manual_seed(0))))
         trained._gradients(inputs, labels_B)
