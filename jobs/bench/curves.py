@@ -31,7 +31,7 @@ _BELOW_BEST = (0.0, 0.005, 0.01, 0.02, 0.05)
 class Plan:
     """Says which configurations are trained in full."""
 
-    trials: int = 24
+    trials: int = 16
     epochs: int = 27
     """Rungs of ASHA at 1, 3 and 9."""
     input_size: int = 96

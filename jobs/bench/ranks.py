@@ -23,7 +23,7 @@ def measure_rung0(manifest: str, work: Path, results: Path, *, quick: bool) -> d
     """Probe and train every candidate through one search; gives the row with Spearman's correlation."""
     from scipy.stats import spearmanr
 
-    sizes, epochs = ([48, 64], 1) if quick else ([96, 128, 160], 4)
+    sizes, epochs = ([48, 64], 1) if quick else ([64, 96, 128], 4)
     backbones = _BACKBONES[:2] if quick else _BACKBONES
     hypers = [
         {

@@ -150,6 +150,20 @@ def test_a_checkpoint_of_another_network_is_refused() -> None:
         fit().restore(fit(HYPER.model_copy(update={"width": 12})).checkpoint())
 
 
+@pytest.mark.parametrize(("family", "bf16"), [("cnn", True), ("transfer", False)])
+def test_where_a_cpu_has_bfloat16_plain_convolutions_learn_in_it(
+    family: str, bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = fit()
+    if family == "transfer":
+        trained.hyper = TransferHyper(backbone="tf_efficientnet_lite0")
+    for has_it in (True, False):
+        dtype = torch.bfloat16 if has_it else torch.float32
+        monkeypatch.setattr("carray.trials.fit.forward_precision", lambda device, dtype=dtype: dtype)
+        with trained._autocast():
+            assert torch.is_autocast_enabled("cpu") == (bf16 and has_it)
+
+
 def test_parts_of_a_batch_add_up_to_its_gradient() -> None:
     """Without batch normalisation's coupling, since the head alone sees the parts."""
     gradients = []
