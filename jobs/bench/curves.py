@@ -35,7 +35,7 @@ _BELOW_BEST = (0.0, 0.005, 0.01, 0.02, 0.05)
 class Plan:
     """Says which configurations are trained in full."""
 
-    trials: int = 16
+    trials: int = 32
     epochs: int = 27
     """Rungs of ASHA at 1, 3 and 9."""
     classes: int = 49
