@@ -9,12 +9,13 @@ in results/tune/. Every part has the same manifest, made once.
     cnn        epochs per core-minute of a small CNN at 64 pixels, both arms; cnn_wide: of one twice as wide
     frozen     of EfficientNet-Lite0 at 160 pixels, its last two stages learning
     all        of the whole of it, one epoch on a quarter of the images
-    curves     trains 32 configurations in full, of a quarter of the classes, and replays them; replay: only that, from the committed curves
+    curves     trains 32 configurations in full, on a quarter of the classes, and replays them; replay: only that, from
+               the committed curves
     live       one search with ASHA over the same configurations
-    rung0      how rung 0 ranks backbones and sizes, beside what they come to
+    rung0      how rung 0 ranks backbones and sizes, beside what they come to, on half of the classes
     accuracy   one search by jobs/configs/cars-cpu.yaml with its final fit, measured on cars_test once
 
-Cost on two cores: fixed to all 30 minutes, curves and live 10, rung0 15, accuracy 55. `--quick` runs every part on a
+Cost on two cores: fixed to all 30 minutes, curves and live 10, rung0 5, accuracy 55. `--quick` runs every part on a
 few images in minutes, to see that it works, and writes to the work folder only. Ends with one JSON line;
 `epochs_times_recipe` is the smaller of cnn and frozen.
 """

@@ -13,9 +13,12 @@ from typing import Any
 
 from jobs.bench.arms import Arm, measure
 from jobs.bench.rows import write_rows
+from jobs.bench.subsets import first_classes
 
 __all__ = ["measure_rung0"]
 
+_CLASSES, _ALL = 98, 1_000_000
+"""Half of Stanford Cars' classes, with all their images."""
 _BACKBONES = [f"tf_efficientnet_lite{i}" for i in range(3)]
 
 
@@ -50,7 +53,8 @@ def measure_rung0(manifest: str, work: Path, results: Path, *, quick: bool) -> d
         "pixels": {"decode_size": max(sizes) + 24, "input_size": max(sizes)},
         "families": {"transfer": {}},
     }
-    measured = measure(Arm("carray", manifest, settings, hypers), work / "rung0")
+    images = first_classes(manifest, _CLASSES, work / "rung0.parquet", train=_ALL, val=_ALL)
+    measured = measure(Arm("carray", images.uri, settings, hypers), work / "rung0")
     final: dict[int, float] = {}
     seconds: dict[int, float] = {}
     for epoch in measured.epochs:
@@ -78,6 +82,8 @@ def measure_rung0(manifest: str, work: Path, results: Path, *, quick: bool) -> d
     return {
         "part": "rung0",
         "arm": "carray",
+        "train_images": images.split_counts()["train"],
+        "val_images": images.split_counts()["val"],
         "trials": len(hypers),
         "epochs": len(measured.epochs),
         "wall_seconds": round(measured.wall_seconds, 1),
