@@ -153,10 +153,10 @@ def test_what_was_not_used_for_longest_goes_first(own_cache: Path, monkeypatch: 
 
 
 def test_training_on_features_learns_the_upper_part_only() -> None:
-    fit = Fit(HYPER, block(), PIXELS, class_count=2, epochs=2, seed=0)
+    fit = Fit(HYPER, block(), PIXELS, class_count=2, epochs=8, seed=0)
     before = {name: value.clone() for name, value in fit.net.state_dict().items()}
-    losses = [fit.run_epoch().train_loss for _ in range(2)]
-    assert losses[1] < losses[0]
+    losses = [fit.run_epoch().train_loss for _ in range(8)]
+    assert np.mean(losses[-2:]) < 0.8 * np.mean(losses[:2])
     learnable = {name for name, parameter in fit.net.named_parameters() if parameter.requires_grad}
     changed = {
         name for name, _ in fit.net.named_parameters() if not torch.equal(before[name], fit.net.state_dict()[name])
