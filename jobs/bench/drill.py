@@ -13,29 +13,28 @@ Cost: about 35 s a drill on two cores, most of it Ray and torch starting anew.
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs.bench.drill_compare import Reference, changed, differences, disagreements, other_winner
-from jobs.bench.rows import ROOT
+from jobs.bench.processes import kill, kill_marked, marked_pids, start_marked, title
 
 __all__ = ["KINDS", "Outcome", "Search", "drill", "run_references"]
 
 KINDS = ("machine", "driver", "worker")
 """What is killed: every process of the search, Ray's too; the command's own process; the process of a trial."""
-_MARK = "CARRAY_DRILL"
 _PATIENCE_SECONDS = 240
 _LONGEST_WAIT_SECONDS = 1.0
 """After the drawn number of epochs: longer than an epoch and the writing of its files."""
+_AGENTS_SECONDS = 120
+"""Ray's agents, once their raylet was killed, report that to a server that died with it, and end when they give up
+(ray/_private/process_watcher.py): half a minute and more."""
 _WORKERS = ("TrialRunner", "ResourceTrainable")
 """In the title of a trial's process, while it works and while it waits."""
 
@@ -64,8 +63,8 @@ class Outcome:
     """Whether all is right, but the epochs came in another order than in the undisturbed search."""
     void: bool = False
     """Whether no blow fell, since the search had ended."""
-    left: int = 0
-    """Processes that were still there half a minute after the end; they are killed and counted."""
+    left: Sequence[str] = ()
+    """Processes that were still there two minutes after the end; they are killed and counted."""
 
 
 @dataclass
@@ -80,12 +79,8 @@ class Search:
 
     def start(self, scheduler: str = "asha") -> None:
         """Start the command, or repeat it."""
-        environment = {**os.environ, _MARK: self.mark, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "jobs.bench.drill", self.manifest, self.run, scheduler]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
+        self.process = start_marked(command, mark=self.mark, log=self.log)
 
     @property
     def alive(self) -> bool:
@@ -120,27 +115,11 @@ class Search:
 
     def pids(self) -> list[int]:
         """Give every process that carries this search's mark."""
-        wanted = f"{_MARK}={self.mark}".encode()
-        found = []
-        for place in Path("/proc").glob("[0-9]*"):
-            try:
-                if wanted in (place / "environ").read_bytes().split(b"\0"):
-                    found.append(int(place.name))
-            except OSError:  # it ended meanwhile, or is somebody else's
-                continue
-        return found
+        return marked_pids(self.mark)
 
     def kill_all(self) -> None:
         """Kill the command, its Ray and its workers, as a machine that loses power would."""
-        for _ in range(100):
-            pids = self.pids()
-            for pid in pids:
-                _kill(pid)
-            if self.process is not None:
-                self.process.poll()
-            if not pids:
-                return
-            time.sleep(0.05)
+        kill_marked(self.mark, self.process)
 
     def kill_driver(self) -> None:
         """Kill the command's own process alone."""
@@ -152,9 +131,9 @@ class Search:
         """Kill a trial's process, whatever it is at; gives whether there was one."""
         until = time.monotonic() + _PATIENCE_SECONDS
         while self.alive and time.monotonic() < until:
-            workers = [pid for pid in self.pids() if any(name in _title(pid) for name in _WORKERS)]
+            workers = [pid for pid in self.pids() if any(name in title(pid) for name in _WORKERS)]
             if workers:
-                _kill(workers[0])
+                kill(workers[0])
                 return True
             time.sleep(0.02)
         return False
@@ -226,25 +205,13 @@ def _done(search: Search) -> dict[str, Any]:
     return dict(read_json(join(search.run, "done.json")))
 
 
-def _left(search: Search) -> int:
-    until = time.monotonic() + 30
+def _left(search: Search) -> list[str]:
+    until = time.monotonic() + _AGENTS_SECONDS
     while search.pids() and time.monotonic() < until:
         time.sleep(0.2)
-    left = len(search.pids())
+    left = [title(pid)[:80] for pid in search.pids()]
     search.kill_all()
     return left
-
-
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def _title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def main(manifest: str, run: str, scheduler: str) -> None:

@@ -59,9 +59,9 @@ def _run(new: Callable[[str], Search], *, times: int, seed: int) -> dict[str, An
                 break
         outcomes.append(outcome)
     counts = Counter(kill.split()[0] for outcome in outcomes for kill in outcome.kills)
-    left = sum(outcome.left for outcome in outcomes)
+    left = [title for outcome in outcomes for title in outcome.left]
     right = [outcome for outcome in outcomes if not outcome.complaints and not outcome.void]
-    print(f"processes left running: {left}", flush=True)
+    print(f"processes left running: {', '.join(left) or 'none'}", flush=True)
     return {
         "seed": seed,
         "drills": times,
@@ -73,7 +73,7 @@ def _run(new: Callable[[str], Search], *, times: int, seed: int) -> dict[str, An
         "epochs": epochs,
         "undisturbed_seconds": round(undisturbed_seconds, 1),
         "median_drill_seconds": round(statistics.median(outcome.seconds for outcome in outcomes), 1),
-        "processes_left": left,
+        "processes_left": len(left),
     }
 
 
@@ -92,6 +92,7 @@ def _line(number: int, times: int, outcome: Outcome) -> str:
     elif outcome.other_order:
         verdict = "the same figures in another order"
     killed = ", ".join(outcome.kills) or "nothing"
+    verdict += f"; {len(outcome.left)} processes left" if outcome.left else ""
     return f"drill {number + 1}/{times}: killed {killed}; {outcome.seconds:.0f} s; {verdict}"
 
 
