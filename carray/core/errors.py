@@ -10,6 +10,7 @@
       StorageError         exit 4   storage refused, after retries; says how often and how long
       BudgetError          exit 5   a limit the user set, or the only honest one, was passed
       SearchError          exit 6   no trial of a search came to a result; names the first cause
+      StoppedError         exit 143 SIGTERM ended the command in order; says what is kept
 
 Invariants: a message is one sentence that says what is wrong, the value seen, what is allowed and what to do. Only
 `FetchError` and `DecodeError` become rows of a table; anything else that is not a `CarrayError` is a bug of ours.
@@ -27,6 +28,7 @@ __all__ = [
     "SchemaError",
     "SearchError",
     "SettingsError",
+    "StoppedError",
     "StorageError",
 ]
 
@@ -98,3 +100,9 @@ class SearchError(CarrayError):
     """Says that a search has no result, and the first trial's reason."""
 
     exit_code = 6
+
+
+class StoppedError(CarrayError):
+    """Says that the command was told to stop, and what is kept."""
+
+    exit_code = 143

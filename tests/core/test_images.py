@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import os
 import threading
@@ -12,9 +13,11 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from carray.core import storage
-from carray.core.errors import FetchError, StorageError
-from carray.core.images import fetch_image, is_image_key, key_suffix, list_keys
+from carray.core import s3_objects, storage
+from carray.core.errors import DecodeError, FetchError, StorageError
+from carray.core.images import fetch_image, is_image_key, key_suffix
+from carray.core.listing import list_keys
+from carray.core.storage import TRIES
 
 NAMES = ["a b.jpg", "ü.jpg", "100%41.jpg", "hash#tag.jpg", "what?.jpg", "plus+&=.jpg", "new\nline.jpg", "sub/deep.jpg"]
 
@@ -182,6 +185,8 @@ class _Store(http.server.BaseHTTPRequestHandler):
         fault = self.faults.pop(0) if self.faults else None
         if fault == "busy":
             self._answer(503, b"<Error><Code>SlowDown</Code></Error>")
+        elif fault == "expired":
+            self._answer(400, b"<Error><Code>ExpiredToken</Code></Error>")
         elif fault == "cut":
             self._answer(200, self.objects[key], sent=3)
         elif key in self.objects:
@@ -203,20 +208,32 @@ class _Store(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def store(monkeypatch):
-    kind = type("Store", (_Store,), {"objects": {}, "faults": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+def served(monkeypatch):
+    """Give a function that serves a handler's class on loopback, to which every S3 client then leads."""
+    servers = []
+
+    def serve(kind):
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        servers.append((server, thread))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "anything")
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0.0)
     monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
-    yield kind
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    yield serve
+    for server, thread in servers:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def store(served):
+    kind = type("Store", (_Store,), {"objects": {}, "faults": []})
+    served(kind)
+    return kind
 
 
 def test_keys_with_empty_parts_and_trailing_slashes(store):
@@ -242,3 +259,86 @@ def test_outage_is_a_fetch_error(store, fault):
         fetch_image("s3://bucket/a.jpg")
     assert caught.value.code == "unavailable"
     assert "\n" not in str(caught.value)
+
+
+class _TwoVersions(http.server.BaseHTTPRequestHandler):
+    """Gives the first half of one version with the etag of another, as often as `torn` says."""
+
+    torn: ClassVar[int] = 0
+    reads: ClassVar[int] = 0
+    etag: ClassVar[str] = ""
+
+    def do_GET(self):
+        kind = type(self)
+        kind.reads += 1
+        body = b"new version" if kind.reads > kind.torn else b"old and new"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{kind.etag or hashlib.md5(b"new version").hexdigest()}"')
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def etags(monkeypatch):
+    monkeypatch.setattr(s3_objects, "_etags", s3_objects._Etags())
+
+
+def test_bytes_that_are_not_the_etag_s_are_read_again(served, etags):
+    kind = type("Torn", (_TwoVersions,), {"torn": 1})
+    served(kind)
+    assert fetch_image("s3://bucket/a.jpg").data == b"new version"
+    assert kind.reads == 2
+
+
+def test_torn_bytes_are_never_taken_where_etags_are_md5(served, etags):
+    kind = type("Torn", (_TwoVersions,), {})
+    served(kind)
+    assert fetch_image("s3://bucket/a.jpg").data == b"new version"
+    kind.torn = 1_000
+    for _ in range(s3_objects._Etags.MISSES + 1):
+        with pytest.raises(FetchError, match="not those of the object's etag"):
+            fetch_image("s3://bucket/a.jpg")
+
+
+def test_a_store_whose_etags_are_no_md5_is_read_twice_only_until_that_is_known(served, etags):
+    kind = type("Other", (_TwoVersions,), {"etag": "0" * 32})
+    served(kind)
+    for _ in range(s3_objects._Etags.MISSES + 2):
+        assert fetch_image("s3://bucket/a.jpg").etag == "0" * 32
+    assert kind.reads == 2 * s3_objects._Etags.MISSES + 2
+
+
+@pytest.mark.parametrize(("faults", "outcome"), [(2, "read"), (50, "stopped")])
+def test_expired_credentials_are_awaited_and_then_stop_the_job(store, faults, outcome):
+    store.objects["a.jpg"] = b"whole image"
+    store.faults.extend(["expired"] * faults)
+    if outcome == "read":
+        assert fetch_image("s3://bucket/a.jpg").data == b"whole image"
+    else:
+        with pytest.raises(StorageError, match="the credentials at hand have expired .*ExpiredToken.*renew them"):
+            fetch_image("s3://bucket/a.jpg")
+
+
+def test_a_busy_store_is_given_every_try_for_every_image(store):
+    """Botocore's own retries share a quota, which many busy answers would use up."""
+    store.objects["a.jpg"] = b"whole image"
+    for _ in range(150):
+        store.faults.extend(["busy"] * (TRIES - 1))
+        assert fetch_image("s3://bucket/a.jpg").data == b"whole image"
+
+
+def test_a_size_may_be_refused_before_the_bytes_are_read(root, s3_server):
+    put(root, "a.jpg", b"x" * 1000, s3_server)
+    sizes = []
+    assert len(fetch_image(f"{root}/in/a.jpg", admit=sizes.append).data) == 1000
+    assert sizes == [1000]
+
+    def refuse(size_bytes):
+        raise DecodeError("too_large", f"{size_bytes} bytes")
+
+    with pytest.raises(DecodeError, match="1000 bytes"):
+        fetch_image(f"{root}/in/a.jpg", admit=refuse)
