@@ -24,7 +24,7 @@ from ray.exceptions import AuthenticationError
 from carray.core.errors import SettingsError
 from carray.core.progress import say
 
-__all__ = ["RunningRay", "start_ray"]
+__all__ = ["RunningRay", "is_cluster", "start_ray"]
 
 _KNOCK_SECONDS = 10
 
@@ -42,6 +42,10 @@ class RunningRay:
     """CPUs of all nodes together."""
     node_cpus: int
     """CPUs of the largest node: what one worker can ask for at most."""
+    gpus: int = 0
+    """GPUs of all nodes together."""
+    gpu_node_cpus: int = 0
+    """CPUs of the smallest node that has a GPU: what there is to feed it with."""
 
 
 @contextmanager
@@ -125,6 +129,18 @@ def _stop() -> None:
     _started_here = False
 
 
+def is_cluster() -> bool:
+    """Say whether `start_ray` will find a Ray rather than start one, or one runs in this process already."""
+    return ray.is_initialized() or os.environ.get("RAY_ADDRESS", "") not in ("", "local")
+
+
 def _describe() -> RunningRay:
-    node_cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    return RunningRay(private=_started_here, cpus=sum(node_cpus), node_cpus=max(node_cpus, default=0))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    node_cpus = [int(node.get("CPU", 0)) for node in nodes]
+    return RunningRay(
+        private=_started_here,
+        cpus=sum(node_cpus),
+        node_cpus=max(node_cpus, default=0),
+        gpus=sum(int(node.get("GPU", 0)) for node in nodes),
+        gpu_node_cpus=min((int(node.get("CPU", 0)) for node in nodes if node.get("GPU", 0) >= 1), default=0),
+    )

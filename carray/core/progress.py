@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 __all__ = ["Progress", "print_result", "say"]
 
@@ -33,8 +33,10 @@ def print_result(result: Mapping[str, Any]) -> None:
 class Progress:
     """Counts done images (or epochs, or trials) against a total; use as a context manager.
 
-    Not thread-safe: one thread advances it.
+    Not thread-safe: one thread advances it. The total may change while it runs, as a listing's does.
     """
+
+    _bars: ClassVar[list[Progress]] = []
 
     def __init__(self, what: str, *, total: int | None, unit: str = "images") -> None:
         self.what, self.total, self.unit = what, total, unit
@@ -44,7 +46,7 @@ class Progress:
         self._task: Any = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not Progress._bars:  # a terminal has room for one; what runs beside it writes lines
             self._open_bar()
         return self
 
@@ -53,6 +55,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+            Progress._bars.remove(self)
         say(self._line(finished=error is None))
 
     @property
@@ -70,7 +73,7 @@ class Progress:
         self.done += done
         self.errors += errors
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, errors=self.errors)
+            self._bar.update(self._task, total=self.total, completed=self.done, errors=self.errors, rate=self.rate)
         elif time.monotonic() - self._said >= LOG_EVERY_SECONDS:
             self._said = time.monotonic()
             say(self._line(finished=False))
@@ -83,14 +86,15 @@ class Progress:
             progress.TextColumn(self.what),
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
-            progress.TextColumn("{task.fields[errors]} errors"),
+            progress.TextColumn(self.unit + ", {task.fields[rate]:,.0f} a second, {task.fields[errors]} errors"),
             progress.TimeElapsedColumn(),
             progress.TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
         )
-        self._task = self._bar.add_task(self.what, total=self.total, errors=0)
+        self._task = self._bar.add_task(self.what, total=self.total, errors=0, rate=0.0)
         self._bar.start()
+        Progress._bars.append(self)
 
     def _line(self, *, finished: bool) -> str:
         total = f"/{self.total:,}" if self.total is not None else ""

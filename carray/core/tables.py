@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from carray.core.errors import SchemaError, StorageError
 from carray.core.storage import filesystem, retry, write_bytes
 
-__all__ = ["read_table", "table_from_rows", "table_metadata", "write_table"]
+__all__ = ["file_rows", "read_table", "table_from_rows", "table_metadata", "write_table"]
 
 _KEY = b"carray"
 
@@ -50,6 +50,17 @@ def table_metadata(uri: str) -> dict[str, Any]:
     fs, path = filesystem(uri)
     metadata = _read(lambda: pq.read_schema(path, filesystem=fs), uri).metadata or {}
     return json.loads(metadata.get(_KEY, b"{}"))
+
+
+def file_rows(uri: str) -> int:
+    """Count a file's rows, from its footer.
+
+    Raises:
+        StorageError: the file cannot be read.
+        SchemaError: the file is not Parquet.
+    """
+    fs, path = filesystem(uri)
+    return int(_read(lambda: pq.read_metadata(path, filesystem=fs), uri).num_rows)
 
 
 def read_table(uri: str, *, kind: str, required: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:

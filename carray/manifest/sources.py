@@ -22,7 +22,8 @@ from urllib.parse import unquote_to_bytes
 import pandas as pd
 
 from carray.core.errors import SchemaError, SettingsError
-from carray.core.images import ListedImage, is_image_key, list_keys
+from carray.core.images import is_image_key
+from carray.core.listing import ListedImage, list_keys
 from carray.core.storage import absolute, exists, is_folder, is_s3, join
 from carray.manifest.devkit import devkit_places, read_devkit
 from carray.manifest.format import check_unique

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ __all__ = [
     "ClassifySettings",
     "PlannedImage",
     "part_name",
+    "prediction_schema",
     "record_place",
     "run_id_of",
 ]
@@ -81,33 +82,73 @@ def _pandas_note() -> bytes:
 
 PREDICTION_SCHEMA = pa.schema(_COLUMNS, metadata={b"pandas": _pandas_note()})
 
+Output = Literal["embedding", "make_score", "model_score"]
+OPTIONAL_COLUMNS = {
+    "embedding": pa.list_(pa.field("element", pa.float16())),  # the network's, before its last layer
+    "make_score": pa.float32(),  # probability of label's make, summed over its classes, 0..1
+    "model_score": pa.float32(),  # the same of make and model
+}
+
+
+def prediction_schema(outputs: Collection[str] = ()) -> pa.Schema:
+    """Give the columns of a run's files: those of every run, then the chosen optional ones, in their own order."""
+    schema = PREDICTION_SCHEMA
+    for name, kind in OPTIONAL_COLUMNS.items():
+        if name in outputs:
+            schema = schema.append(pa.field(name, kind))
+    return schema
+
 
 class ClassifySettings(Settings):
-    """Says how a bucket is classified; only `runtime`, `all_files` and `split` change what the rows say."""
+    """Says how a bucket is classified.
+
+    `runtime`, `outputs`, `all_files`, `split` and `since` decide what the rows say, the others do not.
+    """
 
     runtime: str = "auto"
-    """Which of the bundle's runtimes scores: auto or fp32; resolved once, kept on resume."""
+    """Which of the bundle's runtimes scores: auto, fp32, int8 or torch-bf16; resolved once, kept on resume."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What scores: a GPU where there is one, when auto."""
+    outputs: list[Output] = Field(default_factory=list)
+    """Optional columns: `embedding` (float16), and `make_score` and `model_score`, the label's make's and model's."""
     all_files: bool = False
     """Whether every key is an image, or only those with an image's suffix."""
     split: Literal["train", "val", "test"] | None = None
     """Which rows of a manifest to score; all when None."""
     retry_failed: bool = False
     """Whether rows with status fetch_error are scored again, in a run that already has them."""
+    since: str | None = None
+    """Folder of earlier predictions: what it has, scored by the same bundle under the same etag, is left out."""
+    max_failed_fraction: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """The job stops once more than this fraction of its images failed; never when None."""
+    layout: Literal["auto", "fused", "staged"] = "auto"
+    """Where originals are decoded: in the scoring process (fused), or in processes of their own that Ray puts where
+    there are cores (staged); staged for a GPU whose machine has few, when auto."""
     workers: int | None = Field(default=None, ge=1)
-    """Scoring processes; as many as the CPUs allow when None."""
+    """Scoring processes at most; as many as the CPUs allow when None."""
+    min_workers: int = Field(default=1, ge=1)
+    """Scoring processes that the job goes on with when machines leave the cluster."""
     threads: int = Field(default=1, ge=1)
     """CPUs of one worker, for decoding and for the network alike."""
-    batch_images: int = Field(default=32, ge=1)
-    """Images of one forward pass."""
+    batch_images: int | None = Field(default=None, ge=1)
+    """Images of one forward pass; what is fastest with the runtime when None."""
     fetch_concurrency: int = Field(default=16, ge=1, le=64)
     """Reads that one worker has under way at once; 64 is what one client's connection pool serves."""
+    fetch_memory_mb: int = Field(default=128, ge=1)
+    """Megabytes of originals that one worker holds at once; a single larger one is held alone."""
+    max_image_mb: int = Field(default=256, ge=1)
+    """Megabytes above which an original is not read: its row says too_large."""
+    listing_threads: int = Field(default=16, ge=1, le=64)
+    """Requests under way at once while a bucket is listed."""
     shard_images_first: int = Field(default=64, ge=1)
     """Images of the first shards: small, so that results and mistakes show early."""
     shard_images_max: int = Field(default=10_000, ge=1)
     """Images of the last shards of a large run: large, so that 100 million images need about ten thousand files."""
 
     @model_validator(mode="after")
-    def _check_shards(self) -> ClassifySettings:
+    def _check_together(self) -> ClassifySettings:
+        if self.workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers is {self.min_workers}, above workers {self.workers}; lower it")
         if self.shard_images_first > self.shard_images_max:
             raise ValueError(
                 f"shard_images_first is {self.shard_images_first}, above shard_images_max {self.shard_images_max}; "
@@ -123,6 +164,9 @@ class PlannedImage:
     uri: str
     escaped: bool = False
     box: Box | None = None
+    etag: str | None = None
+    """As listed, like `size_bytes`; the row's are those of the read. None where the source gives none."""
+    size_bytes: int | None = None
 
 
 def run_id_of(

@@ -12,17 +12,18 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from carray.core.errors import BudgetError, SettingsError, StorageError
 from carray.core.settings import Settings, parse_settings
-from carray.core.storage import delete, exists, filesystem, join, list_files, read_json, retry, write_json
+from carray.core.storage import delete, exists, join, list_files, read_json, write_json
+from carray.core.tables import file_rows
 from carray.predictions.format import part_name, record_place
 
 __all__ = [
     "Attempt",
     "LedgerEntry",
+    "PlanTotals",
     "RunRecord",
     "check_folder",
     "count_rows",
@@ -31,8 +32,10 @@ __all__ = [
     "forget_attempts",
     "read_attempt",
     "read_run",
+    "read_totals",
     "write_attempt",
     "write_run",
+    "write_totals",
 ]
 
 DEATHS_ALLOWED = 50
@@ -43,7 +46,7 @@ Item = TypeVar("Item")
 
 
 class RunRecord(Settings):
-    """Is what run.json holds: everything that decides the rows, and what the first listing found."""
+    """Is what run.json holds: everything that decides the rows."""
 
     version: int
     run_id: str
@@ -52,15 +55,23 @@ class RunRecord(Settings):
     source: str
     split: str | None
     all_files: bool
+    since: str | None = None
     runtime: str
     """Resolved once and kept on resume."""
     columns: list[str]
-    images: int
-    repeated: int
-    skipped_by_suffix: dict[str, int]
-    shards: int
     created_at: str
     software: dict[str, str]
+
+
+class PlanTotals(Settings):
+    """Is what listing.json holds: what the listing found. It is complete exactly when this exists."""
+
+    images: int
+    shards: int
+    repeated: int
+    """Rows of a table that repeat another's uri (and box)."""
+    skipped_by_suffix: dict[str, int]
+    """Keys without an image's suffix."""
 
 
 class LedgerEntry(Settings):
@@ -74,6 +85,10 @@ class LedgerEntry(Settings):
     fetch_errors: int
     decode_errors: int
     error_codes: dict[str, int]
+    examples: dict[str, str] = Field(default_factory=dict)
+    """The first uri of each error code."""
+    known: int = 0
+    """Images that have no row because an earlier run's is still true of them (setting `since`)."""
     seconds: float
 
 
@@ -82,6 +97,8 @@ class Attempt(Settings):
 
     shard: int
     pid: int
+    driver: str = ""
+    """The token of the driver (lease.Lease) whose worker wrote this."""
     images: list[int]
     """Places in the shard of the images in hand."""
     alone: bool = False
@@ -92,8 +109,10 @@ class Attempt(Settings):
     """Images that killed a worker while in hand alone; they become rows without being read."""
     deaths: int = 0
 
-    def after_death(self) -> Attempt:
-        """Give the knowledge that the next worker starts from.
+    def after_death(self, driver: str) -> Attempt:
+        """Give the knowledge that the next worker, of that driver, starts from.
+
+        Where the driver died too, or the machine, no image is to blame: those in hand are suspects, and no more.
 
         Raises:
             BudgetError: the shard has lost more workers than bad images can explain.
@@ -103,10 +122,16 @@ class Attempt(Settings):
                 f"{part_name(self.shard)} lost its worker {self.deaths + 1} times (at most {DEATHS_ALLOWED} is "
                 "allowed), more than bad images explain; look at the machine's memory and Ray's logs, then run again."
             )
-        lost = sorted({*self.lost, *(self.images if self.alone else ())})
-        suspects = sorted({*self.suspects, *self.images})
+        own = driver == self.driver
         return self.model_copy(
-            update={"images": [], "alone": False, "lost": lost, "suspects": suspects, "deaths": self.deaths + 1}
+            update={
+                "driver": driver,
+                "images": [],
+                "alone": False,
+                "lost": sorted({*self.lost, *(self.images if own and self.alone else ())}),
+                "suspects": sorted({*self.suspects, *self.images}),
+                "deaths": self.deaths + own,
+            }
         )
 
 
@@ -126,6 +151,22 @@ def write_run(out: str, record: RunRecord) -> None:
     write_json(record_place(out, "run.json"), record.model_dump(mode="json"))
 
 
+def read_totals(out: str) -> PlanTotals | None:
+    """Read what a run's listing found; None while it is incomplete.
+
+    Raises:
+        StorageError: the record cannot be read.
+        SettingsError: it is of another version of carray.
+    """
+    place = record_place(out, "listing.json")
+    return parse_settings(PlanTotals, read_json(place)) if exists(place) else None
+
+
+def write_totals(out: str, totals: PlanTotals) -> None:
+    """Write what the listing found: from now on it is complete."""
+    write_json(record_place(out, "listing.json"), totals.model_dump(mode="json"))
+
+
 def check_folder(out: str, wanted: RunRecord) -> None:
     """Check that a folder is free for a run, or already holds this very run.
 
@@ -141,7 +182,7 @@ def check_folder(out: str, wanted: RunRecord) -> None:
                 "give an empty folder."
             )
     elif found.run_id != wanted.run_id:
-        names = ("bundle_id", "source", "split", "all_files", "runtime", "columns")
+        names = ("bundle_id", "source", "split", "all_files", "since", "runtime", "columns")
         differ = [name for name in names if getattr(found, name) != getattr(wanted, name)] or ["pixels"]
         seen = ", ".join(
             f"{name} {getattr(found, name, '?')!r} instead of {getattr(wanted, name, '?')!r}" for name in differ
@@ -174,31 +215,32 @@ def strike_shard(out: str, shard: int) -> None:
     delete(_entry_place(out, shard))
 
 
-def count_rows(out: str, record: RunRecord) -> Counter[str]:
+def count_rows(out: str, totals: PlanTotals) -> Counter[str]:
     """Count a finished run's rows by its ledger, and check the sum against the plan and against the files themselves.
 
-    Gives the counts images, rows, ok, fetch_errors and decode_errors.
+    Gives the counts images, rows, known, ok, fetch_errors and decode_errors.
 
     Raises:
         StorageError: rows out are not images in, or the folder holds Parquet files that are not the run's.
     """
-    entries = done_shards(out, record.shards)
-    counts: Counter[str] = Counter(images=record.images)
+    entries = done_shards(out, totals.shards)
+    counts: Counter[str] = Counter(images=totals.images)
     for entry in entries.values():
-        counts.update(entry.model_dump(include={"rows", "ok", "fetch_errors", "decode_errors"}))
+        counts.update(entry.model_dump(include={"rows", "known", "ok", "fetch_errors", "decode_errors"}))
     parts = {uri for uri in list_files(out) if uri.endswith(".parquet")}
-    expected = {join(out, part_name(i)) for i in range(record.shards)}
+    expected = {join(out, part_name(i)) for i in range(totals.shards)}
     if parts != expected:
         odd = sorted(parts ^ expected)
         raise StorageError(
             f"{out} should hold {len(expected)} Parquet files, but {len(odd)} are missing or foreign, the first is "
             f"{odd[0]!r}; run the command again, and move foreign files away."
         )
-    in_files = sum(_in_parallel(_rows_in_file, sorted(parts)))
-    if not counts["rows"] == in_files == record.images:
+    in_files = sum(_in_parallel(file_rows, sorted(parts)))
+    if not counts["rows"] == in_files == totals.images - counts["known"]:
         raise StorageError(
-            f"{out} has {in_files:,} rows in its files and {counts['rows']:,} in its ledger for {record.images:,} "
-            "images; one of its files was changed, so delete that file and run the command again."
+            f"{out} has {in_files:,} rows in its files and {counts['rows']:,} in its ledger for "
+            f"{totals.images - counts['known']:,} images; one of its files was changed, so delete that file and run "
+            "the command again."
         )
     return counts
 
@@ -231,11 +273,6 @@ def _entry_place(out: str, shard: int) -> str:
 
 def _attempt_place(out: str, shard: int) -> str:
     return record_place(out, "attempts", f"{shard:06d}.json")
-
-
-def _rows_in_file(uri: str) -> int:
-    fs, path = filesystem(uri)
-    return int(retry(lambda: pq.read_metadata(path, filesystem=fs).num_rows, what=f"reading {uri}"))
 
 
 def _in_parallel(action: Callable[[Item], T], items: Iterable[Item]) -> list[T]:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from carray.core.errors import SchemaError, SettingsError, StorageError
-from carray.core.images import ListedImage
+from carray.core.listing import ListedImage
 from carray.core.storage import write_bytes
 from carray.manifest.sources import _relative_path, list_candidates
 
