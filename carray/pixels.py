@@ -238,7 +238,7 @@ def _cut(pixels_HWC: Pixels, box: Box, width: int, height: int) -> Pixels:
     scale_x, scale_y = pixels_HWC.shape[1] / width, pixels_HWC.shape[0] / height
     left, top = int(x1 * scale_x), int(y1 * scale_y)
     right, bottom = max(left + 1, round(x2 * scale_x)), max(top + 1, round(y2 * scale_y))
-    return np.ascontiguousarray(pixels_HWC[top:bottom, left:right])
+    return pixels_HWC[top:bottom, left:right]
 
 
 def _to_square(pixels_HWC: Pixels, settings: PixelSettings) -> Pixels:
@@ -265,7 +265,8 @@ def _resize(pixels_HWC: Pixels, height: int, width: int, settings: PixelSettings
     if pixels_HWC.shape[:2] == (height, width):
         return np.ascontiguousarray(pixels_HWC)
     kinds = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
-    resized = cv2.resize(np.ascontiguousarray(pixels_HWC), (width, height), interpolation=kinds[settings.interpolation])
+    # OpenCV reads a cut-out where it lies; a copy of a large one would cost as much as its decoding.
+    resized = cv2.resize(pixels_HWC, (width, height), interpolation=kinds[settings.interpolation])
     return np.asarray(resized, dtype=np.uint8)
 
 

@@ -3,6 +3,11 @@
 1. build        best weights of a trial -> weights.safetensors + model.onnx + probes.safetensors + bundle.json (last)
 2. calibration  validation logits -> temperature
 3. format       what bundle.json holds; loading with every hash checked, no code run, no pickle read
-4. predict      bundle -> scores, with onnxruntime and without torch
-5. winner       which trial RUN/bundle is of: the best, its refit, or the one that the user chose
+4. quantise     model.onnx + training pixels -> model.int8.onnx
+5. certify      what int8 loses against fp32, in figures; the file stays only where that is little
+6. originals    images of the manifest, read again: for an older bundle's int8, and to price reduced-scale decoding
+7. runtimes     which runtime `auto` takes, and onnxruntime's sessions; torch_runtime is the one for GPUs
+8. columns      logits -> label, score and the other columns of a row
+9. predict      bundle -> scores, on a CPU without torch
+10. winner      which trial RUN/bundle is of: the best, its refit, or the one that the user chose
 """

@@ -24,19 +24,12 @@ import numpy as np
 import numpy.typing as npt
 
 from carray.bundle.calibration import fit_temperature, mean_nll
-from carray.bundle.format import (
-    BUNDLE_JSON,
-    MODEL,
-    PROBES,
-    VERSION,
-    WEIGHTS,
-    BundleInfo,
-    FileEntry,
-    bundle_id_of,
-)
+from carray.bundle.certify import CALIBRATION_IMAGES, CERTIFY_IMAGES, Views, add_int8, draw_rows
+from carray.bundle.format import MODEL, PROBES, VERSION, WEIGHTS, BundleInfo, bundle_id_of, write_bundle
+from carray.bundle.originals import measure_full_decode
 from carray.core.errors import BundleError, SettingsError
 from carray.core.progress import say
-from carray.core.storage import absolute, delete, join, read_bytes, write_bytes
+from carray.core.storage import absolute, join, read_bytes
 from carray.pixels import PixelSettings
 from carray.trials import format as runs
 
@@ -107,16 +100,19 @@ def _pack_trial(
     logits_NK = predict_logits(net, block, val_rows_N, pixels)
     labels_N = block.labels_N[val_rows_N]
     temperature = fit_temperature(logits_NK, labels_N)
+    metrics = {"val_before_refit" if weights else "val": _val_metrics(logits_NK, labels_N, temperature)}
+    if full_decode := measure_full_decode(net, manifest, pixels, logits_NK):
+        metrics["val_full_decode"] = full_decode
     if weights is not None:
         net.load_state_dict(load(read_bytes(weights)))
-    return pack_bundle(
+    pack_bundle(
         net,
         to,
         classes=manifest.classes,
         pixels=pixels,
         uses_boxes=manifest.crop_boxes,
         temperature=temperature,
-        metrics={"val_before_refit" if weights else "val": _val_metrics(logits_NK, labels_N, temperature)},
+        metrics=metrics,
         net_note=values,
         search_note={
             "run_trials": len(search["configurations"]),
@@ -128,6 +124,14 @@ def _pack_trial(
         },
         parity_pixels_NHWC=view_batch(block, val_rows_N[:PARITY_IMAGES], pixels),
     )
+    judging_N = draw_rows(val_rows_N, CERTIFY_IMAGES)
+    views = Views(
+        calibration_NHWC=view_batch(block, draw_rows(block.of_split("train"), CALIBRATION_IMAGES), pixels),
+        judging_NHWC=view_batch(block, judging_N, pixels),
+        labels_N=block.labels_N[judging_N],
+        seen_in_training=weights is not None,
+    )
+    return add_int8(to, views)
 
 
 def _val_metrics(
@@ -170,13 +174,10 @@ def pack_bundle(
         MODEL: model,
         PROBES: _probe_file(model, probes_NHWC),
     }
-    entries = {
-        name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)) for name, data in files.items()
-    }
     info = BundleInfo(
         version=VERSION,
         bundle_id=bundle_id_of(
-            entries[WEIGHTS].sha256,
+            hashlib.sha256(files[WEIGHTS]).hexdigest(),
             classes=classes,
             pixels=pixels,
             temperature=temperature,
@@ -188,19 +189,14 @@ def pack_bundle(
         uses_boxes=uses_boxes,
         temperature=temperature,
         embedding_size=net.embedding_size,
-        files=entries,
+        files={},
         metrics=metrics,
         parity={"fp32": parity},
         net=net_note,
         search=search_note,
         software=_software(),
     )
-    uri = absolute(uri)
-    delete(join(uri, BUNDLE_JSON))  # while files change under an older marker, the folder must not look finished
-    for name, data in files.items():
-        write_bytes(join(uri, name), data)
-    write_bytes(join(uri, BUNDLE_JSON), info.model_dump_json(indent=1).encode() + b"\n")
-    return info
+    return write_bundle(uri, info, files)
 
 
 def generate_probes(input_size: int) -> Pixels:

@@ -2,6 +2,7 @@
 
     weights.safetensors   the network's weights, for further training
     model.onnx            uint8 NHWC in (batch is dynamic); logits_BK and embedding_BD out; normalisation is inside
+    model.int8.onnx       the same in 8-bit integers, where that passed its certificate
     probes.safetensors    16 generated images and the logits that each runtime gave for them
     bundle.json           everything below, written last
 
@@ -20,16 +21,26 @@ from pydantic import Field, ValidationError
 
 from carray.core.errors import BundleError
 from carray.core.settings import Settings
-from carray.core.storage import absolute, exists, join, read_bytes, read_json
+from carray.core.storage import absolute, delete, exists, join, read_bytes, read_json, write_bytes
 from carray.pixels import PixelSettings
 
-__all__ = ["BUNDLE_JSON", "BundleInfo", "FileEntry", "bundle_id_of", "open_bundle", "read_bundle_file"]
+__all__ = [
+    "BUNDLE_JSON",
+    "BundleInfo",
+    "Certificate",
+    "FileEntry",
+    "bundle_id_of",
+    "open_bundle",
+    "read_bundle_file",
+    "write_bundle",
+]
 
 VERSION = 1
 BUNDLE_JSON = "bundle.json"
 WEIGHTS, MODEL, PROBES = "weights.safetensors", "model.onnx", "probes.safetensors"
-RUNTIME_FILES = {"fp32": MODEL}
-"""The ONNX file of each runtime; int8 joins here once its parity gate exists."""
+INT8_MODEL = "model.int8.onnx"
+RUNTIME_FILES = {"fp32": MODEL, "int8": INT8_MODEL, "torch-bf16": WEIGHTS}
+"""The file that each runtime reads; a bundle has those runtimes whose file it has."""
 
 
 class FileEntry(Settings):
@@ -37,6 +48,36 @@ class FileEntry(Settings):
 
     sha256: str
     size_bytes: int
+
+
+class Certificate(Settings):
+    """Says what a runtime lost against fp32 on labelled images, and whether that is little enough for `auto`."""
+
+    holds: bool
+    reason: str = ""
+    """Why it does not hold."""
+    images: int
+    """Of the validation split, scored by both."""
+    images_seen_in_training: bool = False
+    """Whether they flatter both: a refit has learned from the validation images, too."""
+    top1_fp32: float | None = None
+    top1: float | None = None
+    drop_points: float | None = None
+    """Top-1 of fp32 less that of the runtime on the same images, in points of percent."""
+    agreement: float | None = None
+    """Fraction of the images with the same label; null, as all figures, where too few images were there to judge by."""
+    confident_images: int = 0
+    """Those to which fp32 gives a score over 0.8."""
+    agreement_confident: float | None = None
+    """Agreement on them; null where there are none."""
+    calibration: str = ""
+    """How the ranges of activations were chosen; empty where none had to be."""
+    calibration_images: int = 0
+    """Of the training split."""
+    images_per_second: dict[str, dict[int, float]] = Field(default_factory=dict)
+    """By runtime and batch size, on one thread of the machine that measured."""
+    measured_on: str = ""
+    """That machine's processor."""
 
 
 class BundleInfo(Settings):
@@ -56,7 +97,11 @@ class BundleInfo(Settings):
     metrics: dict[str, dict[str, float]]
     """Measured at packing, by split."""
     parity: dict[str, dict[str, float]]
-    """Each runtime against torch on real validation pixels."""
+    """The exported graph against torch on real validation pixels."""
+    certificates: dict[str, Certificate] = Field(default_factory=dict)
+    """By runtime, each against fp32."""
+    accept_threshold: float | None = Field(default=None, ge=0, le=1)
+    """Score from which a label is to be accepted without a look; null while none was calibrated."""
     net: dict[str, Any]
     """Family, name, hyper and everything else that builds the network again."""
     search: dict[str, Any]
@@ -72,6 +117,24 @@ def bundle_id_of(
     # Only where it is on, so that the ids of bundles packed before there was a choice stay as they are.
     decided_by += ["flip_average"] if flip_average else []
     return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_bundle(uri: str, info: BundleInfo, files: Mapping[str, bytes]) -> BundleInfo:
+    """Write files into a bundle, their hashes into its description, and that last; gives the description.
+
+    Raises:
+        StorageError: storage refused a write.
+    """
+    uri = absolute(uri)
+    entries = {
+        name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)) for name, data in files.items()
+    }
+    info = info.model_copy(update={"files": {**info.files, **entries}})
+    delete(join(uri, BUNDLE_JSON))  # while files change under an older marker, the folder must not look finished
+    for name, data in files.items():
+        write_bytes(join(uri, name), data)
+    write_bytes(join(uri, BUNDLE_JSON), info.model_dump_json(indent=1).encode() + b"\n")
+    return info
 
 
 def open_bundle(uri: str) -> BundleInfo:

@@ -1,4 +1,4 @@
-"""Scores images with a bundle, through onnxruntime; imports no torch.
+"""Scores images with a bundle: on CPUs through onnxruntime, without importing torch; on GPUs through PyTorch.
 
 From: a bundle's URI, and uint8 pixels or image paths. To: logits, and the columns that say what they mean.
 Invariants: a scorer answers only after its logits for the bundle's probe images matched the packed ones on this very
@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
+from carray.bundle.columns import score_columns
 from carray.bundle.format import PROBES, RUNTIME_FILES, BundleInfo, open_bundle, read_bundle_file
-from carray.core.errors import BundleError, DecodeError, FetchError, SettingsError
+from carray.bundle.runtimes import OnnxRuntime, best_batch, resolve_runtime
+from carray.core.errors import BundleError, DecodeError, FetchError
 from carray.core.images import fetch_image
 from carray.core.storage import absolute
 from carray.pixels import decode, view
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Classifier", "Scorer", "prediction_text", "resolve_runtime", "score_columns"]
 
@@ -28,85 +32,72 @@ Floats = npt.NDArray[np.float32]
 
 PROBE_TOLERANCE = 1e-3
 """Largest difference of a probe's logit, in units of the logits' own spread, that another CPU may show in fp32."""
+INT8_TOLERANCE = 0.7
+"""Largest root mean square difference from the packed int8 logits, in units of theirs from fp32's.
 
-
-def resolve_runtime(runtime: str, info: BundleInfo) -> str:
-    """Turn `auto` into the runtime this bundle holds a certificate for.
-
-    Raises:
-        SettingsError: the runtime is unknown, or the bundle has no file for it.
-    """
-    if runtime == "auto":
-        return "fp32"
-    if runtime not in RUNTIME_FILES or RUNTIME_FILES[runtime] not in info.files:
-        raise SettingsError(f"runtime is {runtime!r}; this bundle has {', '.join(['auto', *RUNTIME_FILES])}.")
-    return runtime
+Integers add up alike on every CPU, but what lies between them is rounded by another code path here and there: with
+all fusions off, the same file differs by 0.34 to 0.47 of that unit (EfficientNet-Lite0, three calibrations). A CPU that
+saturates, as U8S8 may without VNNI, loses whole sums, not last bits.
+"""
+BF16_TOLERANCE = 0.2
+"""Largest root mean square difference from fp32's logits, in units of their spread; EfficientNet-Lite0 shows 0.06."""
 
 
 class Scorer:
-    """Holds one onnxruntime session of a bundle; safe to call from several threads."""
+    """Holds one opened runtime of a bundle; safe to call from several threads."""
 
-    def __init__(self, uri: str, *, runtime: str = "auto", threads: int | None = None) -> None:
-        """Open a bundle, check its hashes and its probes.
+    def __init__(self, uri: str, *, runtime: str = "auto", threads: int | None = None, device: str = "cpu") -> None:
+        """Open a bundle on `cpu` or `cuda`, check its hashes and its probes.
 
         Raises:
             BundleError: damaged, of another version, or this machine computes other logits than were packed.
             SettingsError: a runtime that the bundle does not have.
         """
-        import onnxruntime
-
         self.uri = absolute(uri)
         self.info = open_bundle(self.uri)
-        self.runtime = resolve_runtime(runtime, self.info)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-        # A spinning pool burns a neighbour's core while this process decodes.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        model = read_bundle_file(self.uri, self.info, RUNTIME_FILES[self.runtime])
-        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self.runtime = resolve_runtime(runtime, self.info, device=device)
+        self.batch_images = best_batch(self.info, self.runtime, device=device)
+        """Images of a forward pass that suit the runtime best."""
+        self._runtime = self._open(threads, device)
         self._check_probes()
 
     def score(self, pixels_BHWC: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
         """Compute logits_BK and embedding_BD, float32, for a batch of `pixels.view` outputs (uint8)."""
-        logits_BK, embedding_BD = self._session.run(["logits", "embedding"], {"pixels": pixels_BHWC})
-        return logits_BK, embedding_BD
+        return self._runtime.score(pixels_BHWC)
+
+    def _open(self, threads: int | None, device: str) -> Any:
+        file = read_bundle_file(self.uri, self.info, RUNTIME_FILES[self.runtime])
+        if self.runtime == "torch-bf16":
+            from carray.bundle.torch_runtime import TorchRuntime
+
+            return TorchRuntime(file, self.info, device=device, threads=threads, batch_images=self.batch_images)
+        return OnnxRuntime(file, threads=threads, device=device)
 
     def _check_probes(self) -> None:
         from safetensors.numpy import load
 
         probes = load(read_bundle_file(self.uri, self.info, PROBES))
-        expected_NK = probes[f"logits_{self.runtime}"]
-        difference = float(np.abs(self.score(probes["pixels_NHWC"])[0] - expected_NK).max())
-        limit = PROBE_TOLERANCE * max(1.0, float(expected_NK.std()))
+        # A few at a time: what the largest batch once took, the session keeps.
+        parts = np.array_split(probes["pixels_NHWC"], 4)
+        found_NK, fp32_NK = np.concatenate([self.score(part)[0] for part in parts]), probes["logits_fp32"]
+        if self.runtime == "int8":
+            difference, limit = _rms(found_NK - probes["logits_int8"]), _rms(probes["logits_int8"] - fp32_NK)
+            limit *= INT8_TOLERANCE
+        elif self.runtime == "torch-bf16":
+            difference, limit = _rms(found_NK - fp32_NK), BF16_TOLERANCE * float(fp32_NK.std())
+        else:
+            difference = float(np.abs(found_NK - fp32_NK).max())
+            limit = PROBE_TOLERANCE * max(1.0, float(fp32_NK.std()))
         if not difference <= limit:
+            remedy = "pack it again" if self.runtime == "fp32" else "score with --runtime fp32"
             raise BundleError(
                 f"{self.uri} gives logits that differ by {difference:.2g} from the packed ones on its probe images "
-                f"(at most {limit:.2g} is allowed) with runtime {self.runtime}; use another runtime or pack it again."
+                f"(at most {limit:.2g} is allowed) with runtime {self.runtime} on this machine; {remedy}."
             )
 
 
-def score_columns(logits_BK: Floats, info: BundleInfo) -> dict[str, list[Any]]:
-    """Turn logits into the columns label, score, margin, entropy, top5_labels and top5_scores, one value an image.
-
-    Scores are calibrated probabilities (softmax of logits / temperature), float in 0..1; margin is the first score
-    less the second (less 0 with one class); entropy is in nats.
-    """
-    scaled_BK = logits_BK.astype(np.float64) / info.temperature
-    scaled_BK -= scaled_BK.max(axis=1, keepdims=True)
-    scores_BK = np.exp(scaled_BK)
-    scores_BK /= scores_BK.sum(axis=1, keepdims=True)
-    order_B5 = np.argsort(-scores_BK, axis=1, kind="stable")[:, :5]
-    top_B5 = np.take_along_axis(scores_BK, order_B5, axis=1)
-    runner_up_B = top_B5[:, 1] if top_B5.shape[1] > 1 else np.zeros(len(top_B5))
-    entropy_B = -(scores_BK * np.log(np.maximum(scores_BK, 1e-300))).sum(axis=1)
-    return {
-        "label": [info.classes[i] for i in order_B5[:, 0]],
-        "score": top_B5[:, 0].tolist(),
-        "margin": (top_B5[:, 0] - runner_up_B).tolist(),
-        "entropy": entropy_B.tolist(),
-        "top5_labels": [[info.classes[i] for i in order] for order in order_B5],
-        "top5_scores": top_B5.tolist(),
-    }
+def _rms(values: Floats) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
 
 
 class Classifier:
@@ -131,6 +122,8 @@ class Classifier:
 
     def predict(self, paths: Iterable[str | os.PathLike[str]]) -> pd.DataFrame:
         """Classify images, one row each in the given order; an unreadable one has its status and reason instead."""
+        import pandas as pd
+
         return pd.DataFrame([self._row(absolute(path)) for path in paths], columns=_COLUMNS)
 
     def _row(self, uri: str) -> dict[str, Any]:

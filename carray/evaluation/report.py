@@ -72,7 +72,7 @@ _CONFUSED_PAIRS = pa.schema(
 )
 
 
-def evaluate(bundle: str, manifest: str, *, split: str = "test", out: str, runtime: str = "auto") -> dict[str, Any]:
+def evaluate(bundle: str, manifest: str, *, split: str = "test", out: str, runtime: str = "fp32") -> dict[str, Any]:
     """Score one split with a bundle, write tables, picture and metrics into `out`, and give the metrics.
 
     The same evaluation again reads what stands in `out`.

@@ -141,7 +141,8 @@ def test_a_refit_packs_its_last_epoch_with_the_temperature_before_it(run: str, m
     splits = read_manifest(manifest).usable["split"]
     assert info.search["refit_images"] == int(splits.isin(["train", "val"]).sum())
     assert before.search["trial_id"] in info.search["temperature_from"]
-    assert list(info.metrics) == ["val_before_refit"]
+    assert list(info.metrics) == ["val_before_refit", "val_full_decode"]
+    assert info.certificates["int8"].images_seen_in_training
     packed = load(read_bundle_file(bundle, info, "weights.safetensors"))
     last = load(Path(out, "trials", "t00000", "best.safetensors").read_bytes())
     old = load(read_bundle_file(join(run, "bundle"), before, "weights.safetensors"))

@@ -1,0 +1,126 @@
+"""Reads labelled originals of a manifest again, for what a bundle measures on them besides its training block.
+
+From: rows of a manifest. To: the bundle that `carray quantize` completes; what decoding at reduced scale costs.
+Invariants: pixels are `pixels.decode` and `pixels.view` by the bundle's own settings; an original whose bytes are no
+longer the manifest's is refused, never measured on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from carray.bundle.certify import CALIBRATION_IMAGES, CERTIFY_IMAGES, Views, add_int8, draw_rows
+from carray.bundle.format import BundleInfo, open_bundle
+from carray.core.errors import DataError, DecodeError, FetchError, SettingsError
+from carray.core.images import fetch_image
+from carray.core.progress import say
+from carray.core.storage import absolute
+from carray.manifest.format import Manifest, read_manifest, row_box
+from carray.pixels import PixelSettings, decode, view
+from carray.tensors.format import Block
+from carray.trials.nets import predict_logits
+
+__all__ = ["measure_full_decode", "quantise_bundle"]
+
+Pixels = npt.NDArray[np.uint8]
+
+FULL_DECODE_IMAGES = 300
+"""Of the validation images that are decoded at reduced scale: enough to see a point of difference, 10 s to read."""
+
+
+def quantise_bundle(bundle: str, manifest: str, *, keep: bool = False) -> BundleInfo:
+    """Add int8 and its certificate to a finished bundle, with images of its manifest; `keep` as in `add_int8`.
+
+    Raises:
+        BundleError: no finished bundle lies there, or it is damaged.
+        SettingsError: the manifest has other classes than the bundle.
+        DataError: an image changed or became unreadable since the manifest was prepared.
+        SchemaError: the manifest has no usable training or validation image.
+        StorageError: storage refused to read the manifest or to write the bundle.
+    """
+    info, table = open_bundle(absolute(bundle)), read_manifest(absolute(manifest))
+    if table.classes != info.classes:
+        raise SettingsError(
+            f"{table.uri} has other classes ({len(table.classes)}) than bundle {info.bundle_id} "
+            f"({len(info.classes)}); give the manifest that the bundle was trained on."
+        )
+    if info.search.get("manifest_fingerprint") not in (None, table.fingerprint):
+        say(f"warning: {table.uri} is not the manifest that bundle {info.bundle_id} was trained on, or has changed")
+    index = {name: i for i, name in enumerate(info.classes)}
+    chosen = {}
+    for split, count in (("train", CALIBRATION_IMAGES), ("val", CERTIFY_IMAGES)):
+        rows = table.of_split(split)
+        chosen[split] = rows.iloc[draw_rows(np.arange(len(rows)), count)].to_dict("records")
+    views = {
+        split: np.stack([view(pixels_HWC, info.pixels) for pixels_HWC in _decoded(rows, info.pixels, info.uses_boxes)])
+        for split, rows in chosen.items()
+    }
+    labels_N = np.array([index[row["label"]] for row in chosen["val"]], dtype=np.int64)
+    seen = bool(info.search.get("refit"))
+    return add_int8(bundle, Views(views["train"], views["val"], labels_N, seen_in_training=seen), keep=keep)
+
+
+def measure_full_decode(
+    net: Any, manifest: Manifest, pixels: PixelSettings, logits_NK: npt.NDArray[np.float32]
+) -> dict[str, float]:
+    """Measure what decoding at reduced scale costs: top-1 of both decodes on validation images that it concerns.
+
+    `logits_NK` are those of the validation images, in the manifest's order, as they are decoded otherwise. Empty, with
+    a line that says why, where no image is large enough to be reduced, or originals cannot be read any more.
+    """
+    rows = manifest.of_split("val").to_dict("records")
+    reduced_N = np.flatnonzero([_is_reduced(row, pixels, boxes=manifest.crop_boxes) for row in rows])
+    if not len(reduced_N):
+        say(f"bundle: no validation image is twice decode_size ({pixels.decode_size}), so none is decoded reduced")
+        return {}
+    chosen_N = draw_rows(reduced_N, FULL_DECODE_IMAGES)
+    full = pixels.model_copy(update={"reduced_scale": False})
+    try:
+        full_NHWC = np.stack(_decoded([rows[i] for i in chosen_N], full, manifest.crop_boxes))
+    except DataError as err:
+        say(f"bundle: reduced-scale decoding was not compared with the full one: {err}")
+        return {}
+    index = {name: i for i, name in enumerate(manifest.classes)}
+    labels_N = np.array([index[rows[i]["label"]] for i in chosen_N], dtype=np.int64)
+    block = Block(full_NHWC, labels_N, np.ones(len(labels_N), dtype=np.int8))
+    full_N = predict_logits(net, block, np.arange(len(labels_N)), full).argmax(axis=1)
+    reduced_label_N = logits_NK[chosen_N].argmax(axis=1)
+    figures = {
+        "images": float(len(chosen_N)),
+        "top1": float((full_N == labels_N).mean()),
+        "top1_reduced": float((reduced_label_N == labels_N).mean()),
+        "agreement": float((full_N == reduced_label_N).mean()),
+    }
+    say(
+        f"bundle: {len(chosen_N)} large validation images, top-1 {figures['top1']:.1%} decoded in full and "
+        f"{figures['top1_reduced']:.1%} at reduced scale"
+    )
+    return figures
+
+
+def _is_reduced(row: Mapping[Any, Any], pixels: PixelSettings, *, boxes: bool) -> bool:
+    """Say whether a JPEG of that size (or its box) is at least twice decode_size, so that half its scale covers it."""
+    box = row_box(row) if boxes else None
+    sides = (box[2] - box[0], box[3] - box[1]) if box else (int(row["width"]), int(row["height"]))
+    return pixels.reduced_scale and min(sides) >= 2 * pixels.decode_size
+
+
+def _decoded(rows: list[dict[Any, Any]], pixels: PixelSettings, boxes: bool) -> list[Pixels]:
+    def read(row: Mapping[Any, Any]) -> Pixels:
+        try:
+            data = fetch_image(row["uri"], escaped=bool(row["escaped"])).data
+            if hashlib.sha256(data).hexdigest() != row["sha256"]:
+                raise DataError(f"{row['uri']!r} changed since the manifest was prepared; run carray prepare again.")
+            return decode(data, pixels, box=row_box(row) if boxes else None).pixels_HWC
+        except (FetchError, DecodeError) as err:
+            raise DataError(f"{row['uri']!r} cannot be read any more ({err}); prepare the manifest again.") from err
+
+    with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(read, rows))

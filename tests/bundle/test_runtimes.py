@@ -1,0 +1,294 @@
+"""Faster runtimes: what a certificate holds them to, what auto takes, and what a machine that differs is told."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from carray.bundle.build import pack_bundle
+from carray.bundle.certify import Views, add_int8, judge
+from carray.bundle.format import BundleInfo, open_bundle
+from carray.bundle.originals import measure_full_decode, quantise_bundle
+from carray.bundle.predict import Scorer, resolve_runtime
+from carray.core.errors import BundleError, DataError, SettingsError
+from carray.manifest.format import MANIFEST_SCHEMA, read_manifest, write_manifest
+from carray.pixels import PixelSettings
+from carray.trials.hyper import CnnHyper
+from carray.trials.nets import build_net
+
+SIZE, CLASSES = 32, ["Acura RL Sedan 2012", "Acura TL Sedan 2012", "Audi A5 Coupe 2012", "unknown"]
+PIXELS = PixelSettings(decode_size=SIZE, input_size=SIZE, view_crop=1.0)
+
+
+def coloured(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw noisy images of one colour a class: uint8 (count, 32, 32, 3), and the classes."""
+    random = np.random.default_rng(seed)
+    labels_N = np.arange(count) % len(CLASSES)
+    colours = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [150, 150, 150]])
+    noise = random.normal(0, 40, (count, SIZE, SIZE, 3))
+    return (colours[labels_N][:, None, None] + noise).clip(0, 255).astype(np.uint8), labels_N
+
+
+@pytest.fixture(scope="module")
+def net():
+    """Train a small CNN for a second, until it tells the colours apart."""
+    import torch
+
+    torch.manual_seed(0)
+    net = build_net(CnnHyper(input_size=SIZE, stages=3, width=8, dropout=0), class_count=len(CLASSES))
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    pixels_NHWC, labels_N = coloured(512, 1)
+    for step in range(40):
+        rows = slice(64 * (step % 8), 64 * (step % 8) + 64)
+        logits_BK, _ = net(torch.from_numpy(pixels_NHWC[rows]).permute(0, 3, 1, 2).float())
+        loss = torch.nn.functional.cross_entropy(logits_BK, torch.from_numpy(labels_N[rows]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def views() -> Views:
+    calibration_NHWC, _ = coloured(64, 2)
+    judging_NHWC, labels_N = coloured(200, 3)
+    return Views(calibration_NHWC, judging_NHWC, labels_N)
+
+
+@pytest.fixture(scope="module")
+def fp32_bundle(net, views: Views, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runtimes") / "fp32"
+    pack_bundle(
+        net,
+        str(folder),
+        classes=CLASSES,
+        pixels=PIXELS,
+        uses_boxes=False,
+        temperature=1.0,
+        metrics={},
+        net_note=CnnHyper(input_size=SIZE, stages=3, width=8, dropout=0).model_dump(mode="json"),
+        search_note={},
+        parity_pixels_NHWC=views.judging_NHWC[:8],
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(fp32_bundle: Path, views: Views) -> Path:
+    folder = Path(shutil.copytree(fp32_bundle, fp32_bundle.parent / "int8"))
+    add_int8(str(folder), views)
+    return folder
+
+
+@pytest.fixture
+def copy(fp32_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(fp32_bundle, tmp_path / "bundle"))
+
+
+def with_certificate(info: BundleInfo, name: str = "int8", **changes: object) -> BundleInfo:
+    base = info.certificates["int8"]
+    return info.model_copy(update={"certificates": {**info.certificates, name: base.model_copy(update=dict(changes))}})
+
+
+def test_int8_is_the_same_model_in_other_numbers(int8_bundle: Path, fp32_bundle: Path, views: Views) -> None:
+    info = open_bundle(str(int8_bundle))
+    found = info.certificates["int8"]
+    assert (found.holds, found.reason, found.images, found.calibration_images) == (True, "", 200, 64)
+    assert found.agreement is not None and found.agreement >= 0.95
+    assert found.confident_images > 100
+    assert info.bundle_id == open_bundle(str(fp32_bundle)).bundle_id
+    assert set(found.images_per_second) == {"fp32", "int8"}
+    assert all(rate > 0 for rates in found.images_per_second.values() for rate in rates.values())
+    fp32, int8 = (Scorer(str(int8_bundle), runtime=name) for name in ("fp32", "int8"))
+    fp32_NK, fp32_ND = fp32.score(views.judging_NHWC)
+    int8_NK, int8_ND = int8.score(views.judging_NHWC)
+    assert 0 < np.abs(int8_NK - fp32_NK).max() < 0.3 * fp32_NK.std()
+    assert int8_ND.shape == fp32_ND.shape
+    assert np.corrcoef(int8_ND.ravel(), fp32_ND.ravel())[0, 1] > 0.99
+    import onnx
+
+    kinds = {node.op_type for node in onnx.load(int8_bundle / "model.int8.onnx").graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+
+
+def test_auto_takes_the_fastest_that_holds(int8_bundle: Path) -> None:
+    info = open_bundle(str(int8_bundle))
+    fast = {"fp32": {8: 100.0, 32: 110.0}, "int8": {8: 300.0, 32: 200.0}}
+    slow = {"fp32": {8: 100.0, 32: 350.0}, "int8": {8: 300.0, 32: 200.0}}
+    assert resolve_runtime("auto", with_certificate(info, images_per_second=fast)) == "int8"
+    assert resolve_runtime("auto", with_certificate(info, images_per_second=slow)) == "fp32"
+    failed = with_certificate(info, images_per_second=fast, holds=False, reason="too coarse")
+    assert resolve_runtime("auto", failed) == "fp32"
+    assert resolve_runtime("auto", with_certificate(info, images_per_second=fast), device="cuda") == "torch-bf16"
+    assert resolve_runtime("auto", with_certificate(info, "torch-bf16", holds=False), device="cuda") == "fp32"
+
+
+def test_batch_is_the_fastest_measured(int8_bundle: Path) -> None:
+    place = int8_bundle / "bundle.json"
+    values = json.loads(place.read_text())
+    values["certificates"]["int8"]["images_per_second"] = {"fp32": {"8": 1, "32": 2}, "int8": {"8": 4, "32": 3}}
+    place.write_text(json.dumps(values))
+    assert Scorer(str(int8_bundle)).batch_images == 8
+    assert Scorer(str(int8_bundle), runtime="fp32").batch_images == 32
+
+
+def logits(labels_N: np.ndarray, *, sure: bool = True) -> np.ndarray:
+    return np.eye(4, dtype=np.float32)[labels_N] * (10 if sure else 1)
+
+
+@pytest.mark.parametrize(
+    ("moved", "sure", "reason"),
+    [
+        (slice(0, 1), True, ""),  # 1 of 200: 0.5 points, 99.5 %
+        (slice(0, 2), True, "top-1 drops 1.00 points, above 0.5"),
+        (slice(0, 0), True, ""),
+    ],
+)
+def test_certificate_holds_a_runtime_to_its_drop(moved: slice, sure: bool, reason: str) -> None:
+    labels_N = np.arange(200) % 4
+    other_N = labels_N.copy()
+    other_N[moved] = (other_N[moved] + 1) % 4
+    found = judge(logits(labels_N, sure=sure), logits(other_N), labels_N, temperature=1.0)
+    assert found["reason"] == reason
+    assert found["holds"] is (reason == "")
+
+
+def test_agreement_counts_where_no_label_is_lost() -> None:
+    """Labels that move from one mistake to another drop nothing, but the same image then says something else."""
+    labels_N = np.zeros(200, dtype=np.int64)
+    wrong_N = np.where(np.arange(200) < 20, 1, 0)
+    moved_N = np.where(np.arange(200) < 11, 2, wrong_N)
+    found = judge(logits(wrong_N, sure=False), logits(moved_N), labels_N, temperature=1.0)
+    assert found["drop_points"] == 0
+    assert found["reason"] == "labels agree on 94.5%, below 95%"
+    assert found["agreement_confident"] is None
+    sure = judge(logits(wrong_N), logits(np.where(np.arange(200) < 3, 2, wrong_N)), labels_N, temperature=1.0)
+    assert sure["reason"] == "on 98.5% of the sure ones, below 99%"
+
+
+def test_int8_that_loses_too_much_is_left_out(copy: Path, views: Views, capsys: pytest.CaptureFixture[str]) -> None:
+    grey = Views(np.full_like(views.calibration_NHWC, 128), views.judging_NHWC, views.labels_N)
+    info = add_int8(str(copy), grey)
+    assert not info.certificates["int8"].holds
+    assert not (copy / "model.int8.onnx").exists()
+    assert "int8 left out: top-1 drops" in capsys.readouterr().err
+    with pytest.raises(SettingsError, match=r"bundle has auto, fp32, torch-bf16 \(int8 was left out: top-1 drops"):
+        resolve_runtime("int8", info)
+    kept = add_int8(str(copy), grey, keep=True)
+    assert resolve_runtime("auto", kept) == "fp32"
+    assert resolve_runtime("int8", kept) == "int8"
+    assert "holds no certificate for int8 (top-1 drops" in capsys.readouterr().err
+    assert Scorer(str(copy), runtime="int8").runtime == "int8"
+
+
+@pytest.mark.parametrize(("calibration", "judging", "reason"), [(64, 99, "99 validation"), (15, 200, "15 training")])
+def test_too_few_images_certify_nothing(copy: Path, views: Views, calibration: int, judging: int, reason: str) -> None:
+    few = Views(views.calibration_NHWC[:calibration], views.judging_NHWC[:judging], views.labels_N[:judging])
+    info = add_int8(str(copy), few)
+    assert not info.certificates["int8"].holds
+    assert info.certificates["int8"].reason.startswith(f"{reason} images are too few")
+    assert info == open_bundle(str(copy))
+    assert Scorer(str(copy)).runtime == "fp32"
+
+
+def test_a_machine_whose_int8_differs_is_told_to_take_fp32(int8_bundle: Path, copy: Path, views: Views) -> None:
+    """Another calibration stands for another arithmetic: the file is whole, its logits are not those packed."""
+    add_int8(str(copy), Views(views.calibration_NHWC // 4, views.judging_NHWC, views.labels_N), keep=True)
+    other = (copy / "model.int8.onnx").read_bytes()
+    bundle = Path(shutil.copytree(int8_bundle, copy.parent / "other"))
+    (bundle / "model.int8.onnx").write_bytes(other)
+    values = json.loads((bundle / "bundle.json").read_text())
+    values["files"]["model.int8.onnx"]["sha256"] = hashlib.sha256(other).hexdigest()
+    (bundle / "bundle.json").write_text(json.dumps(values))
+    with pytest.raises(BundleError, match=r"with runtime int8 on this machine; score with --runtime fp32"):
+        Scorer(str(bundle), runtime="int8")
+    assert Scorer(str(bundle), runtime="fp32").runtime == "fp32"
+
+
+def test_bundles_of_before_there_were_certificates_open(copy: Path) -> None:
+    values = json.loads((copy / "bundle.json").read_text())
+    del values["certificates"], values["accept_threshold"]
+    (copy / "bundle.json").write_text(json.dumps(values))
+    assert Scorer(str(copy)).runtime == "fp32"
+    with pytest.raises(SettingsError, match="carray quantize adds int8"):
+        Scorer(str(copy), runtime="int8")
+
+
+def test_torch_gives_the_same_labels_in_bfloat16(fp32_bundle: Path, views: Views) -> None:
+    fp32, bf16 = (Scorer(str(fp32_bundle), runtime=name) for name in ("fp32", "torch-bf16"))
+    fp32_NK, fp32_ND = fp32.score(views.judging_NHWC)
+    bf16_NK, bf16_ND = bf16.score(views.judging_NHWC)  # more images than one batch
+    assert (fp32_NK.argmax(axis=1) == bf16_NK.argmax(axis=1)).mean() > 0.98
+    assert 0 < np.abs(bf16_NK - fp32_NK).max() < 0.2 * fp32_NK.std()
+    assert bf16_ND.shape == fp32_ND.shape
+    assert bf16_ND.dtype == bf16_NK.dtype == np.float32
+
+
+def jpeg(pixels_HWC: np.ndarray, *, side: int = SIZE) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels_HWC).resize((side, side)).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Write a manifest of 40 training and 120 validation images, 128 pixels wide."""
+    pixels_NHWC, labels_N = coloured(160, 5)
+    rows = []
+    for i, (pixels_HWC, label) in enumerate(zip(pixels_NHWC, labels_N, strict=True)):
+        data = jpeg(pixels_HWC, side=128)
+        (tmp_path / f"{i}.jpg").write_bytes(data)
+        rows.append(
+            {
+                "uri": str(tmp_path / f"{i}.jpg"),
+                "escaped": False,
+                "label": CLASSES[label],
+                "split": "train" if i < 40 else "val",
+                "status": "ok",
+                "width": 128,
+                "height": 128,
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        )
+    uri = tmp_path / "manifest.parquet"
+    write_manifest(
+        pd.DataFrame(rows).reindex(columns=MANIFEST_SCHEMA.names), str(uri), classes=CLASSES, crop_boxes=False
+    )
+    return uri
+
+
+def test_an_older_bundle_is_quantised_with_its_manifest(copy: Path, manifest: Path) -> None:
+    info = quantise_bundle(str(copy), str(manifest))
+    assert (info.certificates["int8"].images, info.certificates["int8"].calibration_images) == (120, 40)
+    assert info.certificates["int8"].holds
+    assert Scorer(str(copy), runtime="int8").info == info
+
+
+def test_images_that_changed_are_not_measured_on(copy: Path, manifest: Path) -> None:
+    (manifest.parent / "3.jpg").write_bytes(jpeg(np.zeros((SIZE, SIZE, 3), dtype=np.uint8)))
+    with pytest.raises(DataError, match="changed since the manifest was prepared"):
+        quantise_bundle(str(copy), str(manifest))
+
+
+def test_cost_of_the_reduced_scale_is_measured(net, manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = read_manifest(str(manifest))
+    rows = table.of_split("val")
+    labels_N = np.array([CLASSES.index(label) for label in rows["label"]])
+    found = measure_full_decode(net, table, PIXELS, logits(labels_N))
+    assert found["images"] == 120
+    assert found["top1_reduced"] == 1.0
+    assert found["top1"] == found["agreement"] > 0.9
+    large = PixelSettings(decode_size=65, input_size=SIZE)
+    assert measure_full_decode(net, table, large, logits(labels_N)) == {}
+    assert "no validation image is twice decode_size (65)" in capsys.readouterr().err
+    (manifest.parent / "50.jpg").unlink()
+    assert measure_full_decode(net, table, PIXELS, logits(labels_N)) == {}
+    assert "was not compared" in capsys.readouterr().err
