@@ -1,7 +1,8 @@
 """The `carray` command: lists the subcommands of `carray.commands`, and turns errors into sentences and exit codes.
 
 Invariants: a user's mistake is one sentence and an exit code (core.errors), never a traceback; results go to standard
-output, progress to standard error. Exit codes: 0 done, 2 settings or tables, 3 bundle, 4 storage, 5 budget, 6 search.
+output, progress to standard error. Exit codes: 0 done, 2 settings or tables, 3 bundle, 4 storage, 5 budget, 6 search,
+143 stopped.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import typer
 from carray import __version__
 from carray.commands.data import demo, prepare
 from carray.commands.questions import query
-from carray.commands.score import classify, evaluate, predict
+from carray.commands.score import classify, compact, evaluate, predict, quantize
 from carray.commands.search import export, leaderboard, train, tune
 from carray.core.errors import CarrayError, SettingsError
 
@@ -45,7 +46,10 @@ def _root(
 
 
 # In the order in which a user meets them, which is the order of `carray --help`.
-for command in (prepare, tune, train, leaderboard, export, evaluate, classify, predict, query, demo):
+for command in (
+    *(prepare, tune, train, leaderboard, export, quantize),
+    *(evaluate, classify, compact, predict, query, demo),
+):
     app.command()(command)
 
 

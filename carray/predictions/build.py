@@ -1,10 +1,10 @@
 """Scores one shard: keys in, one Parquet file out, one row an image, whatever becomes of it.
 
 From: a bundle, and a shard's keys. To: its Parquet file, then its ledger entry.
-Invariants: a failure to fetch or decode is a row; any other exception is a bug and stops the shard, with the image's
-uri in its message; an image that was in hand alone when its worker died is a row too, of code worker_lost; at most two
-windows of pixels are in memory, whatever the shard's length. Imports no Ray and no torch.
-Cost: see `classify_*` in results/cars.csv.
+Invariants: an image that was in hand alone when its worker died is a row of code worker_lost; at most two windows of
+pixels a shard are in memory, whatever the shard's length; a shard that lost a worker before is scored with no other
+beside it, so that the next death has one cause. Imports no Ray and no torch.
+Cost: see results/classify.csv.
 """
 
 from __future__ import annotations
@@ -13,28 +13,25 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from carray.bundle.predict import Scorer, score_columns
-from carray.core.errors import BundleError, CarrayError, DecodeError, FetchError
-from carray.core.images import FetchedImage, fetch_image
+from carray.core.errors import BundleError
 from carray.core.storage import join
-from carray.core.tables import read_table, table_from_rows, write_table
-from carray.pixels import PixelSettings, decode, view
+from carray.core.tables import read_table, table_from_rows, table_metadata, write_table
+from carray.pixels import PixelSettings
 from carray.predictions.format import (
     KIND,
-    PREDICTION_SCHEMA,
     VERSION,
     ClassifySettings,
     PlannedImage,
     part_name,
+    prediction_schema,
 )
 from carray.predictions.ledger import (
     Attempt,
@@ -46,72 +43,53 @@ from carray.predictions.ledger import (
     strike_shard,
     write_attempt,
 )
-from carray.predictions.plan import read_shard
+from carray.predictions.reading import LOST, ImageReader, Reader, SeenImage, failed_row
+from carray.predictions.shards import read_shard
+from carray.predictions.since import EarlierRun
 from carray.vehicles import vehicle_columns
 
-__all__ = ["SeenImage", "ShardScorer", "decode_image"]
+__all__ = ["ShardScorer"]
 
-WINDOW_BATCHES = 4
-"""Batches of one window: far enough ahead to keep every read under way, near enough to bound memory and suspects."""
-
-LOST = DecodeError("worker_lost", "the worker process died each time it held this image")
-_ERROR_LETTERS = 500
-
-
-@dataclass(frozen=True, slots=True)
-class SeenImage:
-    """Is what became of one image: its row so far, and the network's input unless it failed."""
-
-    row: dict[str, Any]
-    pixels_HWC: npt.NDArray[np.uint8] | None
-    """uint8, input_size x input_size x 3, RGB."""
-
-
-def decode_image(fetched: FetchedImage, image: PlannedImage, settings: PixelSettings) -> SeenImage:
-    """Turn an image's bytes into the network's input: `pixels.decode`, then `pixels.view`.
-
-    Raises:
-        DecodeError: the bytes are not a usable image.
-    """
-    seen = decode(fetched.data, settings, box=image.box)
-    row = {
-        "uri": image.uri,
-        "etag": fetched.etag,
-        "size_bytes": len(fetched.data),
-        "width": seen.width,
-        "height": seen.height,
-        "status": "ok",
-        "phash": seen.phash,
-    }
-    return SeenImage(row, view(seen.pixels_HWC, settings))
+WINDOW_IMAGES = 64
+"""Far enough ahead to keep every read under way, near enough to bound memory."""
+NOTE_IMAGES = 512
+"""Images that are noted as in hand at once: few enough to read one by one after a death, many enough that an object
+store is asked to keep a note only every few seconds."""
 
 
 class ShardScorer:
-    """Scores shards of one run, one after another; one thread calls it, many work for it.
+    """Scores shards of one run; several threads may each score one, so that no read waits for a shard's end.
 
     The bundle is opened with the first shard, whose error it is if this machine cannot use it.
     """
 
-    def __init__(self, bundle: str, *, out: str, run: RunRecord, settings: ClassifySettings) -> None:
-        self._bundle, self._out, self._run, self._settings = bundle, out, run, settings
+    def __init__(
+        self,
+        bundle: str,
+        *,
+        out: str,
+        run: RunRecord,
+        settings: ClassifySettings,
+        driver: str = "",
+        new_reader: Callable[[ClassifySettings, PixelSettings], Reader] = ImageReader,
+    ) -> None:
+        """Prepare to score.
+
+        Args:
+            bundle: Its URI.
+            out: The run's folder.
+            run: What the run is.
+            settings: How to score.
+            driver: Token of the driver that this worker is of (lease.Lease).
+            new_reader: What reads and decodes, here or elsewhere.
+        """
+        self._bundle, self._out, self._run, self._settings, self._driver = bundle, out, run, settings, driver
+        self._new_reader = new_reader
+        self._schema = prediction_schema(settings.outputs)
+        self._opening, self._scoring, self._turns = threading.Lock(), threading.Lock(), _Turns()
         self._scorer: Any = None
-        self._pool = ThreadPoolExecutor(max_workers=settings.fetch_concurrency)
-        # Many reads wait at once, but only so many originals are unpacked: one may take 270 MB.
-        self._decoding = threading.Semaphore(settings.threads + 1)
-
-    def _open(self) -> None:
-        if self._scorer is not None:
-            return
-        import cv2
-
-        cv2.setNumThreads(1)  # images are decoded side by side already
-        scorer = Scorer(self._bundle, runtime=self._run.runtime, threads=self._settings.threads)
-        if scorer.info.bundle_id != self._run.bundle_id:
-            raise BundleError(
-                f"{self._bundle} is now bundle {scorer.info.bundle_id}, but the run was begun with "
-                f"{self._run.bundle_id}; put that one back or start a run in another folder."
-            )
-        self._scorer = scorer
+        self._reader: Any = None
+        self._earlier: EarlierRun | None = None
 
     def score_shard(self, shard: int, *, retry_failed: bool = False) -> LedgerEntry:
         """Write a shard's Parquet file and ledger entry; with `retry_failed`, only rows of status fetch_error anew.
@@ -125,93 +103,99 @@ class ShardScorer:
         images = read_shard(self._out, shard)
         note = self._begin(shard)
         try:
-            self._open()
-            rows = self._kept_rows(shard) if retry_failed else {}
-            rows |= {place: self._failed_row(images[place], LOST) for place in note.lost if place not in rows}
-            todo = [place for place in range(len(images)) if place not in rows]
-            rows |= self._scored_rows(images, todo, note)
-            in_order = [rows[place] for place in range(len(images))]
-            entry = _entry(shard, in_order, scored=len(todo), seconds=time.monotonic() - started)
-            self._write(entry, in_order, rewrite=retry_failed)
+            with self._turns.take(alone=bool(note.suspects)):
+                self._open()
+                rows, known = self._kept(shard, images) if retry_failed else ({}, self._known(images))
+                for place in set(note.lost) - rows.keys() - known:
+                    rows[place] = failed_row(images[place], LOST) | self._stamp()
+                todo = [place for place in range(len(images)) if place not in rows and place not in known]
+                rows |= self._scored_rows(images, todo, note)
+                entry = _entry(shard, rows, known, scored=len(todo), seconds=time.monotonic() - started)
+                self._write(entry, rows, known, rewrite=retry_failed)
         finally:
             forget_attempt(self._out, shard)  # the worker lives, so no image is to blame for anything
         return entry
 
+    def _open(self) -> None:
+        with self._opening:
+            if self._scorer is not None:
+                return
+            device = "cuda" if self._settings.device == "cuda" else "cpu"
+            scorer = Scorer(self._bundle, runtime=self._run.runtime, threads=self._settings.threads, device=device)
+            if scorer.info.bundle_id != self._run.bundle_id:
+                raise BundleError(
+                    f"{self._bundle} is now bundle {scorer.info.bundle_id}, but the run was begun with "
+                    f"{self._run.bundle_id}; put that one back or start a run in another folder."
+                )
+            if self._run.since is not None:
+                self._earlier = EarlierRun(self._run.since, self._run.bundle_id)
+            self._reader = self._new_reader(self._settings, scorer.info.pixels)
+            self._scorer = scorer
+
     def _begin(self, shard: int) -> Attempt:
         before = read_attempt(self._out, shard)
-        note = before.after_death() if before else Attempt(shard=shard, pid=0, images=[])
-        note = note.model_copy(update={"pid": os.getpid()})
+        note = before.after_death(self._driver) if before else Attempt(shard=shard, pid=0, images=[])
+        note = note.model_copy(update={"pid": os.getpid(), "driver": self._driver})
         write_attempt(self._out, note)  # opening the bundle may be what kills: that must be counted, too
         return note
 
-    def _kept_rows(self, shard: int) -> dict[int, dict[str, Any]]:
+    def _known(self, images: list[PlannedImage]) -> set[int]:
+        return self._earlier.known(images) if self._earlier else set()
+
+    def _kept(self, shard: int, images: list[PlannedImage]) -> tuple[dict[int, dict[str, Any]], set[int]]:
+        """Give the rows that stay, by place, and the places that have none since an earlier run knows them."""
         uri = join(self._out, part_name(shard))
-        rows = read_table(uri, kind=KIND, required=PREDICTION_SCHEMA.names).to_pylist()
-        return {place: row for place, row in enumerate(rows) if row["status"] != "fetch_error"}
+        known = {place for first, end in table_metadata(uri).get("known", []) for place in range(first, end)}
+        rows = read_table(uri, kind=KIND, required=self._run.columns).to_pylist()
+        places = [place for place in range(len(images)) if place not in known]
+        kept = {place: row for place, row in zip(places, rows, strict=True) if row["status"] != "fetch_error"}
+        return kept, known
 
     def _scored_rows(self, images: list[PlannedImage], todo: list[int], note: Attempt) -> dict[int, dict[str, Any]]:
         rows: dict[int, dict[str, Any]] = {}
         batch: list[tuple[int, SeenImage]] = []
+        size = self._settings.batch_images or self._scorer.batch_images
         for place, seen in self._seen(images, todo, note):
             if seen.pixels_HWC is None:
-                rows[place] = seen.row
+                rows[place] = seen.row | self._stamp()
                 continue
             batch.append((place, seen))
-            if len(batch) == self._settings.batch_images:
+            if len(batch) == size:
                 rows |= self._score(batch)
                 batch = []
         return rows | self._score(batch) if batch else rows
 
     def _seen(self, images: list[PlannedImage], todo: list[int], note: Attempt) -> Iterator[tuple[int, SeenImage]]:
         """Give each image of `todo` as it was seen, in order, reading one window ahead of what is asked for."""
-        ahead: deque[list[tuple[int, Future[SeenImage]]]] = deque()
-        for window in _windows(todo, set(note.suspects), self._settings.batch_images * WINDOW_BATCHES):
-            alone = len(window) == 1 and window[0] in note.suspects
-            while ahead and (alone or len(ahead) > 1):
-                yield from _results(ahead.popleft())
-            in_hand = [place for earlier in ahead for place, _ in earlier] + window
+        ahead: deque[tuple[list[int], Iterator[SeenImage]]] = deque()
+        for stretch in _stretches(todo, set(note.suspects), NOTE_IMAGES):
+            alone = len(stretch) == 1 and stretch[0] in note.suspects
+            while ahead and alone:
+                yield from zip(*ahead.popleft(), strict=True)
+            in_hand = [place for places, _ in ahead for place in places] + stretch
             write_attempt(self._out, note.model_copy(update={"images": in_hand, "alone": alone}))
-            futures = [(place, self._pool.submit(self._see, images[place])) for place in window]
+            for start in range(0, len(stretch), WINDOW_IMAGES):
+                window = stretch[start : start + WINDOW_IMAGES]
+                while len(ahead) > 1:
+                    yield from zip(*ahead.popleft(), strict=True)
+                ahead.append((window, self._reader.begin([images[place] for place in window])))
             if alone:
-                yield from _results(futures)
-            else:
-                ahead.append(futures)
-        for futures in ahead:
-            yield from _results(futures)
-
-    def _see(self, image: PlannedImage) -> SeenImage:
-        try:
-            fetched = fetch_image(image.uri, escaped=image.escaped)
-            try:
-                with self._decoding:
-                    return decode_image(fetched, image, self._scorer.info.pixels)
-            except DecodeError as err:
-                return SeenImage(self._failed_row(image, err, fetched), None)
-        except FetchError as err:
-            return SeenImage(self._failed_row(image, err), None)
-        except CarrayError:
-            raise
-        except Exception as err:  # a bug of ours: it stops the shard, and never counts as bad data
-            raise RuntimeError(f"reading {image.uri!r} failed with {type(err).__name__}: {err}") from err
+                yield from zip(*ahead.popleft(), strict=True)
+        for places, seen in ahead:
+            yield from zip(places, seen, strict=True)
 
     def _score(self, batch: list[tuple[int, SeenImage]]) -> dict[int, dict[str, Any]]:
         pixels_BHWC = np.stack([seen.pixels_HWC for _, seen in batch if seen.pixels_HWC is not None])
-        logits_BK, _ = self._scorer.score(pixels_BHWC)
-        columns = score_columns(logits_BK, self._scorer.info)
+        with self._scoring:  # one batch at a time has all the worker's CPUs
+            logits_BK, embedding_BD = self._scorer.score(pixels_BHWC)
+        outputs = self._settings.outputs
+        columns = score_columns(logits_BK, self._scorer.info, embedding_BD=embedding_BD, outputs=outputs)
         columns |= vehicle_columns(columns["label"])
         stamp = self._stamp()
         return {
             place: seen.row | stamp | {name: values[i] for name, values in columns.items()}
             for i, (place, seen) in enumerate(batch)
         }
-
-    def _failed_row(
-        self, image: PlannedImage, err: FetchError | DecodeError, fetched: FetchedImage | None = None
-    ) -> dict[str, Any]:
-        read = {"etag": fetched.etag, "size_bytes": len(fetched.data)} if fetched else {}
-        status = "fetch_error" if isinstance(err, FetchError) else "decode_error"
-        failure = {"uri": image.uri, "status": status, "error_code": err.code, "error": str(err)[:_ERROR_LETTERS]}
-        return failure | read | self._stamp()
 
     def _stamp(self) -> dict[str, Any]:
         run = self._run
@@ -222,41 +206,75 @@ class ShardScorer:
             "scored_at": datetime.now(UTC),
         }
 
-    def _write(self, entry: LedgerEntry, rows: list[dict[str, Any]], *, rewrite: bool) -> None:
+    def _write(self, entry: LedgerEntry, rows: dict[int, dict[str, Any]], known: set[int], *, rewrite: bool) -> None:
         if rewrite:
             strike_shard(self._out, entry.shard)
-        table = table_from_rows(rows, PREDICTION_SCHEMA)
-        provenance = {"run_id": self._run.run_id, "bundle_id": self._run.bundle_id, "shard": entry.shard}
+        table = table_from_rows((rows[place] for place in sorted(rows)), self._schema)
+        provenance: dict[str, Any] = {
+            "run_id": self._run.run_id,
+            "bundle_id": self._run.bundle_id,
+            "shard": entry.shard,
+        }
+        provenance |= {"known": _ranges(sorted(known))} if known else {}
         write_table(table, join(self._out, part_name(entry.shard)), kind=KIND, version=VERSION, provenance=provenance)
         enter_shard(self._out, entry)
 
 
-def _windows(todo: list[int], suspects: set[int], size: int) -> Iterator[list[int]]:
-    """Cut places into windows of `size`; a suspect is a window of its own."""
-    window: list[int] = []
+class _Turns:
+    """Lets many work beside each other, or one alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._working = 0
+        self._alone = False
+
+    @contextmanager
+    def take(self, *, alone: bool) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone and not (alone and self._working))
+            self._working += 1
+            self._alone = alone
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._alone = False
+                self._changed.notify_all()
+
+
+def _stretches(todo: list[int], suspects: set[int], size: int) -> Iterator[list[int]]:
+    """Cut places into stretches of at most `size`; a suspect is one of its own."""
+    stretch: list[int] = []
     for place in todo:
         if place in suspects:
-            if window:
-                yield window
+            if stretch:
+                yield stretch
             yield [place]
-            window = []
+            stretch = []
             continue
-        window.append(place)
-        if len(window) == size:
-            yield window
-            window = []
-    if window:
-        yield window
+        stretch.append(place)
+        if len(stretch) == size:
+            yield stretch
+            stretch = []
+    if stretch:
+        yield stretch
 
 
-def _results(futures: Iterable[tuple[int, Future[SeenImage]]]) -> Iterator[tuple[int, SeenImage]]:
-    for place, future in futures:
-        yield place, future.result()
+def _ranges(places: Sequence[int]) -> list[list[int]]:
+    """Pack sorted places into [first, end) pairs: what an earlier run knows comes in long stretches."""
+    ranges: list[list[int]] = []
+    for place in places:
+        if ranges and ranges[-1][1] == place:
+            ranges[-1][1] = place + 1
+        else:
+            ranges.append([place, place + 1])
+    return ranges
 
 
-def _entry(shard: int, rows: list[dict[str, Any]], *, scored: int, seconds: float) -> LedgerEntry:
-    statuses = Counter(row["status"] for row in rows)
-    codes = Counter(row["error_code"] for row in rows if row.get("error_code"))
+def _entry(shard: int, rows: dict[int, dict[str, Any]], known: set[int], *, scored: int, seconds: float) -> LedgerEntry:
+    statuses = Counter(row["status"] for row in rows.values())
+    failed = [row for _, row in sorted(rows.items()) if row.get("error_code")]
     return LedgerEntry(
         shard=shard,
         rows=len(rows),
@@ -264,6 +282,8 @@ def _entry(shard: int, rows: list[dict[str, Any]], *, scored: int, seconds: floa
         ok=statuses["ok"],
         fetch_errors=statuses["fetch_error"],
         decode_errors=statuses["decode_error"],
-        error_codes=dict(codes.most_common()),
+        error_codes=dict(Counter(row["error_code"] for row in failed).most_common()),
+        examples={row["error_code"]: row["uri"] for row in reversed(failed)},
+        known=len(known),
         seconds=round(seconds, 3),
     )

@@ -1,34 +1,30 @@
-"""Classifies a bucket: shards of keys over Ray Data's workers, each of which writes its own shard.
+"""Classifies a source on Ray: the whole job, from a folder, bucket or table to a folder of predictions.
 
-From: a bundle, and a folder, prefix or table of images. To: a run's folder (`predictions/__init__.py`), complete
-exactly when `_carray/done.json` exists.
+From: a bundle and a source. To: a run's folder (`predictions`), complete exactly when `_carray/done.json` exists.
 Invariants: rows out are images in, counted in the ledger and in the files; the same call again does only what is
-missing; a worker that dies costs at most the shard it had in hand. Only numbers travel between processes, shards'
-numbers in and counts out, so Ray Data needs no CPU for reading or writing, and one CPU is enough.
-Cost: see `classify_*` in results/cars.csv; a worker imports neither torch nor timm and starts in about 2 s.
+missing; a worker that dies costs at most the shards it had in hand; one driver at a time (lease). Scoring begins while
+the listing goes on: in rounds, each over what was listed when it began, so that there are few.
+Cost: see results/classify.csv.
 """
 
 from __future__ import annotations
 
-import logging
-import os
+import signal
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
-import ray.data
-from ray.data import ActorPoolStrategy
-from ray.exceptions import RayError
-
-from carray.bundle.format import open_bundle
-from carray.core import errors
-from carray.core.errors import CarrayError, SettingsError, StorageError
-from carray.core.on_ray import RunningRay, start_ray
+from carray.bundle.format import BundleInfo, open_bundle
+from carray.core.errors import SettingsError, StoppedError, StorageError
+from carray.core.on_ray import RunningRay, is_cluster, start_ray
 from carray.core.progress import Progress, say
 from carray.core.storage import absolute, aws_environment, delete, write_json
-from carray.predictions.build import ShardScorer
+from carray.predictions.failures import FailureWatch
 from carray.predictions.format import ClassifySettings, record_place
+from carray.predictions.lease import Lease, hold_run
 from carray.predictions.ledger import (
     LedgerEntry,
     RunRecord,
@@ -38,9 +34,14 @@ from carray.predictions.ledger import (
     forget_attempts,
     read_run,
 )
-from carray.predictions.plan import describe_run, plan_run
+from carray.predictions.plan import Plan, describe_run, open_plan
+from carray.predictions.since import EarlierRun
+from carray.predictions.workers_on_ray import SHARDS_IN_HAND, run_shards, size_pool
 
 __all__ = ["classify"]
+
+_FIRST_ROUND_SECONDS = 3.0
+"""How long the first round waits for the listing, that it may give every worker something to do."""
 
 
 def classify(bundle: str, source: str, *, out: str, settings: ClassifySettings | None = None) -> dict[str, Any]:
@@ -48,119 +49,185 @@ def classify(bundle: str, source: str, *, out: str, settings: ClassifySettings |
 
     Raises:
         BundleError: the bundle is damaged, unfinished, or computes other logits on a worker.
-        SettingsError: no image, another run in `out`, or a runtime or split that does not exist.
+        SettingsError: no image, another run in `out`, or a runtime, split or earlier run that does not exist.
         SchemaError: a table of images cannot be read as one.
         StorageError: storage refused, or rows out are not images in.
-        BudgetError: a shard lost its worker again and again.
+        BudgetError: a shard lost its worker again and again, too many images failed, or another driver has the run.
+        StoppedError: SIGTERM.
     """
     started = time.monotonic()
     settings = settings or ClassifySettings()
     bundle, source, out = (absolute(uri).rstrip("/") or "/" for uri in (bundle, source, out))
     info = open_bundle(bundle)
-    wanted = describe_run(info, bundle, source, settings)
-    check_folder(out, wanted)
-    run = read_run(out) or plan_run(out, wanted, settings, uses_boxes=info.uses_boxes)
-    todo, images = _unfinished(out, run, settings)
-    if todo:
-        scored = _score_shards(bundle, out, run, settings, todo, images=images)
-    else:
-        scored = 0
-        say(f"classify: nothing to do, all {run.images:,} images of {out} are scored")
-    return _finish(out, run, scored, time.monotonic() - started)
+    with ExitStack() as stack:
+        # Only a cluster knows whether it has GPUs; a Ray of our own starts when there is something to score.
+        running = stack.enter_context(start_ray()) if is_cluster() else None
+        device = _device(settings, running)
+        wanted = describe_run(info, bundle, source, _pinned(out, info, settings), device=device)
+        check_folder(out, wanted)
+        if wanted.since is not None:
+            EarlierRun(wanted.since, wanted.bundle_id)  # refuses what is none before anything is listed
+        lease = stack.enter_context(hold_run(out))
+        plan = stack.enter_context(open_plan(out, wanted, settings, uses_boxes=info.uses_boxes))
+        job = _Job(bundle, out, wanted, settings, device, lease, plan)
+        if job.is_done():
+            say(f"classify: nothing to do, all {plan.images:,} images of {out} are scored")
+        else:
+            stack.enter_context(_blameless(out))  # left after a Ray of our own, whose workers write no more then
+            began = time.monotonic()
+            running = running or stack.enter_context(start_ray())
+            job.score(running, ray_seconds=time.monotonic() - began)
+        return job.finish(started)
 
 
-def _unfinished(out: str, run: RunRecord, settings: ClassifySettings) -> tuple[list[dict[str, Any]], int]:
-    """Give the shards to score, and how many images of theirs."""
-    done = done_shards(out, run.shards)
-    todo = [{"shard": shard, "retry": False} for shard in range(run.shards) if shard not in done]
-    images = run.images - sum(entry.rows for entry in done.values())
-    if settings.retry_failed:
-        failed = [entry for entry in done.values() if entry.fetch_errors]
-        todo += [{"shard": entry.shard, "retry": True} for entry in failed]
-        images += sum(entry.fetch_errors for entry in failed)
-    if todo and done:
-        say(f"classify: {len(done):,} of {run.shards:,} shards are done already, {images:,} images are left")
-    return todo, images
+def _device(settings: ClassifySettings, running: RunningRay | None) -> str:
+    if settings.device != "auto":
+        return settings.device
+    there = running.gpus if running else len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return "cuda" if there else "cpu"
 
 
-def _score_shards(
-    bundle: str, out: str, run: RunRecord, settings: ClassifySettings, todo: list[dict[str, Any]], *, images: int
-) -> int:
-    """Score shards on Ray; gives the number of images read."""
-    delete(record_place(out, "done.json"))
-    with start_ray() as running:
-        workers, cpus = _size_workers(running, settings, len(todo))
-        say(f"classify: {len(todo):,} shards, {workers} workers of {cpus} CPU, runtime {run.runtime}")
+def _pinned(out: str, info: BundleInfo, settings: ClassifySettings) -> ClassifySettings:
+    """Keep the runtime that a run was begun with, where `auto` might now choose another."""
+    run = read_run(out)
+    if run is None or settings.runtime != "auto" or run.bundle_id != info.bundle_id:
+        return settings
+    return settings.model_copy(update={"runtime": run.runtime})
+
+
+class _Job:
+    """Is one run being scored by this driver."""
+
+    def __init__(
+        self,
+        bundle: str,
+        out: str,
+        run: RunRecord,
+        settings: ClassifySettings,
+        device: str,
+        lease: Lease,
+        plan: Plan,
+    ) -> None:
+        self._bundle, self._out, self._run, self._settings = bundle, out, run, settings
+        self._device, self._lease, self._plan = device, lease, plan
+        self._watch = FailureWatch(settings.max_failed_fraction)
+        done = done_shards(out, plan.shards)
+        self._begun = set(done)
+        self._retries = [entry for entry in done.values() if settings.retry_failed and entry.fetch_errors]
+        self._done_rows = sum(entry.rows + entry.known for entry in done.values())
+        self._done_rows -= sum(entry.fetch_errors for entry in self._retries)
+        for entry in done.values():
+            if entry not in self._retries:
+                self._watch.see(entry)
+        self._scored = 0
+        self._ray_seconds = self._ray_ready = self._first = 0.0
+
+    def is_done(self) -> bool:
+        """Say whether every image has its row, and none is to be tried again."""
+        return self._plan.complete and len(self._begun) == self._plan.shards and not self._retries
+
+    def score(self, running: RunningRay, *, ray_seconds: float) -> None:
+        """Score what is missing, in rounds, until the listing has ended and all of it is scored."""
+        self._ray_seconds, self._ray_ready = ray_seconds, time.monotonic()
+        delete(record_place(self._out, "done.json"))
+        if self._begun:
+            left = len([1 for shard in range(self._plan.shards) if shard not in self._begun])
+            say(f"classify: {len(self._begun):,} shards are done already, {left:,} of those listed so far are left")
+        with _stopping_on_sigterm(), Progress("classify", total=None) as progress:
+            self._wait_for_some(running)
+            while todo := self._next_round():
+                with closing(self._round(running, todo)) as entries:
+                    for entry in entries:
+                        self._take(entry, progress)
+
+    def finish(self, started: float) -> dict[str, Any]:
+        """Check the books, and write that the run is complete."""
+        totals = self._plan.totals()
+        counts = count_rows(self._out, totals)
+        seconds = time.monotonic() - started
+        outcome = {
+            "run_id": self._run.run_id,
+            "bundle_id": self._run.bundle_id,
+            "runtime": self._run.runtime,
+            "images": totals.images,
+            **{name: counts[name] for name in ("rows", "ok", "fetch_errors", "decode_errors", "known")},
+            "repeated": totals.repeated,
+            "skipped_by_suffix": totals.skipped_by_suffix,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(self._scored / seconds, 2),
+            "ray_seconds": round(self._ray_seconds, 3),
+            "first_seconds": round(self._first - self._ray_ready, 3) if self._first else None,
+            "out": self._out,
+        }
+        self._lease.check()
+        write_json(record_place(self._out, "done.json"), outcome)
+        self._watch.check(finished=True)
+        return outcome
+
+    def _take(self, entry: LedgerEntry, progress: Progress) -> None:
+        self._lease.check()
+        self._first = self._first or time.monotonic()
+        self._scored += entry.scored
+        progress.total = self._plan.images - self._done_rows if self._plan.complete else None
+        progress.advance(entry.scored, errors=entry.fetch_errors + entry.decode_errors)
+        self._watch.see(entry)
+        self._watch.check()
+
+    def _wait_for_some(self, running: RunningRay) -> None:
+        until = time.monotonic() + _FIRST_ROUND_SECONDS
+        enough = (self._settings.workers or running.cpus) * SHARDS_IN_HAND
+        while not self._plan.complete and self._plan.shards < enough and time.monotonic() < until:
+            self._plan.wait(self._plan.shards, timeout_seconds=0.1)
+
+    def _next_round(self) -> list[dict[str, Any]]:
+        """Give the shards that were listed and not begun, as soon as there are any; none when all are done."""
+        retries = [{"shard": entry.shard, "retry": True} for entry in self._retries]
+        self._retries = []
+        while True:
+            complete, shards = self._plan.complete, self._plan.shards
+            todo = [shard for shard in range(shards) if shard not in self._begun]
+            if todo or retries or complete:
+                self._begun.update(todo)
+                return [{"shard": shard, "retry": False} for shard in todo] + retries
+            self._plan.wait(shards)
+
+    def _round(self, running: RunningRay, todo: list[dict[str, Any]]) -> Generator[LedgerEntry]:
+        pool = size_pool(running, self._settings, shards=len(todo), device=self._device)
+        say(f"classify: {len(todo):,} shards, {pool}, runtime {self._run.runtime}")
         job = {
-            "bundle": bundle,
-            "out": out,
-            "run": run.model_dump(),
-            "settings": settings.model_copy(update={"threads": cpus}).model_dump(),
+            "bundle": self._bundle,
+            "out": self._out,
+            "run": self._run.model_dump(),
+            "settings": self._settings.model_copy(update={"threads": pool.cpus, "device": self._device}).model_dump(),
+            "driver": self._lease.token,
             # Workers of our own private Ray are this user's processes; a cluster has credentials of its own.
             "environment": dict(aws_environment()) if running.private else {},
         }
-        with _blameless(out), Progress("classify", total=images) as progress:
-            for entry in _run_shards(job, todo, workers=workers, cpus=cpus):
-                progress.advance(entry.scored, errors=entry.fetch_errors + entry.decode_errors)
-            return progress.done
+        return run_shards(job, todo, pool)
 
 
-def _size_workers(running: RunningRay, settings: ClassifySettings, shards: int) -> tuple[int, int]:
-    """Give the number of workers and the CPUs of each: never more than a node has, or Ray would wait for ever."""
-    cpus = min(settings.threads, max(running.node_cpus, 1))
-    workers = settings.workers or max(1, running.cpus // cpus)
-    return min(workers, shards), cpus
+class _Stop(BaseException):
+    """Passes through Ray Data, which prints a stack of every Exception."""
 
 
-def _run_shards(job: dict[str, Any], todo: list[dict[str, Any]], *, workers: int, cpus: int) -> Iterator[LedgerEntry]:
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
-    shards = ray.data.from_items(todo, override_num_blocks=len(todo))
-    worker: Any = _Worker  # Ray's annotation knows functions only
-    # A worker that dies is started again and its shard given to it again, without end: Ray Data's default. The shard's
-    # own notes (ledger.Attempt) bound that, and step over what killed it.
-    counts = shards.map(
-        worker,
-        fn_constructor_kwargs={"job": job},
-        # One shard at a time in a worker's hand: the next one goes to whoever is free first.
-        compute=ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
-        num_cpus=cpus,
-    )
+@contextmanager
+def _stopping_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM, which a spot machine or `ray job stop` sends, into an orderly end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_number: int, _frame: Any) -> None:
+        raise _Stop
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        for row in counts.iter_rows():
-            if row["refusal"]:
-                raise getattr(errors, row["refusal"])(row["sentence"])
-            yield LedgerEntry.model_validate_json(row["entry"])
-    except RayError as err:
-        if "No module named 'carray" not in str(err):
-            raise
-        raise SettingsError(
-            "the machines of this Ray have no carray ('No module named carray'); install it in their image, or submit "
-            "the command as a job with --working-dir."
-        ) from err
-
-
-class _Worker:
-    """Is one scoring process."""
-
-    def __init__(self, job: dict[str, Any]) -> None:
-        os.environ.update(job["environment"])
-        self._scorer = ShardScorer(
-            job["bundle"],
-            out=job["out"],
-            run=RunRecord.model_validate(job["run"]),
-            settings=ClassifySettings.model_validate(job["settings"]),
-        )
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        try:
-            entry = self._scorer.score_shard(int(row["shard"]), retry_failed=bool(row["retry"]))
-        except CarrayError as err:
-            # Ray would wrap it, drop what it was, and print a stack: a sentence for the user travels as what it is.
-            return {"entry": "", "refusal": type(err).__name__, "sentence": str(err)}
-        return {"entry": entry.model_dump_json(), "refusal": "", "sentence": ""}
+        yield
+    except _Stop:
+        sentence = "stopped by SIGTERM; finished shards stay, and the same command goes on from there."
+        raise StoppedError(sentence) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -169,26 +236,6 @@ def _blameless(out: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(StorageError):  # what stopped the job says more
+        with suppress(StorageError, SettingsError):  # what stopped the job says more
             forget_attempts(out)
         raise
-
-
-def _finish(out: str, run: RunRecord, scored: int, seconds: float) -> dict[str, Any]:
-    counts = count_rows(out, run)
-    outcome = {
-        "run_id": run.run_id,
-        "bundle_id": run.bundle_id,
-        "images": run.images,
-        "rows": counts["rows"],
-        "ok": counts["ok"],
-        "fetch_errors": counts["fetch_errors"],
-        "decode_errors": counts["decode_errors"],
-        "repeated": run.repeated,
-        "skipped_by_suffix": run.skipped_by_suffix,
-        "seconds": round(seconds, 3),
-        "images_per_second": round(scored / seconds, 2),
-        "out": out,
-    }
-    write_json(record_place(out, "done.json"), outcome)
-    return outcome

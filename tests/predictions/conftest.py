@@ -14,15 +14,15 @@ from carray.predictions.plan import describe_run, plan_run
 
 @pytest.fixture
 def begin_run(small_bundle, tmp_path):
-    """Give a function that plans a run: source -> (its record, a scorer of its shards, its folder)."""
+    """Give a function that plans a run: source -> (what was listed, a scorer of its shards, its folder)."""
 
     def begin(source, *, out=None, bundle=small_bundle, **settings):
         out = out or str(tmp_path / "out")
         chosen = ClassifySettings(**settings)
         info = open_bundle(bundle)
         wanted = describe_run(info, bundle, str(source), chosen)
-        run = plan_run(out, wanted, chosen, uses_boxes=info.uses_boxes)
-        return run, ShardScorer(bundle, out=out, run=run, settings=chosen), out
+        run, totals = plan_run(out, wanted, chosen, uses_boxes=info.uses_boxes)
+        return totals, ShardScorer(bundle, out=out, run=run, settings=chosen), out
 
     return begin
 
@@ -33,8 +33,8 @@ def score_all(begin_run):
     from carray.queries import read_predictions
 
     def score(source, **settings):
-        run, scorer, out = begin_run(source, **settings)
-        for shard in range(run.shards):
+        totals, scorer, out = begin_run(source, **settings)
+        for shard in range(totals.shards):
             scorer.score_shard(shard)
         return read_predictions(out)
 

@@ -20,9 +20,9 @@ from carray.core.errors import BudgetError, BundleError
 from carray.core.images import fetch_image
 from carray.core.storage import read_json
 from carray.pixels import decode, view
-from carray.predictions import build
+from carray.predictions import build, reading
 from carray.predictions.format import PREDICTION_SCHEMA, ClassifySettings, PlannedImage
-from carray.predictions.ledger import Attempt, read_attempt, write_attempt
+from carray.predictions.ledger import Attempt, read_attempt, read_run, write_attempt
 from carray.queries import read_predictions
 
 
@@ -99,7 +99,7 @@ def test_pixels_are_those_of_the_training_block(image_folder, small_bundle, tmp_
     trained_NHWC = view_batch(block, np.arange(len(rows)), settings)
     assert len(rows) >= 6
     for uri, trained_HWC in zip(rows["uri"], trained_NHWC, strict=True):
-        seen = build.decode_image(fetch_image(uri), PlannedImage(uri), settings)
+        seen = reading.decode_image(fetch_image(uri), PlannedImage(uri), settings)
         assert seen.pixels_HWC.tobytes() == trained_HWC.tobytes()
 
 
@@ -127,6 +127,26 @@ def test_schema_is_the_same_when_all_rows_failed(score_all, begin_run, tmp_path,
     score_all(image_folder, shard_images_first=1, shard_images_max=1)
     schemas = {pq.read_schema(path).remove_metadata().to_string() for path in (tmp_path / "out").glob("*.parquet")}
     assert schemas == {PREDICTION_SCHEMA.remove_metadata().to_string()}
+
+
+def test_optional_columns_are_in_every_file(score_all, broken_folder, tmp_path):
+    """pandas silently drops a column that only later files have, so files without one good image have them too."""
+    import duckdb
+
+    wanted = ["model_score", "embedding"]
+    rows = score_all(broken_folder, outputs=wanted, shard_images_first=1)
+    files = sorted((tmp_path / "out").glob("*.parquet"))
+    assert len(files) > 5
+    for file in files:
+        assert pq.read_schema(file).names == [*PREDICTION_SCHEMA.names, "embedding", "model_score"]
+    good = rows["status"] == "ok"
+    assert rows.loc[~good, ["embedding", "model_score"]].isna().all(axis=None)
+    embedding = rows.loc[good, "embedding"].iloc[0]
+    assert embedding.dtype == np.float16 and embedding.shape == (8,)
+    named = rows[good & rows["make"].notna()]
+    assert (named["model_score"] >= named["score"] - 1e-6).all()
+    read = duckdb.sql(f"select embedding from '{tmp_path}/out/part-*.parquet' where status = 'ok'").fetchall()
+    assert len(read[0][0]) == 8
 
 
 def test_ledger_counts_reasons(begin_run, broken_folder):
@@ -162,9 +182,9 @@ def test_a_bug_stops_the_shard_and_names_the_image(begin_run, image_folder, monk
     def broken(fetched, image, settings):
         if image.uri.endswith("05.jpg"):
             raise ZeroDivisionError("ours")
-        return build.SeenImage({"uri": image.uri, "status": "ok"}, np.zeros((40, 40, 3), np.uint8))
+        return reading.SeenImage({"uri": image.uri, "status": "ok"}, np.zeros((40, 40, 3), np.uint8))
 
-    monkeypatch.setattr(build, "decode_image", broken)
+    monkeypatch.setattr(reading, "decode_image", broken)
     with pytest.raises(RuntimeError, match=r"reading '.*05\.jpg' failed with ZeroDivisionError: ours"):
         scorer.score_shard(0)
     assert os.listdir(f"{out}/_carray/attempts") == [], "the worker lives: nothing to remember"
@@ -172,7 +192,8 @@ def test_a_bug_stops_the_shard_and_names_the_image(begin_run, image_folder, monk
 
 
 def test_another_bundle_under_the_same_name_is_refused(begin_run, image_folder):
-    run, _, out = begin_run(image_folder)
+    _, _, out = begin_run(image_folder)
+    run = read_run(out)
     other = run.model_copy(update={"bundle_id": "0" * 16})
     with pytest.raises(BundleError, match="but the run was begun with 0000"):
         build.ShardScorer(run.bundle, out=out, run=other, settings=ClassifySettings()).score_shard(0)
@@ -180,19 +201,20 @@ def test_another_bundle_under_the_same_name_is_refused(begin_run, image_folder):
 
 WORKER = """
     import json, os, sys
-    from carray.predictions import build
+    from carray.predictions import build, reading
     from carray.predictions.format import ClassifySettings
     from carray.predictions.ledger import read_run
 
     out, bundle, deadly, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
-    decode = build.decode_image
+    build.WINDOW_IMAGES, build.NOTE_IMAGES = 2, 4
+    decode = reading.decode_image
 
     def die(fetched, image, pixels):
         if os.path.basename(image.uri) in deadly:
             os._exit(9)
         return decode(fetched, image, pixels)
 
-    build.decode_image = die
+    reading.decode_image = die
     scorer = build.ShardScorer(bundle, out=out, run=read_run(out), settings=ClassifySettings(**settings))
     print(scorer.score_shard(0).model_dump_json())
     print(sorted(set(sys.modules) & {"torch", "timm", "ray"}))
@@ -208,10 +230,9 @@ def run_worker(out, bundle, deadly=(), **settings):
 
 
 def test_images_that_kill_their_worker_twice_become_rows(begin_run, image_folder, small_bundle):
-    settings = {"batch_images": 1}  # windows of four images, two of them in hand
-    _, _, out = begin_run(image_folder, **settings)
+    _, _, out = begin_run(image_folder)
     deaths = 0
-    while (last := run_worker(out, small_bundle, ["02.jpg", "05.jpg"], **settings)).returncode == 9:
+    while (last := run_worker(out, small_bundle, ["02.jpg", "05.jpg"])).returncode == 9:
         deaths += 1
         assert read_attempt(out, 0).deaths == deaths - 1
         assert deaths <= 4

@@ -15,9 +15,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from carray.core.errors import BundleError, SettingsError, StorageError
+from carray.core.errors import BudgetError, BundleError, SettingsError, StorageError
 from carray.core.storage import exists, join, list_files, read_bytes, read_json, write_bytes
 from carray.predictions.format import ClassifySettings
+from carray.predictions.lease import hold_run
 from carray.predictions.on_ray import classify
 from carray.queries import read_predictions
 
@@ -61,7 +62,7 @@ def test_bucket_to_bucket(ray_cluster, small_bundle, s3, s3_server, make_image, 
     secret = s3_server.secret_key.encode()
     records = [read_bytes(uri) for uri in list_files(join(s3, "scored", "_carray"))]
     logs = [path.read_bytes() for path in ray_logs().rglob("*") if path.is_file()]
-    assert len(records) == 2 and len(logs) > 5
+    assert len(records) == 3 and len(logs) > 5
     assert not [data for data in records + logs if secret in data]
 
 
@@ -180,6 +181,65 @@ def test_a_worker_killed_in_the_middle_costs_no_row(ray_cluster, small_bundle, m
     assert list_files(join(out, "_carray", "attempts")) == []
 
 
+def test_a_rotten_input_stops_the_job_and_says_why(ray_cluster, small_bundle, image_folder, out):
+    for i in range(300):
+        (image_folder / "b" / f"rotten-{i:03d}.jpg").write_bytes(b"no image")
+    sentence = r"images failed \(\d+\.\d%, at most 50\.0% is .*: unsupported [\d,]+ \(as '.*/b/rotten-\d+\.jpg'\); mend"
+    with pytest.raises(BudgetError, match=sentence):
+        classify(small_bundle, str(image_folder), out=out, settings=settings(max_failed_fraction=0.5))
+    assert not exists(join(out, "_carray", "done.json"))
+    allowed = classify(small_bundle, str(image_folder), out=out, settings=settings(max_failed_fraction=0.97))
+    assert (allowed["rows"], allowed["ok"], allowed["decode_errors"]) == (312, 12, 300)
+    with pytest.raises(BudgetError, match="300 of 312 images failed"):
+        classify(small_bundle, str(image_folder), out=out, settings=settings(max_failed_fraction=0.5))
+
+
+def test_only_what_is_new_is_scored(ray_cluster, small_bundle, image_folder, out, tmp_path, make_image):
+    first = classify(small_bundle, str(image_folder), out=out, settings=settings())
+    later = classify(small_bundle, str(image_folder), out=str(tmp_path / "same"), settings=settings(since=out))
+    assert (later["images"], later["rows"], later["known"]) == (12, 0, 12)
+    assert later["run_id"] != first["run_id"]
+    assert pd.read_parquet(tmp_path / "same").columns.tolist() == pd.read_parquet(out).columns.tolist()
+    (image_folder / "a" / "new.jpg").write_bytes(make_image(70))
+    newer = classify(small_bundle, str(image_folder), out=str(tmp_path / "newer"), settings=settings(since=out))
+    assert (newer["images"], newer["rows"], newer["known"]) == (13, 1, 12)
+    assert read_predictions(str(tmp_path / "newer"))["uri"].tolist() == [str(image_folder / "a" / "new.jpg")]
+
+
+def test_a_second_driver_is_refused_while_the_first_lives(ray_cluster, small_bundle, image_folder, out, monkeypatch):
+    monkeypatch.setattr("carray.predictions.lease.BEAT_SECONDS", 0.1)
+    monkeypatch.setattr("carray.predictions.lease.PATIENCE_SECONDS", 1.0)
+    with hold_run(out), pytest.raises(BudgetError, match="is working on .*only one driver can"):
+        classify(small_bundle, str(image_folder), out=out, settings=settings())
+    assert classify(small_bundle, str(image_folder), out=out, settings=settings())["ok"] == 12
+
+
+def test_sigterm_ends_the_job_in_order(ray_cluster, small_bundle, make_image, tmp_path, out):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    slow = make_image(0, width=1500, height=1000, format="PNG")
+    for i in range(200):
+        (folder / f"{i:03d}.png").write_bytes(slow)
+    command = [sys.executable, "-m", "carray", "classify", small_bundle, str(folder), "--out", out]
+    command += ["--set", "shard_images_first=4", "--set", "shard_images_max=4"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    until = time.monotonic() + 120
+    while len(list_files(join(out, "_carray", "ledger"))) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    driver.terminate()
+    printed, said = driver.communicate(timeout=60)
+    assert driver.returncode == 143, said
+    assert "carray: stopped by SIGTERM; finished shards stay" in said and "Traceback" not in said
+    assert "run_id" not in printed, "no outcome, though Ray may have said something"
+    assert list_files(join(out, "_carray", "attempts")) == []
+    assert not exists(join(out, "_carray", "driver.json"))
+    before = len(list_files(join(out, "_carray", "ledger")))
+    assert 2 <= before < 50
+    outcome = classify(small_bundle, str(folder), out=out, settings=settings())
+    assert (outcome["rows"], outcome["ok"]) == (200, 200)
+
+
 ALONE = """
     import json, sys
     import ray
@@ -211,3 +271,54 @@ def test_one_cpu_is_enough(small_bundle, image_folder, out):
     assert json.loads(done.stdout.splitlines()[-1])["ok"] == 12
     assert "Ray: started a private one on this machine, 1 CPUs, authentication by token" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_decoding_elsewhere_gives_the_same_rows(ray_cluster, small_bundle, image_folder, out, tmp_path):
+    (image_folder / "a" / "broken.jpg").write_bytes(b"no image")
+    fused = classify(small_bundle, str(image_folder), out=out, settings=settings(layout="fused"))
+    staged = classify(small_bundle, str(image_folder), out=str(tmp_path / "staged"), settings=settings(layout="staged"))
+    same = ("run_id", "images", "rows", "ok", "decode_errors")
+    assert [staged[name] for name in same] == [fused[name] for name in same]
+    rows = [read_predictions(place).drop(columns="scored_at") for place in (out, str(tmp_path / "staged"))]
+    pd.testing.assert_frame_equal(*rows, atol=1e-5)
+
+
+DEADLY = """
+    import os, sys
+    from carray.core.on_ray import start_ray
+    from carray.bundle.format import open_bundle
+    from carray.predictions import reading, staged_on_ray
+    from carray.predictions.format import ClassifySettings, PlannedImage
+
+    bundle, folder = sys.argv[1:]
+    images = [PlannedImage(os.path.join(folder, name)) for name in sorted(os.listdir(folder))]
+
+    class Dying(staged_on_ray._Decoder):
+        def read(self, images):
+            if any(image.uri.endswith("05.jpg") for image in images):
+                os._exit(9)
+            return super().read(images)
+
+    staged_on_ray._Decoder = Dying
+    with start_ray(num_cpus=1):
+        reader = staged_on_ray.RemoteReader(
+            ClassifySettings(), open_bundle(bundle).pixels, decoders=2, cpus=0, environment={}
+        )
+        for image, seen in zip(images, reader.begin(images), strict=True):
+            print(os.path.basename(image.uri), seen.row["status"], seen.row.get("error_code"))
+"""
+
+
+def test_an_image_that_kills_its_decoder_is_a_row(small_bundle, image_folder):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(DEADLY), small_bundle, str(image_folder / "a")],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env={name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = [f"{i:02d}.jpg ok None" for i in (1, 3, 5, 7, 9, 11)]
+    expected[2] = "05.jpg decode_error worker_lost"
+    assert [line for line in done.stdout.splitlines() if line[0].isdigit()] == expected, "Ray says more"

@@ -1,0 +1,148 @@
+"""Lets one driver at a time work on a run's folder: two would cut its listing and keep its books against each other.
+
+    OUT/_carray/driver.json   who works here, and when it last said so
+
+Invariants: a driver that finds another's note waits until the note stands still for PATIENCE_SECONDS, then takes over;
+one whose note was taken stops. A note of a process of this very machine that is gone is taken at once. Where two take
+over in the same moment, the last to write has it, and both read it back to see who that was.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from carray.core.errors import BudgetError, StorageError
+from carray.core.progress import say
+from carray.core.storage import delete, exists, is_s3, read_json, write_json
+from carray.predictions.format import record_place
+
+__all__ = ["Lease", "hold_run"]
+
+BEAT_SECONDS = 5.0
+PATIENCE_SECONDS = 20.0
+SETTLE_SECONDS = {"local": 0.1, "s3": 1.0}
+"""How long after its first write a driver looks whether another wrote at the same moment."""
+
+
+class Lease:
+    """Is one driver's right to work on a run, kept alive by a thread until it is given back."""
+
+    def __init__(self, out: str) -> None:
+        """Take the run.
+
+        Raises:
+            BudgetError: another driver took it in the same moment.
+            StorageError: the folder cannot be read or written.
+        """
+        self.token = secrets.token_hex(8)
+        """Tells this driver from every other, also in the notes that its workers leave."""
+        self._out = out
+        self._lost = ""
+        self._ended = threading.Event()
+        self._write()
+        time.sleep(SETTLE_SECONDS["s3" if is_s3(out) else "local"])
+        self._look()
+        self.check()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Go on only while the run is this driver's.
+
+        Raises:
+            BudgetError: another driver has taken it.
+        """
+        if self._lost:
+            raise BudgetError(self._lost)
+
+    def give_back(self) -> None:
+        """Stop beating, and take the note away if it is still this driver's."""
+        self._ended.set()
+        self._thread.join()
+        if not self._lost:
+            delete(_place(self._out))
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            try:
+                self._look()
+                if self._lost:
+                    return
+                self._write()
+            except StorageError as err:  # an outage: whoever takes over meanwhile is seen at the next beat
+                say(f"classify: the note {_place(self._out)} could not be renewed ({err})")
+
+    def _look(self) -> None:
+        found = _read(self._out)
+        if found is not None and found["token"] != self.token:
+            self._lost = f"{self._out} was taken over by {_name(found)}, so this one stopped; let that one finish."
+
+    def _write(self) -> None:
+        now = datetime.now(UTC).isoformat()
+        note = {"token": self.token, "host": socket.gethostname(), "pid": os.getpid(), "at": now}
+        write_json(_place(self._out), note)
+
+
+@contextmanager
+def hold_run(out: str) -> Iterator[Lease]:
+    """Give the right to work on a run, once nobody else has it.
+
+    Raises:
+        BudgetError: another driver works on it.
+        StorageError: the folder cannot be read or written.
+    """
+    _wait_for_silence(out)
+    lease = Lease(out)
+    try:
+        yield lease
+    finally:
+        lease.give_back()
+
+
+def _wait_for_silence(out: str) -> None:
+    found = _read(out)
+    if found is None or _is_gone(found):
+        return
+    say(f"classify: waiting {PATIENCE_SECONDS:.0f} s to see whether {_name(found)} still works on {out}")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, PATIENCE_SECONDS / 10))
+        now = _read(out)
+        if now is None or _is_gone(now):
+            return
+        if now != found:
+            raise BudgetError(
+                f"{_name(now)} is working on {out}, and only one driver can; wait until it has finished, or stop it."
+            )
+
+
+def _is_gone(note: dict[str, Any]) -> bool:
+    return note["host"] == socket.gethostname() and not Path(f"/proc/{note['pid']}").exists()
+
+
+def _name(note: dict[str, Any]) -> str:
+    return f"another driver (process {note['pid']} on {note['host']})"
+
+
+def _read(out: str) -> dict[str, Any] | None:
+    place = _place(out)
+    try:
+        note = read_json(place) if exists(place) else None
+    except StorageError:
+        if exists(place):
+            raise
+        return None  # given back between the two looks
+    return dict(note) if note else None
+
+
+def _place(out: str) -> str:
+    return record_place(out, "driver.json")

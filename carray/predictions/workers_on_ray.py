@@ -1,0 +1,158 @@
+"""Carries shards to scoring processes, through Ray Data, and their counts back.
+
+Invariants: only shards' numbers travel out and counts back, so Ray Data needs no CPU for reading or writing, and one
+CPU is enough; a worker has two shards in hand, so that it reads the next one while it scores the last images of this
+one; a worker that dies is started again and its shards given to it again.
+Cost: a worker imports neither torch nor timm; see `cold` in results/classify.csv.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray.data
+from ray.data import ActorPoolStrategy
+from ray.exceptions import RayError
+
+from carray.core import errors
+from carray.core.errors import CarrayError, SettingsError
+from carray.core.on_ray import RunningRay
+from carray.pixels import PixelSettings
+from carray.predictions.build import ShardScorer
+from carray.predictions.format import ClassifySettings
+from carray.predictions.ledger import LedgerEntry, RunRecord
+from carray.predictions.reading import ImageReader
+from carray.predictions.staged_on_ray import RemoteReader
+
+__all__ = ["SHARDS_IN_HAND", "Pool", "run_shards", "size_pool"]
+
+SHARDS_IN_HAND = 2
+
+
+FEW_CPUS_PER_GPU = 8
+"""Below this a GPU's own machine cannot decode as fast as it scores, if others can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Says how many scoring processes there may be, and what each takes of the cluster."""
+
+    workers: int
+    min_workers: int
+    cpus: int
+    gpus: int = 0
+    decoders: int = 0
+    """Decoding processes of each worker, elsewhere; it decodes by itself when 0."""
+    decoder_cpus: int = 1
+
+    def __str__(self) -> str:
+        each = f"{self.cpus} CPU" + (f" and {self.gpus} GPU" if self.gpus else "")
+        fewest = f"{self.min_workers} to " if self.min_workers < self.workers else ""
+        staged = f", each with {self.decoders} decoding processes" if self.decoders else ""
+        return f"{fewest}{self.workers} workers of {each}{staged}"
+
+
+def size_pool(running: RunningRay, settings: ClassifySettings, *, shards: int, device: str) -> Pool:
+    """Size the pool by the cluster: never more a worker than a node has, or Ray would wait for ever."""
+    gpus = int(device == "cuda")
+    cpus = min(settings.threads, max(running.gpu_node_cpus if gpus else running.node_cpus, 1))
+    staged = settings.layout == "staged" or (settings.layout == "auto" and _starves_gpus(running, device))
+    most = running.gpus if gpus else running.cpus // (cpus * (4 if staged else 1))
+    workers = min(settings.workers or max(1, most), shards)
+    fewest = min(settings.min_workers, workers)
+    if not staged:
+        return Pool(workers, fewest, cpus, gpus)
+    spare = running.cpus - workers * cpus
+    return Pool(workers, fewest, cpus, gpus, decoders=max(1, spare // workers), decoder_cpus=int(spare >= workers))
+
+
+def _starves_gpus(running: RunningRay, device: str) -> bool:
+    near = running.gpu_node_cpus * running.gpus  # one GPU a node; more of them have fewer CPUs each
+    return device == "cuda" and running.gpu_node_cpus < FEW_CPUS_PER_GPU and running.cpus > near
+
+
+def run_shards(job: dict[str, Any], todo: list[dict[str, Any]], pool: Pool) -> Generator[LedgerEntry]:
+    """Score shards, each given as {"shard": number, "retry": bool}; gives their entries as they finish.
+
+    Args:
+        job: What `_Worker` takes, in plain values.
+        todo: The shards.
+        pool: The processes.
+
+    Raises:
+        CarrayError: of the kind that a worker raised, with its sentence.
+        SettingsError: the machines of this Ray have no carray.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # A pool that lost workers grows again while all it has are busy, which is all that two shards in hand can show.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
+    shards = ray.data.from_items(todo, override_num_blocks=len(todo))
+    worker: Any = _Worker  # Ray's annotation knows functions only
+    counts = shards.map(
+        worker,
+        fn_constructor_kwargs={"job": job | {"decoders": pool.decoders, "decoder_cpus": pool.decoder_cpus}},
+        # A worker that dies is started again and its shard given to it again, without end: Ray Data's default. The
+        # shard's own notes (ledger.Attempt) bound that, and step over what killed it.
+        compute=ActorPoolStrategy(
+            min_size=pool.min_workers,
+            max_size=pool.workers,
+            initial_size=pool.workers,
+            max_tasks_in_flight_per_actor=SHARDS_IN_HAND,
+            max_concurrent_calls_per_actor=SHARDS_IN_HAND,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus or None,
+    )
+    rows: Any = iter(counts.iter_rows())
+    try:
+        for row in rows:
+            if row["refusal"]:
+                raise getattr(errors, row["refusal"])(row["sentence"])
+            yield LedgerEntry.model_validate_json(row["entry"])
+    except RayError as err:
+        if "No module named 'carray" not in str(err):
+            raise
+        raise SettingsError(
+            "the machines of this Ray have no carray ('No module named carray'); install it in their image, or submit "
+            "the command as a job with --working-dir."
+        ) from err
+    finally:
+        rows.close()  # a job that stops before the end kills its workers now
+
+
+def _remote_reader(job: dict[str, Any], settings: ClassifySettings, pixels: PixelSettings) -> RemoteReader:
+    return RemoteReader(
+        settings, pixels, decoders=job["decoders"], cpus=job["decoder_cpus"], environment=job["environment"]
+    )
+
+
+class _Worker:
+    """Is one scoring process."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        os.environ.update(job["environment"])
+        self._scorer = ShardScorer(
+            job["bundle"],
+            out=job["out"],
+            run=RunRecord.model_validate(job["run"]),
+            settings=ClassifySettings.model_validate(job["settings"]),
+            driver=job["driver"],
+            new_reader=partial(_remote_reader, job) if job["decoders"] else ImageReader,
+        )
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        try:
+            entry = self._scorer.score_shard(int(row["shard"]), retry_failed=bool(row["retry"]))
+        except CarrayError as err:
+            # Ray would wrap it, drop what it was, and print a stack: a sentence for the user travels as what it is.
+            return {"entry": "", "refusal": type(err).__name__, "sentence": str(err)}
+        return {"entry": entry.model_dump_json(), "refusal": "", "sentence": ""}

@@ -1,0 +1,79 @@
+"""Memory is bounded by settings, not by what lies in the bucket."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from carray.bundle.format import open_bundle
+from carray.core.images import FetchedImage
+from carray.predictions import reading
+from carray.predictions.format import ClassifySettings, PlannedImage
+from carray.predictions.reading import ByteBudget, ImageReader
+
+
+def test_bytes_in_hand_never_pass_the_limit():
+    budget, lock, seen = ByteBudget(100), threading.Lock(), []
+    held = 0
+
+    def read(size):
+        nonlocal held
+        budget.take(size)
+        with lock:
+            held += size
+            seen.append(held)
+        time.sleep(0.002)
+        with lock:
+            held -= size
+        budget.give_back(size)
+
+    threads = [threading.Thread(target=read, args=(size,)) for size in [30, 60, 90, 10] * 10]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 40
+    assert 60 < max(seen) <= 100
+
+
+def test_one_that_is_larger_than_the_limit_is_held_alone():
+    budget = ByteBudget(100)
+    budget.take(10)
+    waiting = threading.Thread(target=budget.take, args=(500,))
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    budget.give_back(10)
+    waiting.join(5)
+    assert not waiting.is_alive()
+
+
+def test_an_original_above_the_limit_is_a_row_and_is_not_read(small_bundle, tmp_path, make_image):
+    (tmp_path / "small.jpg").write_bytes(make_image(0))
+    with open(tmp_path / "huge.jpg", "wb") as file:
+        file.truncate(2_000_001)  # a hole: no disk is used
+    reader = ImageReader(ClassifySettings(max_image_mb=2), open_bundle(small_bundle).pixels)
+    images = [PlannedImage(str(tmp_path / name)) for name in ("small.jpg", "huge.jpg")]
+    small, huge = reader.begin(images)
+    assert small.row["status"] == "ok"
+    assert (huge.row["status"], huge.row["error_code"]) == ("decode_error", "too_large")
+    assert "at most max_image_mb = 2 are read" in huge.row["error"]
+    assert huge.pixels_HWC is None
+
+
+def test_the_budget_is_given_back_whatever_happens(small_bundle, monkeypatch):
+    """More failures than the budget has room for, of every kind, and bodies that are read again."""
+    reader = ImageReader(ClassifySettings(fetch_memory_mb=1), open_bundle(small_bundle).pixels)
+
+    def fetch(uri, *, escaped, admit):
+        admit(900_000)
+        if uri.endswith("again"):
+            admit(900_000)
+        if uri.endswith("gone"):
+            raise reading.FetchError("unavailable", "gone")
+        return FetchedImage(b"no image", None)
+
+    monkeypatch.setattr(reading, "fetch_image", fetch)
+    images = [PlannedImage(f"{i} {kind}") for i in range(5) for kind in ("gone", "again", "broken")]
+    codes = [seen.row["error_code"] for seen in reader.begin(images)]
+    assert codes == ["unavailable", "unsupported", "unsupported"] * 5
