@@ -30,7 +30,7 @@ import pandas as pd
 from object_store import S3Server, start_store
 
 import carray
-from carray.core.images import list_keys
+from carray.core.listing import list_keys
 from carray.core.storage import write_json
 
 CONFIG = "jobs/configs/cars-cpu.yaml"

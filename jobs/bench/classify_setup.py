@@ -1,0 +1,223 @@
+"""Makes what bench_classify.py measures with: folders of photographs, bundles, the same network for other frameworks.
+
+From: Stanford Cars. To: folders and bundles below --work, which are kept and not made again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from carray.bundle.format import BUNDLE_JSON, RUNTIME_FILES, BundleInfo, bundle_id_of, open_bundle
+from carray.pixels import PixelSettings, decode, view
+from jobs.bench.accuracy import run_carray
+
+__all__ = ["Bench", "few", "full_decode_bundle", "link_images", "pack_random", "peer_network", "runtimes_of"]
+
+EPOCHS = 3
+"""Of the network that is trained where no bundle is given: enough that its answers mean something."""
+PACKING_IMAGES = 128
+"""Of a network with random weights: so many to calibrate int8 on, and so many more that packing judges it by."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Is what every part works with; its folders and bundles are made when they are first asked for."""
+
+    data: Path
+    work: Path
+    images: int | None
+    """Of the photographs, the first so many; all when None."""
+    peer_images: int | None
+    """At most so many for the slow peers; None is all for timm and 2,000 for the recipe."""
+    sizes: list[int]
+    input_size: int
+    given_bundle: str | None
+    timm_inference: Path | None
+
+    def manifest(self) -> str:
+        """Give the manifest of all photographs."""
+        place = self.work / "manifest.parquet"
+        if not place.exists():
+            run_carray("prepare", self.data, "--out", place)
+        return str(place)
+
+    def bundle(self) -> str:
+        """Give the bundle that was named, else one of EfficientNet-Lite0 trained here."""
+        if self.given_bundle:
+            return self.given_bundle
+        run, manifest, epochs, started = self.work / "run", self.manifest(), EPOCHS, time.monotonic()
+        if not (run / "bundle" / BUNDLE_JSON).exists():
+            if self.images:  # a try: it has to run, not to be right
+                manifest, epochs = str(self.work / "few.parquet"), 1
+                run_carray("prepare", self.data, "--out", manifest, "--balance", 2)
+            sizes = [f"hyper.input_size={self.input_size}", *pixel_words(self.input_size)]
+            settings = [word for setting in sizes for word in ("--set", setting)]
+            run_carray("train", "--manifest", manifest, "--out", run, "--epochs", epochs, *settings)
+            print(f"trained a bundle in {(time.monotonic() - started) / 60:.1f} minutes, {epochs} epochs", flush=True)
+        return str(run / "bundle")
+
+    def folder(self, count: int | None = None) -> str:
+        """Give a folder of so many photographs, all of cars_train and cars_test by default; further ones are links."""
+        photographs = sorted(path for half in ("cars_train", "cars_test") for path in (self.data / half).iterdir())
+        count = count or self.images or len(photographs)
+        return str(link_images(photographs, self.work / f"images-{count}", count))
+
+    def out(self, name: str) -> Path:
+        """Give an empty place for a job's output."""
+        place = self.work / "out" / name
+        shutil.rmtree(place, ignore_errors=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
+
+
+def pixel_words(input_size: int) -> list[str]:
+    """Give the settings of a decode that leaves a margin of an eighth around the input."""
+    return [f"pixels.input_size={input_size}", f"pixels.decode_size={input_size * 8 // 7}"]
+
+
+def link_images(photographs: Sequence[Path], folder: Path, count: int) -> Path:
+    """Fill a folder with `count` of the photographs, again from the first where there are too few; whole or not at all.
+
+    The first of each photograph is a copy, and further ones are hard links to it: each is a file like any other.
+    """
+    if folder.exists():
+        return folder
+    making = folder.with_name(f"{folder.name}.making")
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    for i in range(count):
+        photograph = photographs[i % len(photographs)]
+        place = making / f"{i // len(photographs)}-{photograph.parent.name}-{photograph.name}"
+        first = making / f"0-{photograph.parent.name}-{photograph.name}"
+        if i < len(photographs):
+            shutil.copyfile(photograph, place)
+        else:
+            os.link(first, place)
+    return making.rename(folder)
+
+
+def few(folder: str, count: int) -> str:
+    """Give a folder with the first `count` photographs of another, as hard links."""
+    place = Path(f"{folder}-first-{count}")
+    if not place.exists():
+        making = place.with_name(f"{place.name}.making")
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        for path in sorted(Path(folder).iterdir())[:count]:
+            os.link(path, making / path.name)
+        making.rename(place)
+    return str(place)
+
+
+def runtimes_of(info: BundleInfo) -> list[str]:
+    """List the runtimes for processors that a bundle has files for, the fastest first."""
+    return [name for name in ("int8", "fp32") if RUNTIME_FILES.get(name) in info.files]
+
+
+def peer_network(bundle: str, folder: Path) -> Path:
+    """Write a bundle's network as timm reads it, and beside it a JSON file of its sizes and views; gives that file."""
+    import timm
+    from safetensors.numpy import load_file, save_file
+
+    info = open_bundle(bundle)
+    if info.net.get("family") != "transfer" or info.net.get("flip_average"):
+        raise SystemExit(f"{bundle} holds no plain timm network, so its peers cannot run it; give another --bundle")
+    name, weights = info.net["backbone"], load_file(Path(bundle) / "weights.safetensors")
+    cfg: Any = timm.get_pretrained_cfg(name)
+    renamed = {key.removeprefix("trunk."): value for key, value in weights.items() if key.startswith("trunk.")}
+    renamed |= {f"{cfg.classifier}.{part}": weights[f"head.{part}"] for part in ("weight", "bias")}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(renamed, folder / "network.safetensors")
+    crops = {"squash": "squash", "crop": "center", "pad": "border"}
+    network = {
+        "model": name,
+        "checkpoint": str(folder / "network.safetensors"),
+        "classes": len(info.classes),
+        "input_size": info.pixels.input_size,
+        "crop_pct": info.pixels.view_crop,
+        "crop_mode": crops[info.pixels.aspect],
+        "mean": (weights["mean"].reshape(3) / 255).round(6).tolist(),
+        "std": (weights["std"].reshape(3) / 255).round(6).tolist(),
+    }
+    (folder / "network.json").write_text(json.dumps(network))
+    return folder / "network.json"
+
+
+def pack_random(backbone: str, bench: Bench) -> str:
+    """Pack a backbone with random weights, for its speed, and with int8, whatever it loses."""
+    import torch
+
+    from carray.bundle.build import pack_bundle
+    from carray.trials.hyper import TransferHyper
+    from carray.trials.nets import build_net
+
+    place = bench.work / "nets" / backbone
+    if (place / BUNDLE_JSON).exists():
+        return str(place)
+    torch.manual_seed(0)
+    pixels = PixelSettings(input_size=bench.input_size, decode_size=bench.input_size * 8 // 7)
+    hyper = TransferHyper(backbone=backbone, weights="none", input_size=bench.input_size)
+    views_NHWC = _some_views(bench, pixels, count=2 * PACKING_IMAGES)
+    making = str(place.with_name(f"{place.name}.making"))
+    pack_bundle(
+        build_net(hyper, class_count=196, load_weights=False),
+        making,
+        classes=[f"class {i}" for i in range(196)],
+        pixels=pixels,
+        uses_boxes=False,
+        temperature=1.0,
+        metrics={},
+        net_note=hyper.model_dump(mode="json"),
+        search_note={"weights": "random"},
+        parity_pixels_NHWC=views_NHWC[:16],
+    )
+    _add_int8(making, views_NHWC)
+    Path(making).rename(place)
+    return str(place)
+
+
+def _some_views(bench: Bench, pixels: PixelSettings, *, count: int) -> Any:
+    import numpy as np
+
+    photographs = sorted((bench.data / "cars_train").iterdir())[:count]
+    return np.stack([view(decode(path.read_bytes(), pixels).pixels_HWC, pixels) for path in photographs])
+
+
+def _add_int8(bundle: str, views_NHWC: Any) -> None:
+    """Quantise what a bundle holds; there are no true labels, so its certificate says nothing and is not asked."""
+    import numpy as np
+
+    try:
+        certify: Any = importlib.import_module("carray.bundle.certify")
+    except ImportError:
+        print("this carray cannot make int8; its rows are left out", flush=True)
+        return
+    half = len(views_NHWC) // 2
+    labels_N = np.zeros(len(views_NHWC) - half, dtype=np.int64)
+    certify.add_int8(bundle, certify.Views(views_NHWC[:half], views_NHWC[half:], labels_N), keep=True)
+
+
+def full_decode_bundle(bundle: str, place: Path) -> str:
+    """Copy a bundle and switch off its decoding at reduced scale; its id is another one, since its pixels are."""
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(bundle, place)
+    info = open_bundle(bundle)
+    pixels = info.pixels.model_copy(update={"reduced_scale": False})
+    new_id = bundle_id_of(
+        info.files["weights.safetensors"].sha256,
+        classes=info.classes,
+        pixels=pixels,
+        temperature=info.temperature,
+        flip_average=bool(info.net.get("flip_average")),
+    )
+    changed = info.model_copy(update={"pixels": pixels, "bundle_id": new_id})
+    (place / BUNDLE_JSON).write_text(changed.model_dump_json())
+    return str(place)
