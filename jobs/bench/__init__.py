@@ -1,4 +1,4 @@
-"""bench: the parts of bench_tune.py, bench_gpu.py and drill_tune.py.
+"""bench: the parts of bench_tune.py, bench_gpu.py, bench_classify.py and drill_tune.py.
 
 1. rows, subsets      what every row of results/*.csv says of its origin, and appending one
 2. arms      one measured search in a process of its own: carray's, or the one that Ray's documentation teaches (recipe)
@@ -9,4 +9,8 @@
 7. accuracy  what two cores reach in an hour
 8. drill, drill_compare, drill_rounds   searches that are killed and go on, compared with one that nobody disturbed
 9. gpu_pack, gpu_machine, gpu_search   a search without Ray, on a machine that has torch and no registry
+10. classify_figures, classify_watch   rates, slopes and steady state; a job as a whole process, watched from outside
+11. classify_setup, classify_arms   folders, bundles, and one run of an arm: carray's, timm's (classify_timm), Ray's
+    recipe (classify_recipe)
+12. classify_peers, classify_ceiling, classify_parts, classify_report   what is measured, and how it is told
 """
