@@ -1,9 +1,8 @@
 """Scores one shard: keys in, one Parquet file out, one row an image, whatever becomes of it.
 
 From: a bundle, and a shard's keys. To: its Parquet file, then its ledger entry.
-Invariants: an image that was in hand alone when its worker died is a row of code worker_lost; at most two windows of
-pixels a shard are in memory, whatever the shard's length; a shard that lost a worker before is scored with no other
-beside it, so that the next death has one cause. Imports no Ray and no torch.
+Invariants: an image that was in hand alone when its worker died is a row of code worker_lost; a shard that lost a
+worker before is scored with no other beside it, so that the next death has one cause. Imports no Ray and no torch.
 Cost: see results/classify.csv.
 """
 
@@ -12,10 +11,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from carray.core.errors import BundleError
 from carray.core.storage import join
 from carray.core.tables import read_table, table_from_rows, table_metadata, write_table
 from carray.pixels import PixelSettings
+from carray.predictions.ahead import read_ahead
 from carray.predictions.format import (
     KIND,
     VERSION,
@@ -43,18 +45,12 @@ from carray.predictions.ledger import (
     strike_shard,
     write_attempt,
 )
-from carray.predictions.reading import LOST, ImageReader, Reader, SeenImage, failed_row
+from carray.predictions.reading import LOST, Arrival, ImageReader, Reader, SeenImage, failed_row
 from carray.predictions.shards import read_shard
 from carray.predictions.since import EarlierRun
 from carray.vehicles import vehicle_columns
 
 __all__ = ["ShardScorer"]
-
-WINDOW_IMAGES = 64
-"""Far enough ahead to keep every read under way, near enough to bound memory."""
-NOTE_IMAGES = 512
-"""Images that are noted as in hand at once: few enough to read one by one after a death, many enough that an object
-store is asked to keep a note only every few seconds."""
 
 
 class ShardScorer:
@@ -86,7 +82,10 @@ class ShardScorer:
         self._bundle, self._out, self._run, self._settings, self._driver = bundle, out, run, settings, driver
         self._new_reader = new_reader
         self._schema = prediction_schema(settings.outputs)
-        self._opening, self._scoring, self._turns = threading.Lock(), threading.Lock(), _Turns()
+        self._opening, self._turns = threading.Lock(), _Turns()
+        # Decoding and scoring take turns: side by side they would drive each other out of the core's caches.
+        self._computing = threading.Lock()
+        self._decoders = ThreadPoolExecutor(settings.threads) if settings.threads > 1 else None
         self._scorer: Any = None
         self._reader: Any = None
         self._earlier: EarlierRun | None = None
@@ -155,39 +154,32 @@ class ShardScorer:
         rows: dict[int, dict[str, Any]] = {}
         batch: list[tuple[int, SeenImage]] = []
         size = self._settings.batch_images or self._scorer.batch_images
-        for place, seen in self._seen(images, todo, note):
-            if seen.pixels_HWC is None:
-                rows[place] = seen.row | self._stamp()
-                continue
-            batch.append((place, seen))
-            if len(batch) == size:
+        keep = partial(write_attempt, self._out)
+        with closing(read_ahead(self._reader, images, todo, note, keep, most=size)) as arrivals:
+            for arrived in arrivals:
+                with self._computing:
+                    for place, seen in self._finish(arrived):
+                        if seen.pixels_HWC is None:
+                            rows[place] = seen.row | self._stamp()
+                        else:
+                            batch.append((place, seen))
+                    while len(batch) >= size:
+                        rows |= self._score(batch[:size])
+                        batch = batch[size:]
+        if batch:
+            with self._computing:
                 rows |= self._score(batch)
-                batch = []
-        return rows | self._score(batch) if batch else rows
+        return rows
 
-    def _seen(self, images: list[PlannedImage], todo: list[int], note: Attempt) -> Iterator[tuple[int, SeenImage]]:
-        """Give each image of `todo` as it was seen, in order, reading one window ahead of what is asked for."""
-        ahead: deque[tuple[list[int], Iterator[SeenImage]]] = deque()
-        for stretch in _stretches(todo, set(note.suspects), NOTE_IMAGES):
-            alone = len(stretch) == 1 and stretch[0] in note.suspects
-            while ahead and alone:
-                yield from zip(*ahead.popleft(), strict=True)
-            in_hand = [place for places, _ in ahead for place in places] + stretch
-            write_attempt(self._out, note.model_copy(update={"images": in_hand, "alone": alone}))
-            for start in range(0, len(stretch), WINDOW_IMAGES):
-                window = stretch[start : start + WINDOW_IMAGES]
-                while len(ahead) > 1:
-                    yield from zip(*ahead.popleft(), strict=True)
-                ahead.append((window, self._reader.begin([images[place] for place in window])))
-            if alone:
-                yield from zip(*ahead.popleft(), strict=True)
-        for places, seen in ahead:
-            yield from zip(places, seen, strict=True)
+    def _finish(self, arrived: list[Arrival]) -> list[tuple[int, SeenImage]]:
+        if self._decoders is None:
+            return [(place, finish()) for place, finish in arrived]
+        seen = self._decoders.map(lambda arrival: arrival[1](), arrived)
+        return list(zip([place for place, _ in arrived], seen, strict=True))
 
     def _score(self, batch: list[tuple[int, SeenImage]]) -> dict[int, dict[str, Any]]:
         pixels_BHWC = np.stack([seen.pixels_HWC for _, seen in batch if seen.pixels_HWC is not None])
-        with self._scoring:  # one batch at a time has all the worker's CPUs
-            logits_BK, embedding_BD = self._scorer.score(pixels_BHWC)
+        logits_BK, embedding_BD = self._scorer.score(pixels_BHWC)
         outputs = self._settings.outputs
         columns = score_columns(logits_BK, self._scorer.info, embedding_BD=embedding_BD, outputs=outputs)
         columns |= vehicle_columns(columns["label"])
@@ -241,24 +233,6 @@ class _Turns:
                 self._working -= 1
                 self._alone = False
                 self._changed.notify_all()
-
-
-def _stretches(todo: list[int], suspects: set[int], size: int) -> Iterator[list[int]]:
-    """Cut places into stretches of at most `size`; a suspect is one of its own."""
-    stretch: list[int] = []
-    for place in todo:
-        if place in suspects:
-            if stretch:
-                yield stretch
-            yield [place]
-            stretch = []
-            continue
-        stretch.append(place)
-        if len(stretch) == size:
-            yield stretch
-            stretch = []
-    if stretch:
-        yield stretch
 
 
 def _ranges(places: Sequence[int]) -> list[list[int]]:

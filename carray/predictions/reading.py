@@ -1,18 +1,20 @@
-"""Reads and decodes images side by side, within bounds of memory that no image can pass.
+"""Reads and decodes images, within bounds of memory that no image can pass.
 
-From: keys of a shard. To: what became of each, in their order.
+From: keys of a shard. To: what became of each, in the order in which they come.
 Invariants: a failure to fetch or decode is a row, any other exception is a bug whose message names the image; at most
-`fetch_memory_mb` of originals are held, a single larger one alone, and none above `max_image_mb` is read; only threads
-+ 1 originals are unpacked at once, each of 270 MB at most (pixels.MAX_PIXELS).
+`fetch_memory_mb` of originals are held, a single larger one alone, and none above `max_image_mb` is read. Whoever
+scores decodes, so that no more originals are unpacked at once than it has CPUs, each of 270 MB at most
+(pixels.MAX_PIXELS).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,10 +22,14 @@ import numpy.typing as npt
 
 from carray.core.errors import CarrayError, DecodeError, FetchError
 from carray.core.images import FetchedImage, fetch_image
+from carray.core.storage import is_s3
 from carray.pixels import PixelSettings, decode, view
 from carray.predictions.format import ClassifySettings, PlannedImage
 
-__all__ = ["LOST", "ByteBudget", "ImageReader", "Reader", "SeenImage", "decode_image", "failed_row"]
+__all__ = ["LOST", "Arrival", "ByteBudget", "ImageReader", "Reader", "SeenImage", "decode_image", "failed_row"]
+
+FILES_TOGETHER = 8
+"""Local files that one task reads: they come so fast that handing each over would cost more than reading it."""
 
 LOST = DecodeError("worker_lost", "the worker process died each time it held this image")
 _ERROR_LETTERS = 500
@@ -39,11 +45,17 @@ class SeenImage:
     """uint8, input_size x input_size x 3, RGB."""
 
 
-class Reader(Protocol):
-    """Begins to read images, and gives what became of each, in order, to whoever then asks."""
+Finish = Callable[[], SeenImage]
+"""What is left to do to an image that was read: decoding, which its caller's CPU does when it is called."""
+Arrival = tuple[int, Finish]
+"""An image's place in its shard, and what is left to do to it."""
 
-    def begin(self, images: Sequence[PlannedImage]) -> Iterator[SeenImage]:
-        """Start reading; the answer may be iterated over later."""
+
+class Reader(Protocol):
+    """Reads images in the background."""
+
+    def begin(self, images: Mapping[int, PlannedImage], arrived: SimpleQueue[Arrival]) -> None:
+        """Begin to read images, given by their places in a shard; each is put into `arrived` once it is there."""
 
 
 class ByteBudget:
@@ -67,7 +79,7 @@ class ByteBudget:
 
 
 class ImageReader:
-    """Reads images in this process: many requests under way, few originals unpacked; safe from several threads."""
+    """Reads images in this process, many requests under way at once; safe to call from several threads."""
 
     def __init__(self, settings: ClassifySettings, pixels: PixelSettings) -> None:
         import cv2
@@ -75,50 +87,77 @@ class ImageReader:
         cv2.setNumThreads(1)  # images are decoded side by side already
         self._pixels, self._settings = pixels, settings
         self._pool = ThreadPoolExecutor(max_workers=settings.fetch_concurrency)
-        self._decoding = threading.Semaphore(settings.threads + 1)
         self._budget = ByteBudget(settings.fetch_memory_mb * _MB)
 
-    def begin(self, images: Sequence[PlannedImage]) -> Iterator[SeenImage]:
-        """Start reading; the answer may be iterated over later."""
-        futures = [self._pool.submit(self._see, image) for image in images]
-        return (future.result() for future in futures)
+    def begin(self, images: Mapping[int, PlannedImage], arrived: SimpleQueue[Arrival]) -> None:
+        """Begin to read images, given by their places in a shard; each is put into `arrived` once it is there."""
+        places = list(images)
+        together = 1 if images and is_s3(images[places[0]].uri) else FILES_TOGETHER
+        for start in range(0, len(places), together):
+            self._pool.submit(self._read, {place: images[place] for place in places[start : start + together]}, arrived)
 
-    def _see(self, image: PlannedImage) -> SeenImage:
+    def _read(self, images: Mapping[int, PlannedImage], arrived: SimpleQueue[Arrival]) -> None:
+        for place, image in images.items():
+            try:
+                finish = self._fetched(image)
+            except BaseException as err:  # raised where the shard is scored, which it stops
+                finish = partial(_raise, _named(err, image))
+            arrived.put((place, finish))
+
+    def _fetched(self, image: PlannedImage) -> Finish:
+        held = _Held(self._budget, self._settings.max_image_mb)
         try:
-            with self._admission() as admit:
-                fetched = fetch_image(image.uri, escaped=image.escaped, admit=admit)
-                try:
-                    with self._decoding:
-                        return decode_image(fetched, image, self._pixels)
-                except DecodeError as err:
-                    return SeenImage(failed_row(image, err, fetched), None)
+            fetched = fetch_image(image.uri, escaped=image.escaped, admit=held.admit)
         except (FetchError, DecodeError) as err:
-            return SeenImage(failed_row(image, err), None)
-        except CarrayError:
+            held.give_back()
+            return partial(SeenImage, failed_row(image, err), None)
+        except BaseException:
+            held.give_back()
             raise
-        except Exception as err:  # a bug of ours: it stops the shard, and never counts as bad data
-            raise RuntimeError(f"reading {image.uri!r} failed with {type(err).__name__}: {err}") from err
+        return partial(self._decode, image, fetched, held)
 
-    @contextmanager
-    def _admission(self) -> Iterator[Callable[[int], None]]:
-        held = 0
-
-        def admit(size: int) -> None:
-            nonlocal held
-            if size > self._settings.max_image_mb * _MB:
-                raise DecodeError(
-                    "too_large",
-                    f"the file has {size / _MB:,.0f} MB; at most max_image_mb = {self._settings.max_image_mb} are read",
-                )
-            self._budget.give_back(held)  # of a body that broke off
-            held = 0
-            self._budget.take(size)
-            held = size
-
+    def _decode(self, image: PlannedImage, fetched: FetchedImage, held: _Held) -> SeenImage:
         try:
-            yield admit
+            return decode_image(fetched, image, self._pixels)
+        except DecodeError as err:
+            return SeenImage(failed_row(image, err, fetched), None)
+        except Exception as err:
+            raise _named(err, image) from err
         finally:
-            self._budget.give_back(held)
+            held.give_back()
+
+
+class _Held:
+    """Is what one image holds of the budget."""
+
+    def __init__(self, budget: ByteBudget, max_image_mb: int) -> None:
+        self._budget, self._limit_mb, self._bytes = budget, max_image_mb, 0
+
+    def admit(self, size: int) -> None:
+        if size > self._limit_mb * _MB:
+            raise DecodeError(
+                "too_large", f"the file has {size / _MB:,.0f} MB; at most max_image_mb = {self._limit_mb} are read"
+            )
+        self.give_back()  # of a body that broke off
+        self._budget.take(size)
+        self._bytes = size
+
+    def give_back(self) -> None:
+        self._budget.give_back(self._bytes)
+        self._bytes = 0
+
+
+def _named(err: BaseException, image: PlannedImage) -> BaseException:
+    """Say of which image an error is that is no row: a bug of ours, which never counts as bad data."""
+    if isinstance(err, CarrayError) or not isinstance(err, Exception):
+        return err
+    named = RuntimeError(f"reading {image.uri!r} failed with {type(err).__name__}: {err}")
+    named.__cause__ = err
+    return named
+
+
+def _raise(err: BaseException) -> SeenImage:
+    raise err
 
 
 def decode_image(fetched: FetchedImage, image: PlannedImage, settings: PixelSettings) -> SeenImage:

@@ -1,15 +1,19 @@
 """Reads and decodes on other machines of the cluster, for a scoring worker whose own has too few cores.
 
-From: keys of a shard, in a scoring worker. To: what became of each, in their order; their pixels travel through Ray's
-object store. Decoding a large JPEG costs a core 5 to 20 ms, and a GPU scores thousands of images a second: on a machine
-of few cores it would wait for them (`layout`).
+From: keys of a shard, in a scoring worker. To: what became of each; their pixels travel through Ray's object store.
+Decoding a large JPEG costs a core 5 to 20 ms, and a GPU scores thousands of images a second: on a machine of few cores
+it would wait for them (`layout`).
 Invariants: as for `reading.ImageReader`; a decoding process that dies is started again and its images are given to it
 once more, then one at a time, and the one that kills it again is a row of code worker_lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -19,7 +23,7 @@ from ray.exceptions import RayActorError
 
 from carray.pixels import PixelSettings
 from carray.predictions.format import ClassifySettings, PlannedImage
-from carray.predictions.reading import LOST, ImageReader, SeenImage, failed_row
+from carray.predictions.reading import LOST, Arrival, ImageReader, SeenImage, failed_row
 
 __all__ = ["RemoteReader"]
 
@@ -42,35 +46,55 @@ class RemoteReader:
         """Start `decoders` processes of `cpus` CPUs each; they end with the process that started them."""
         actor: Any = ray.remote(_Decoder).options(num_cpus=cpus, max_restarts=-1, max_concurrency=2)
         given = (settings.model_dump(), pixels.model_dump(), environment)
-        self._decoders = [actor.remote(*given) for _ in range(decoders)]
-        self._next = 0
+        self._turns = itertools.cycle([actor.remote(*given) for _ in range(decoders)])
+        self._waiting = ThreadPoolExecutor(max_workers=32)
 
-    def begin(self, images: Sequence[PlannedImage]) -> Iterator[SeenImage]:
-        """Start reading; the answer may be iterated over later."""
-        parts = [images[start : start + IMAGES_A_CALL] for start in range(0, len(images), IMAGES_A_CALL)]
-        begun = [(part, *self._send(part)) for part in parts]
-        return (seen for part, decoder, answer in begun for seen in self._receive(part, decoder, answer))
+    def begin(self, images: Mapping[int, PlannedImage], arrived: SimpleQueue[Arrival]) -> None:
+        """Begin to read images, given by their places in a shard; each is put into `arrived` once it is there."""
+        places = list(images)
+        for start in range(0, len(places), IMAGES_A_CALL):
+            part = places[start : start + IMAGES_A_CALL]
+            decoder = next(self._turns)
+            answer = decoder.read.remote([images[place] for place in part])
+            self._waiting.submit(self._receive, part, images, decoder, answer, arrived)
 
-    def _send(self, images: Sequence[PlannedImage]) -> tuple[Any, Any]:
-        decoder = self._decoders[self._next % len(self._decoders)]
-        self._next += 1
-        return decoder, decoder.read.remote(list(images))
+    def _receive(
+        self,
+        places: list[int],
+        images: Mapping[int, PlannedImage],
+        decoder: Any,
+        answer: Any,
+        arrived: SimpleQueue[Arrival],
+    ) -> None:
+        try:
+            seen = self._seen([images[place] for place in places], decoder, answer)
+        except BaseException as err:  # raised where the shard is scored, which it stops
+            for place in places:
+                arrived.put((place, partial(_raise, err)))
+            return
+        for place, image in zip(places, seen, strict=True):
+            arrived.put((place, partial(_same, image)))
 
-    def _receive(self, images: Sequence[PlannedImage], decoder: Any, answer: Any) -> Iterator[SeenImage]:
+    def _seen(self, images: list[PlannedImage], decoder: Any, answer: Any) -> list[SeenImage]:
         for attempt in range(2):
             try:
                 rows, pixels_NHWC = ray.get(answer)
             except RayActorError:
-                answer = decoder.read.remote(list(images)) if attempt == 0 else None
+                answer = decoder.read.remote(images) if attempt == 0 else None
                 continue
             sound = iter(pixels_NHWC)
-            yield from [SeenImage(row, next(sound) if row["status"] == "ok" else None) for row in rows]
-            return
-        for image in images:
-            if len(images) == 1:
-                yield SeenImage(failed_row(image, LOST), None)
-            else:
-                yield from self._receive([image], decoder, decoder.read.remote([image]))
+            return [SeenImage(row, next(sound) if row["status"] == "ok" else None) for row in rows]
+        if len(images) == 1:
+            return [SeenImage(failed_row(images[0], LOST), None)]
+        return [seen for image in images for seen in self._seen([image], decoder, decoder.read.remote([image]))]
+
+
+def _raise(err: BaseException) -> SeenImage:
+    raise err
+
+
+def _same(seen: SeenImage) -> SeenImage:
+    return seen
 
 
 class _Decoder:
@@ -84,6 +108,9 @@ class _Decoder:
         self._reader = ImageReader(chosen, PixelSettings.model_validate(pixels))
 
     def read(self, images: list[PlannedImage]) -> tuple[list[dict[str, Any]], npt.NDArray[np.uint8]]:
-        seen = list(self._reader.begin(images))
+        arrived: SimpleQueue[Arrival] = SimpleQueue()
+        self._reader.begin(dict(enumerate(images)), arrived)
+        finishes = dict(arrived.get() for _ in images)
+        seen = [finishes[place]() for place in range(len(images))]
         pixels = [image.pixels_HWC for image in seen if image.pixels_HWC is not None]
         return [image.row for image in seen], np.stack(pixels) if pixels else np.empty((0, 0, 0, 3), np.uint8)

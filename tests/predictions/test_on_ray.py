@@ -284,7 +284,7 @@ def test_decoding_elsewhere_gives_the_same_rows(ray_cluster, small_bundle, image
 
 
 DEADLY = """
-    import os, sys
+    import os, queue, sys
     from carray.core.on_ray import start_ray
     from carray.bundle.format import open_bundle
     from carray.predictions import reading, staged_on_ray
@@ -304,7 +304,11 @@ DEADLY = """
         reader = staged_on_ray.RemoteReader(
             ClassifySettings(), open_bundle(bundle).pixels, decoders=2, cpus=0, environment={}
         )
-        for image, seen in zip(images, reader.begin(images), strict=True):
+        arrived = queue.SimpleQueue()
+        reader.begin(dict(enumerate(images)), arrived)
+        finishes = dict(arrived.get() for _ in images)
+        for place, image in enumerate(images):
+            seen = finishes[place]()
             print(os.path.basename(image.uri), seen.row["status"], seen.row.get("error_code"))
 """
 

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
+from queue import SimpleQueue
+
+import pytest
 
 from carray.bundle.format import open_bundle
 from carray.core.images import FetchedImage
 from carray.predictions import reading
 from carray.predictions.format import ClassifySettings, PlannedImage
 from carray.predictions.reading import ByteBudget, ImageReader
+
+
+def see(reader, images):
+    """Read images, and decode each as it comes; gives what became of them in their order."""
+    arrived, seen = SimpleQueue(), {}
+    reader.begin(dict(enumerate(images)), arrived)
+    for _ in images:
+        place, finish = arrived.get(timeout=30)
+        seen[place] = finish()
+    return [seen[place] for place in range(len(images))]
 
 
 def test_bytes_in_hand_never_pass_the_limit():
@@ -54,7 +67,7 @@ def test_an_original_above_the_limit_is_a_row_and_is_not_read(small_bundle, tmp_
         file.truncate(2_000_001)  # a hole: no disk is used
     reader = ImageReader(ClassifySettings(max_image_mb=2), open_bundle(small_bundle).pixels)
     images = [PlannedImage(str(tmp_path / name)) for name in ("small.jpg", "huge.jpg")]
-    small, huge = reader.begin(images)
+    small, huge = see(reader, images)
     assert small.row["status"] == "ok"
     assert (huge.row["status"], huge.row["error_code"]) == ("decode_error", "too_large")
     assert "at most max_image_mb = 2 are read" in huge.row["error"]
@@ -75,5 +88,12 @@ def test_the_budget_is_given_back_whatever_happens(small_bundle, monkeypatch):
 
     monkeypatch.setattr(reading, "fetch_image", fetch)
     images = [PlannedImage(f"{i} {kind}") for i in range(5) for kind in ("gone", "again", "broken")]
-    codes = [seen.row["error_code"] for seen in reader.begin(images)]
+    codes = [seen.row["error_code"] for seen in see(reader, images)]
     assert codes == ["unavailable", "unsupported", "unsupported"] * 5
+
+
+def test_a_bug_is_raised_where_the_image_is_taken(small_bundle, monkeypatch):
+    reader = ImageReader(ClassifySettings(), open_bundle(small_bundle).pixels)
+    monkeypatch.setattr(reading, "fetch_image", lambda uri, *, escaped, admit: 1 / 0)
+    with pytest.raises(RuntimeError, match="reading '/a.jpg' failed with ZeroDivisionError"):
+        see(reader, [PlannedImage("/a.jpg")])
