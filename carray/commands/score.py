@@ -65,7 +65,10 @@ def evaluate(
 def classify(
     bundle: Bundle,
     source: Annotated[
-        str, typer.Argument(help="Folder, s3://bucket/prefix, table of URIs, or an S3 Inventory's manifest.json.")
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Folder, s3://bucket/prefix, table of URIs, or an S3 Inventory's manifest.json."
+        ),
     ],
     out: Annotated[str, typer.Option("--out", help="Predictions folder; local or s3://. Repeat to continue.")],
     split: Annotated[str | None, typer.Option(help="Of a manifest, this split only.")] = None,

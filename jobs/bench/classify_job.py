@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.bench.processes import kill_marked, marked_pids, start_marked, title
+from jobs.bench.processes import AGENTS_SECONDS, kill_marked, marked_pids, start_marked, title
 
 __all__ = ["PATIENCE_SECONDS", "Job"]
 
@@ -94,11 +94,11 @@ class Job:
 
         return sum(int(read_json(uri)["fetch_errors"]) for uri in list_files(join(self.out, "_carray", "ledger")))
 
-    def left(self, seconds: float = 30) -> list[str]:
+    def left(self, seconds: float = AGENTS_SECONDS) -> list[str]:
         """Name the processes that are still there some time after the end; they are killed."""
         until = time.monotonic() + seconds
         while (pids := marked_pids(self.mark)) and time.monotonic() < until:
             time.sleep(0.2)
-        left = [title(pid).split("/")[-1][:60] for pid in pids]
+        left = [title(pid).split("/")[-1][:60].strip() for pid in pids]
         kill_marked(self.mark, self.process)
         return left

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.bench.drill_compare import Reference, changed, differences, disagreements, other_winner
-from jobs.bench.processes import kill, kill_marked, marked_pids, start_marked, title
+from jobs.bench.processes import AGENTS_SECONDS, kill, kill_marked, marked_pids, start_marked, title
 
 __all__ = ["KINDS", "Outcome", "Search", "drill", "run_references"]
 
@@ -32,9 +32,6 @@ KINDS = ("machine", "driver", "worker")
 _PATIENCE_SECONDS = 240
 _LONGEST_WAIT_SECONDS = 1.0
 """After the drawn number of epochs: longer than an epoch and the writing of its files."""
-_AGENTS_SECONDS = 120
-"""Ray's agents, once their raylet was killed, report that to a server that died with it, and end when they give up
-(ray/_private/process_watcher.py): half a minute and more."""
 _WORKERS = ("TrialRunner", "ResourceTrainable")
 """In the title of a trial's process, while it works and while it waits."""
 
@@ -206,7 +203,7 @@ def _done(search: Search) -> dict[str, Any]:
 
 
 def _left(search: Search) -> list[str]:
-    until = time.monotonic() + _AGENTS_SECONDS
+    until = time.monotonic() + AGENTS_SECONDS
     while search.pids() and time.monotonic() < until:
         time.sleep(0.2)
     left = [title(pid)[:80] for pid in search.pids()]

@@ -15,8 +15,11 @@ from pathlib import Path
 
 from jobs.bench.rows import ROOT
 
-__all__ = ["kill", "kill_marked", "marked_pids", "start_marked", "title"]
+__all__ = ["AGENTS_SECONDS", "kill", "kill_marked", "marked_pids", "start_marked", "title"]
 
+AGENTS_SECONDS = 120
+"""Ray's agents, once their raylet was killed, report that to a server that died with it, and end when they give up
+(ray/_private/process_watcher.py): half a minute and more."""
 _MARK = "CARRAY_DRILL"
 
 
