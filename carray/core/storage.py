@@ -171,8 +171,10 @@ def read_bytes(uri: str) -> bytes:
         raise StorageError(f"{uri} does not exist; check its spelling.") from None
 
 
-def write_bytes(uri: str, data: bytes) -> None:
+def write_bytes(uri: str, data: bytes, *, durable: bool = True) -> None:
     """Write one whole file, atomically, over any older one of that name.
+
+    Without `durable` a local file may be lost with the machine's power, though not with a process.
 
     Raises:
         StorageError: storage refused it after every try.
@@ -186,7 +188,8 @@ def write_bytes(uri: str, data: bytes) -> None:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
@@ -212,9 +215,9 @@ def read_json(uri: str) -> Any:
         raise StorageError(f"{uri} is not valid JSON ({err}); it was damaged or written by another program.") from None
 
 
-def write_json(uri: str, value: Any) -> None:
-    """Write one JSON document, atomically."""
-    write_bytes(uri, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+def write_json(uri: str, value: Any, *, durable: bool = True) -> None:
+    """Write one JSON document, atomically; see `write_bytes`."""
+    write_bytes(uri, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n", durable=durable)
 
 
 def exists(uri: str) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -24,7 +23,7 @@ import numpy as np
 from carray.bundle.predict import Scorer, score_columns
 from carray.core.errors import BundleError
 from carray.core.storage import join
-from carray.core.tables import read_table, table_from_rows, table_metadata, write_table
+from carray.core.tables import read_table, table_metadata, write_table
 from carray.pixels import PixelSettings
 from carray.predictions.ahead import read_ahead
 from carray.predictions.format import (
@@ -46,6 +45,7 @@ from carray.predictions.ledger import (
     write_attempt,
 )
 from carray.predictions.reading import LOST, Arrival, ImageReader, Reader, SeenImage, failed_row
+from carray.predictions.rows import ShardRows
 from carray.predictions.shards import read_shard
 from carray.predictions.since import EarlierRun
 from carray.vehicles import vehicle_columns
@@ -104,11 +104,12 @@ class ShardScorer:
         try:
             with self._turns.take(alone=bool(note.suspects)):
                 self._open()
-                rows, known = self._kept(shard, images) if retry_failed else ({}, self._known(images))
-                for place in set(note.lost) - rows.keys() - known:
-                    rows[place] = failed_row(images[place], LOST) | self._stamp()
-                todo = [place for place in range(len(images)) if place not in rows and place not in known]
-                rows |= self._scored_rows(images, todo, note)
+                rows = ShardRows(self._schema)
+                known = self._keep(shard, images, rows) if retry_failed else self._known(images)
+                lost = set(note.lost) - rows.places - known
+                rows.update({place: failed_row(images[place], LOST) | self._stamp() for place in lost})
+                todo = [place for place in range(len(images)) if place not in rows.places and place not in known]
+                self._score_images(images, todo, note, rows)
                 entry = _entry(shard, rows, known, scored=len(todo), seconds=time.monotonic() - started)
                 self._write(entry, rows, known, rewrite=retry_failed)
         finally:
@@ -135,41 +136,38 @@ class ShardScorer:
         before = read_attempt(self._out, shard)
         note = before.after_death(self._driver) if before else Attempt(shard=shard, pid=0, images=[])
         note = note.model_copy(update={"pid": os.getpid(), "driver": self._driver})
-        write_attempt(self._out, note)  # opening the bundle may be what kills: that must be counted, too
+        if before or self._scorer is None:  # opening the bundle may be what kills: that must be counted, too
+            write_attempt(self._out, note)
         return note
 
     def _known(self, images: list[PlannedImage]) -> set[int]:
         return self._earlier.known(images) if self._earlier else set()
 
-    def _kept(self, shard: int, images: list[PlannedImage]) -> tuple[dict[int, dict[str, Any]], set[int]]:
-        """Give the rows that stay, by place, and the places that have none since an earlier run knows them."""
+    def _keep(self, shard: int, images: list[PlannedImage], rows: ShardRows) -> set[int]:
+        """Keep the rows that stay; gives the places that have none since an earlier run knows them."""
         uri = join(self._out, part_name(shard))
         known = {place for first, end in table_metadata(uri).get("known", []) for place in range(first, end)}
-        rows = read_table(uri, kind=KIND, required=self._run.columns).to_pylist()
+        before = read_table(uri, kind=KIND, required=self._run.columns).to_pylist()
         places = [place for place in range(len(images)) if place not in known]
-        kept = {place: row for place, row in zip(places, rows, strict=True) if row["status"] != "fetch_error"}
-        return kept, known
+        rows.update({place: row for place, row in zip(places, before, strict=True) if row["status"] != "fetch_error"})
+        return known
 
-    def _scored_rows(self, images: list[PlannedImage], todo: list[int], note: Attempt) -> dict[int, dict[str, Any]]:
-        rows: dict[int, dict[str, Any]] = {}
+    def _score_images(self, images: list[PlannedImage], todo: list[int], note: Attempt, rows: ShardRows) -> None:
         batch: list[tuple[int, SeenImage]] = []
         size = self._settings.batch_images or self._scorer.batch_images
         keep = partial(write_attempt, self._out)
         with closing(read_ahead(self._reader, images, todo, note, keep, most=size)) as arrivals:
             for arrived in arrivals:
                 with self._computing:
-                    for place, seen in self._finish(arrived):
-                        if seen.pixels_HWC is None:
-                            rows[place] = seen.row | self._stamp()
-                        else:
-                            batch.append((place, seen))
+                    seen = self._finish(arrived)
+                    rows.update({place: one.row | self._stamp() for place, one in seen if one.pixels_HWC is None})
+                    batch += [(place, one) for place, one in seen if one.pixels_HWC is not None]
                     while len(batch) >= size:
-                        rows |= self._score(batch[:size])
+                        rows.update(self._score(batch[:size]))
                         batch = batch[size:]
         if batch:
             with self._computing:
-                rows |= self._score(batch)
-        return rows
+                rows.update(self._score(batch))
 
     def _finish(self, arrived: list[Arrival]) -> list[tuple[int, SeenImage]]:
         if self._decoders is None:
@@ -198,17 +196,17 @@ class ShardScorer:
             "scored_at": datetime.now(UTC),
         }
 
-    def _write(self, entry: LedgerEntry, rows: dict[int, dict[str, Any]], known: set[int], *, rewrite: bool) -> None:
+    def _write(self, entry: LedgerEntry, rows: ShardRows, known: set[int], *, rewrite: bool) -> None:
         if rewrite:
             strike_shard(self._out, entry.shard)
-        table = table_from_rows((rows[place] for place in sorted(rows)), self._schema)
         provenance: dict[str, Any] = {
             "run_id": self._run.run_id,
             "bundle_id": self._run.bundle_id,
             "shard": entry.shard,
         }
         provenance |= {"known": _ranges(sorted(known))} if known else {}
-        write_table(table, join(self._out, part_name(entry.shard)), kind=KIND, version=VERSION, provenance=provenance)
+        place = join(self._out, part_name(entry.shard))
+        write_table(rows.table(), place, kind=KIND, version=VERSION, provenance=provenance)
         enter_shard(self._out, entry)
 
 
@@ -246,18 +244,16 @@ def _ranges(places: Sequence[int]) -> list[list[int]]:
     return ranges
 
 
-def _entry(shard: int, rows: dict[int, dict[str, Any]], known: set[int], *, scored: int, seconds: float) -> LedgerEntry:
-    statuses = Counter(row["status"] for row in rows.values())
-    failed = [row for _, row in sorted(rows.items()) if row.get("error_code")]
+def _entry(shard: int, rows: ShardRows, known: set[int], *, scored: int, seconds: float) -> LedgerEntry:
     return LedgerEntry(
         shard=shard,
-        rows=len(rows),
+        rows=len(rows.places),
         scored=scored,
-        ok=statuses["ok"],
-        fetch_errors=statuses["fetch_error"],
-        decode_errors=statuses["decode_error"],
-        error_codes=dict(Counter(row["error_code"] for row in failed).most_common()),
-        examples={row["error_code"]: row["uri"] for row in reversed(failed)},
+        ok=rows.statuses["ok"],
+        fetch_errors=rows.statuses["fetch_error"],
+        decode_errors=rows.statuses["decode_error"],
+        error_codes=dict(rows.error_codes.most_common()),
+        examples=rows.examples,
         known=len(known),
         seconds=round(seconds, 3),
     )

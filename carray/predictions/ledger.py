@@ -252,8 +252,8 @@ def read_attempt(out: str, shard: int) -> Attempt | None:
 
 
 def write_attempt(out: str, attempt: Attempt) -> None:
-    """Note what this worker is about to read."""
-    write_json(_attempt_place(out, attempt.shard), attempt.model_dump(mode="json"))
+    """Note what this worker is about to read: a worker's death must find it, a power failure need not."""
+    write_json(_attempt_place(out, attempt.shard), attempt.model_dump(mode="json"), durable=False)
 
 
 def forget_attempt(out: str, shard: int) -> None:
