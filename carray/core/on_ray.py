@@ -44,8 +44,8 @@ class RunningRay:
     """CPUs of the largest node: what one worker can ask for at most."""
     gpus: int = 0
     """GPUs of all nodes together."""
-    gpu_node_cpus: int = 0
-    """CPUs of the smallest node that has a GPU: what there is to feed it with."""
+    cpus_per_gpu: int = 0
+    """A GPU's share of its node's CPUs, where that is smallest: what there is to feed it with."""
 
 
 @contextmanager
@@ -142,5 +142,7 @@ def _describe() -> RunningRay:
         cpus=sum(node_cpus),
         node_cpus=max(node_cpus, default=0),
         gpus=sum(int(node.get("GPU", 0)) for node in nodes),
-        gpu_node_cpus=min((int(node.get("CPU", 0)) for node in nodes if node.get("GPU", 0) >= 1), default=0),
+        cpus_per_gpu=min(
+            (int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1), default=0
+        ),
     )

@@ -20,7 +20,7 @@ from carray.core.errors import StorageError
 from carray.core.s3_client import POOL, make_client, split_uri
 from carray.core.storage import TRIES, retry
 
-__all__ = ["KeyPage", "PageReader", "split_uri"]
+__all__ = ["KeyPage", "PageReader"]
 
 _KEY = re.compile(r"<Key>([^<]*)</Key>")
 _ETAG = re.compile(r"<ETag>(?:&quot;|&#34;|\")?([^<&\"]*)")

@@ -85,7 +85,8 @@ class ShardScorer:
         self._opening, self._turns = threading.Lock(), _Turns()
         # Decoding and scoring take turns: side by side they would drive each other out of the core's caches.
         self._computing = threading.Lock()
-        self._decoders = ThreadPoolExecutor(settings.threads) if settings.threads > 1 else None
+        self._threads = settings.threads or 1
+        self._decoders = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
         self._scorer: Any = None
         self._reader: Any = None
         self._earlier: EarlierRun | None = None
@@ -121,7 +122,7 @@ class ShardScorer:
             if self._scorer is not None:
                 return
             device = "cuda" if self._settings.device == "cuda" else "cpu"
-            scorer = Scorer(self._bundle, runtime=self._run.runtime, threads=self._settings.threads, device=device)
+            scorer = Scorer(self._bundle, runtime=self._run.runtime, threads=self._threads, device=device)
             if scorer.info.bundle_id != self._run.bundle_id:
                 raise BundleError(
                     f"{self._bundle} is now bundle {scorer.info.bundle_id}, but the run was begun with "

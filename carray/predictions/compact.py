@@ -84,13 +84,16 @@ def _check_target(out: str, to: str, run: dict[str, Any]) -> dict[str, Any] | No
 
 
 def _merged(parts: list[str], rows_per_file: int) -> Iterator[pa.Table]:
+    """Give tables of so many rows, and the rest; where there are no rows, one without any: readers want columns."""
     held: list[pa.Table] = []
+    files = 0
     for uri in parts:
         held.append(read_table(uri, kind=KIND, required=["uri"]))
         while sum(table.num_rows for table in held) >= rows_per_file:
             together = pa.concat_tables(held)
             yield together.slice(0, rows_per_file)
+            files += 1
             held = [together.slice(rows_per_file)]
     rest = pa.concat_tables(held)
-    if rest.num_rows:
+    if rest.num_rows or not files:
         yield rest

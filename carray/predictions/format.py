@@ -128,8 +128,8 @@ class ClassifySettings(Settings):
     """Scoring processes at most; as many as the CPUs allow when None."""
     min_workers: int = Field(default=1, ge=1)
     """Scoring processes that the job goes on with when machines leave the cluster."""
-    threads: int = Field(default=1, ge=1)
-    """CPUs of one worker, for decoding and for the network alike."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPUs of one worker, for decoding and for the network alike; when None 1, or a GPU's share of its machine's."""
     batch_images: int | None = Field(default=None, ge=1)
     """Images of one forward pass; what is fastest with the runtime when None."""
     fetch_concurrency: int = Field(default=16, ge=1, le=64)

@@ -26,7 +26,17 @@ from carray.core.storage import is_s3
 from carray.pixels import PixelSettings, decode, view
 from carray.predictions.format import ClassifySettings, PlannedImage
 
-__all__ = ["LOST", "Arrival", "ByteBudget", "ImageReader", "Reader", "SeenImage", "decode_image", "failed_row"]
+__all__ = [
+    "LOST",
+    "Arrival",
+    "ByteBudget",
+    "ImageReader",
+    "Reader",
+    "SeenImage",
+    "decode_image",
+    "failed_row",
+    "raise_later",
+]
 
 FILES_TOGETHER = 8
 """Local files that one task reads: they come so fast that handing each over would cost more than reading it."""
@@ -101,7 +111,7 @@ class ImageReader:
             try:
                 finish = self._fetched(image)
             except BaseException as err:  # raised where the shard is scored, which it stops
-                finish = partial(_raise, _named(err, image))
+                finish = partial(raise_later, _named(err, image))
             arrived.put((place, finish))
 
     def _fetched(self, image: PlannedImage) -> Finish:
@@ -156,7 +166,8 @@ def _named(err: BaseException, image: PlannedImage) -> BaseException:
     return named
 
 
-def _raise(err: BaseException) -> SeenImage:
+def raise_later(err: BaseException) -> SeenImage:
+    """Be the `Finish` of an image whose error is to stop its shard."""
     raise err
 
 

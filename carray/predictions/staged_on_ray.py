@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from carray.pixels import PixelSettings
 from carray.predictions.format import ClassifySettings, PlannedImage
-from carray.predictions.reading import LOST, Arrival, ImageReader, SeenImage, failed_row
+from carray.predictions.reading import LOST, Arrival, ImageReader, SeenImage, failed_row, raise_later
 
 __all__ = ["RemoteReader"]
 
@@ -69,8 +69,10 @@ class RemoteReader:
         try:
             seen = self._seen([images[place] for place in places], decoder, answer)
         except BaseException as err:  # raised where the shard is scored, which it stops
+            if isinstance(err, RayTaskError):  # as what it was where it was raised: a sentence stays a sentence
+                err = err.cause
             for place in places:
-                arrived.put((place, partial(_raise, err)))
+                arrived.put((place, partial(raise_later, err)))
             return
         for place, image in zip(places, seen, strict=True):
             arrived.put((place, partial(_same, image)))
@@ -87,10 +89,6 @@ class RemoteReader:
         if len(images) == 1:
             return [SeenImage(failed_row(images[0], LOST), None)]
         return [seen for image in images for seen in self._seen([image], decoder, decoder.read.remote([image]))]
-
-
-def _raise(err: BaseException) -> SeenImage:
-    raise err
 
 
 def _same(seen: SeenImage) -> SeenImage:

@@ -32,8 +32,6 @@ from carray.predictions.staged_on_ray import RemoteReader
 __all__ = ["SHARDS_IN_HAND", "Pool", "run_shards", "size_pool"]
 
 SHARDS_IN_HAND = 2
-
-
 FEW_CPUS_PER_GPU = 8
 """Below this a GPU's own machine cannot decode as fast as it scores, if others can."""
 
@@ -60,7 +58,8 @@ class Pool:
 def size_pool(running: RunningRay, settings: ClassifySettings, *, shards: int, device: str) -> Pool:
     """Size the pool by the cluster: never more a worker than a node has, or Ray would wait for ever."""
     gpus = int(device == "cuda")
-    cpus = min(settings.threads, max(running.gpu_node_cpus if gpus else running.node_cpus, 1))
+    most_cpus = max(running.cpus_per_gpu if gpus else running.node_cpus, 1)
+    cpus = min(settings.threads or (most_cpus if gpus else 1), most_cpus)
     staged = settings.layout == "staged" or (settings.layout == "auto" and _starves_gpus(running, device))
     most = running.gpus if gpus else running.cpus // (cpus * (4 if staged else 1))
     workers = min(settings.workers or max(1, most), shards)
@@ -72,8 +71,8 @@ def size_pool(running: RunningRay, settings: ClassifySettings, *, shards: int, d
 
 
 def _starves_gpus(running: RunningRay, device: str) -> bool:
-    near = running.gpu_node_cpus * running.gpus  # one GPU a node; more of them have fewer CPUs each
-    return device == "cuda" and running.gpu_node_cpus < FEW_CPUS_PER_GPU and running.cpus > near
+    near = running.cpus_per_gpu * running.gpus
+    return device == "cuda" and running.cpus_per_gpu < FEW_CPUS_PER_GPU and running.cpus > near
 
 
 def run_shards(job: dict[str, Any], todo: list[dict[str, Any]], pool: Pool) -> Generator[LedgerEntry]:

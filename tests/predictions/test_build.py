@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import numpy as np
 import pandas as pd
@@ -257,3 +259,37 @@ def test_a_worker_that_dies_without_end_is_not_an_image_s_fault(begin_run, image
     write_attempt(out, Attempt(shard=0, pid=1, images=[], deaths=50))
     with pytest.raises(BudgetError, match=r"part-000000\.parquet lost its worker 51 times \(at most 50 is allowed\)"):
         scorer.score_shard(0)
+
+
+def test_a_death_together_with_the_driver_is_nobody_s_fault():
+    """A worker of another driver, or machine, may have been killed with it: the image in hand is tried again."""
+    note = Attempt(shard=0, pid=1, driver="first", images=[3], alone=True, deaths=1)
+    own, other = note.after_death("first"), note.after_death("second")
+    assert (own.lost, own.suspects, own.deaths) == ([3], [3], 2)
+    assert (other.lost, other.suspects, other.deaths, other.driver) == ([], [3], 1, "second")
+
+
+def test_a_shard_with_suspects_has_the_worker_for_itself():
+    turns, seen = build._Turns(), []
+
+    def work(name, *, alone):
+        with turns.take(alone=alone):
+            seen.append(f"{name} begins")
+            time.sleep(0.05)
+            seen.append(f"{name} ends")
+
+    with turns.take(alone=False):
+        alone = threading.Thread(target=work, args=("alone",), kwargs={"alone": True})
+        alone.start()
+        beside = threading.Thread(target=work, args=("beside",), kwargs={"alone": False})
+        beside.start()
+        beside.join(5)
+        seen.append("first ends")
+    alone.join(5)
+    assert seen == ["beside begins", "beside ends", "first ends", "alone begins", "alone ends"]
+
+
+def test_several_threads_score_the_same(score_all, image_folder, tmp_path):
+    one = score_all(image_folder, out=str(tmp_path / "one"))
+    three = score_all(image_folder, out=str(tmp_path / "three"), threads=3)
+    pd.testing.assert_frame_equal(one.drop(columns="scored_at"), three.drop(columns="scored_at"), atol=1e-5)

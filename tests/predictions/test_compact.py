@@ -62,6 +62,17 @@ def test_interrupted_begins_anew(finished, tmp_path, monkeypatch):
     assert len(pd.read_parquet(to)) == 12
 
 
+def test_a_run_without_rows_can_still_be_read(finished, begin_run, image_folder, tmp_path):
+    """All is known from an earlier run."""
+    out, to = str(tmp_path / "none"), str(tmp_path / "few")
+    _, scorer, _ = begin_run(image_folder, out=out, since=finished)
+    assert scorer.score_shard(0).known == 12
+    run = read_run(out)
+    write_json(record_place(out, "done.json"), {"run_id": run.run_id, "bundle_id": run.bundle_id, "rows": 0})
+    assert compact(out, to=to)["files"] == 1
+    assert pd.read_parquet(to).columns.tolist() == run.columns
+
+
 def test_refusals_are_sentences(finished, tmp_path):
     with pytest.raises(SettingsError, match="lies in .*twice"):
         compact(finished, to=f"{finished}/few")

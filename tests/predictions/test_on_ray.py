@@ -20,6 +20,7 @@ from carray.core.storage import exists, join, list_files, read_bytes, read_json,
 from carray.predictions.format import ClassifySettings
 from carray.predictions.lease import hold_run
 from carray.predictions.on_ray import classify
+from carray.predictions.sources import Source
 from carray.queries import read_predictions
 
 FOUR = {"shard_images_first": 4, "shard_images_max": 4}
@@ -273,6 +274,26 @@ def test_one_cpu_is_enough(small_bundle, image_folder, out):
     assert "Traceback" not in done.stderr
 
 
+def test_scoring_begins_before_the_listing_ends(ray_cluster, small_bundle, image_folder, out, monkeypatch):
+    """The listing's last piece waits for the first rows: a job that listed first would wait for ever."""
+    first, until = Path(out, "part-000000.parquet"), time.monotonic() + 120
+    list_pieces = Source.list
+
+    def slowly(self, take, **more):
+        def give(piece):
+            while piece.last and not first.exists():
+                assert time.monotonic() < until, "nothing was scored while the listing went on"
+                time.sleep(0.05)
+            take(piece)
+
+        list_pieces(self, give, **more)
+
+    monkeypatch.setattr(Source, "list", slowly)
+    monkeypatch.setattr("carray.core.listing._PIECE_KEYS", 4)
+    outcome = classify(small_bundle, str(image_folder), out=out, settings=settings())
+    assert (outcome["images"], outcome["ok"]) == (12, 12)
+
+
 def test_decoding_elsewhere_gives_the_same_rows(ray_cluster, small_bundle, image_folder, out, tmp_path):
     (image_folder / "a" / "broken.jpg").write_bytes(b"no image")
     fused = classify(small_bundle, str(image_folder), out=out, settings=settings(layout="fused"))
@@ -287,7 +308,8 @@ DEADLY = """
     import os, queue, sys
     from carray.core.on_ray import start_ray
     from carray.bundle.format import open_bundle
-    from carray.predictions import reading, staged_on_ray
+    from carray.core.errors import StorageError
+    from carray.predictions import staged_on_ray
     from carray.predictions.format import ClassifySettings, PlannedImage
 
     bundle, folder = sys.argv[1:]
@@ -297,6 +319,8 @@ DEADLY = """
         def read(self, images):
             if any(image.uri.endswith("05.jpg") for image in images):
                 os._exit(9)
+            if any(image.uri.endswith("expired.jpg") for image in images):
+                raise StorageError("the credentials have expired")
             return super().read(images)
 
     staged_on_ray._Decoder = Dying
@@ -310,6 +334,11 @@ DEADLY = """
         for place, image in enumerate(images):
             seen = finishes[place]()
             print(os.path.basename(image.uri), seen.row["status"], seen.row.get("error_code"))
+        reader.begin({0: PlannedImage("/expired.jpg")}, arrived)
+        try:
+            arrived.get()[1]()
+        except StorageError as err:
+            print(0, type(err).__name__, err)
 """
 
 
@@ -325,4 +354,5 @@ def test_an_image_that_kills_its_decoder_is_a_row(small_bundle, image_folder):
     assert done.returncode == 0, done.stderr
     expected = [f"{i:02d}.jpg ok None" for i in (1, 3, 5, 7, 9, 11)]
     expected[2] = "05.jpg decode_error worker_lost"
+    expected.append("0 StorageError the credentials have expired")
     assert [line for line in done.stdout.splitlines() if line[0].isdigit()] == expected, "Ray says more"
