@@ -13,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from browser import CHROMIUM, start_browser
 from object_store import S3Server, find_server, start_store
 
 SMALL_CLASSES = [
@@ -112,6 +113,15 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
         parity_pixels_NHWC=parity_pixels_NHWC,
     )
     return str(bundle)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    """Start a headless Chromium for a module's tests, or skip; its event loop must not outlive them."""
+    if CHROMIUM is None:
+        pytest.skip("the tests of pages in a browser need Chromium, such as Debian's package chromium")
+    with start_browser() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -9,18 +9,15 @@ Cost: importing matplotlib and Optuna takes 6 s, drawing 2 s.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import resources
 from typing import Any
 
 import pandas as pd
 
 from carray.core.errors import CarrayError
+from carray.core.page import render_page
 from carray.core.storage import absolute, exists, join, read_json, write_bytes
 from carray.core.tables import read_table
 from carray.manifest.format import read_manifest
@@ -52,19 +49,8 @@ def write_page(run: str) -> str:
     search, trials = runs.read_search(run), runs.read_trials(run)
     epochs = read_table(join(run, runs.EPOCHS), kind="epochs", required=runs.EPOCHS_SCHEMA.names).to_pandas()
     place = join(run, PAGE)
-    write_bytes(place, _render(_context(run, search, trials, epochs)).encode())
+    write_bytes(place, render_page("trials/page.html.j2", _context(run, search, trials, epochs)).encode())
     return place
-
-
-def _render(context: Mapping[str, Any]) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"percent": _percent, "number": _number, "shell": shlex.quote, "digest": _digest}
-    text = resources.files("carray.trials").joinpath("page.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(text).render(context)
 
 
 def _context(run: str, search: Mapping[str, Any], trials: pd.DataFrame, epochs: pd.DataFrame) -> dict[str, Any]:
@@ -229,16 +215,3 @@ def _rung0(run: str, trials: pd.DataFrame) -> dict[str, Any] | None:
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
-
-
-def _percent(fraction: float | None) -> str:
-    return "" if fraction is None or pd.isna(fraction) else f"{fraction:.1%}".replace("%", " %")
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _digest(script: str) -> str:
-    """Name the page's one script by its content, so that a browser runs no other."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
