@@ -1,10 +1,11 @@
 """Reads one object of an S3 store: its bytes, with the etag that they were read under, in one request.
 
-Invariants: what may pass (5xx, SlowDown, resets, silence, bodies that break off, credentials that have expired and may
-be renewed) is tried again with jittered waits; credentials that stay expired are nobody's image's fault and stop the
-caller. Where an etag is the body's MD5, as on S3 for objects put in one piece and not encrypted by a key service,
-bytes that do not match it are read again: a store or proxy that changes versions in the middle of a read gives no
-image of both.
+Invariants: a plain object comes through obstore, for little processor time; what that way does not give is asked again
+through botocore. What may pass (5xx, SlowDown, resets, silence, bodies that break off, credentials that have expired
+and may be renewed) is tried again with jittered waits; credentials that stay expired are nobody's image's fault and
+stop the caller. Where an etag is the body's MD5, as on S3 for objects put in one piece and not encrypted by a key
+service, bytes that do not match it are read again: a store or proxy that changes versions in the middle of a read gives
+no image of both.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import re
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from carray.core.errors import FetchError, SettingsError, StorageError
 from carray.core.s3_client import forget_client, s3_client, split_uri
+from carray.core.s3_fast import FastRefusal, FastUnsure, fast_read, note_fast
 from carray.core.storage import TRIES, retry
 
 __all__ = ["fetch_object"]
@@ -28,6 +31,9 @@ _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "Toke
 _BUSY_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout"}
 # botocore speaks of these without asking the store.
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound")
+
+
+_TORN = "the bytes read are not those of the object's etag"
 
 
 class _Passing(ConnectionError):
@@ -50,14 +56,41 @@ def fetch_object(uri: str, admit: Callable[[int], None]) -> tuple[bytes, str]:
     if not key:
         raise SettingsError(f"{uri!r} names a bucket, not an image; write s3://bucket/key.")
     doubtful: list[tuple[bytes, str]] = []
+    ways = [partial(_read_fast, bucket, key, admit, doubtful)]  # once; whatever comes of it, botocore's way is next
+    slow = partial(_read, bucket, key, admit, doubtful)
     try:
-        return retry(lambda: _read(bucket, key, admit, doubtful), what=f"reading {uri}")
+        return retry(lambda: (ways.pop() if ways else slow)(), what=f"reading {uri}")
     except StorageError as err:
         cause = err.__cause__
         code = cause.code if isinstance(cause, _Passing) else "unavailable"
         if code == "expired":
             raise StorageError(f"the credentials at hand have expired ({cause}); renew them and go on.") from None
         raise FetchError(code, f"no whole answer after {TRIES} tries ({_one_line(cause or err)})") from None
+
+
+def _read_fast(
+    bucket: str, key: str, admit: Callable[[int], None], doubtful: list[tuple[bytes, str]]
+) -> tuple[bytes, str]:
+    try:
+        found = fast_read(bucket, key, admit)
+    except FastRefusal:
+        note_fast(went_well=True)
+        found = None
+    except FastUnsure as err:
+        note_fast(went_well=False)
+        raise _Passing("unavailable", _one_line(err)) from None
+    if found is None:
+        return _read(bucket, key, admit, doubtful)
+    # It hides the headers that tell of a key service's encryption, whose etags are no MD5; botocore's way sees them.
+    whole = _MD5.fullmatch(found[1]) is None or _is_whole(*found, doubtful)
+    note_fast(went_well=whole)
+    if not whole:
+        raise _Passing("unavailable", _TORN)
+    return found
+
+
+def _is_whole(data: bytes, etag: str, doubtful: list[tuple[bytes, str]]) -> bool:
+    return _etags.agree(data, etag) or _etags.are_other((data, etag), doubtful)
 
 
 def _read(bucket: str, key: str, admit: Callable[[int], None], doubtful: list[tuple[bytes, str]]) -> tuple[bytes, str]:
@@ -70,8 +103,8 @@ def _read(bucket: str, key: str, admit: Callable[[int], None], doubtful: list[tu
             data, etag = body.read(), response["ETag"].strip('"')
         except (BotoCoreError, OSError) as err:
             raise _Passing("unavailable", f"the object's bytes broke off: {_one_line(err)}") from None
-    if _has_md5(response, etag) and not _etags.agree(data, etag) and not _etags.are_other((data, etag), doubtful):
-        raise _Passing("unavailable", "the bytes read are not those of the object's etag")
+    if _has_md5(response, etag) and not _is_whole(data, etag, doubtful):
+        raise _Passing("unavailable", _TORN)
     return data, etag
 
 

@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from carray.core import s3_objects, storage
+from carray.core import s3_client, s3_fast, s3_objects, storage
 from carray.core.errors import DecodeError, FetchError, StorageError
 from carray.core.images import fetch_image, is_image_key, key_suffix
 from carray.core.listing import list_keys
@@ -166,6 +166,8 @@ class _Store(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     objects: ClassVar[dict[str, bytes]]
     faults: ClassVar[list[str]]
+    asked: ClassVar[list[tuple[str, str]]]
+    key_service: ClassVar[bool] = False
 
     def do_GET(self):
         parts = urlsplit(self.path)
@@ -182,6 +184,7 @@ class _Store(http.server.BaseHTTPRequestHandler):
         self._answer(200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>".encode())
 
     def _object(self, key):
+        self.asked.append((key, "botocore" if "botocore" in self.headers["User-Agent"].lower() else "obstore"))
         fault = self.faults.pop(0) if self.faults else None
         if fault == "busy":
             self._answer(503, b"<Error><Code>SlowDown</Code></Error>")
@@ -197,7 +200,9 @@ class _Store(http.server.BaseHTTPRequestHandler):
     def _answer(self, status, body, sent=None):
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{len(body)}"')
+        self.send_header("ETag", f'"{len(body):032x}"' if self.key_service else f'"{len(body)}"')
+        if self.key_service:
+            self.send_header("x-amz-server-side-encryption", "aws:kms")
         self.end_headers()
         self.wfile.write(body[:sent])
         if sent is not None:
@@ -231,9 +236,15 @@ def served(monkeypatch):
 
 @pytest.fixture
 def store(served):
-    kind = type("Store", (_Store,), {"objects": {}, "faults": []})
+    kind = type("Store", (_Store,), {"objects": {}, "faults": [], "asked": []})
     served(kind)
     return kind
+
+
+@pytest.fixture(autouse=True)
+def rested(monkeypatch):
+    """Let no test's failures send the next one's fast reads to rest."""
+    monkeypatch.setattr(s3_fast, "_rest", s3_fast._Rest())
 
 
 def test_keys_with_empty_parts_and_trailing_slashes(store):
@@ -241,6 +252,54 @@ def test_keys_with_empty_parts_and_trailing_slashes(store):
     keys = [key.uri for key in list_keys("s3://bucket/in")]
     assert keys == [f"s3://bucket/{key}" for key in sorted(store.objects)]
     assert [fetch_image(uri).data for uri in keys] == [store.objects[key] for key in sorted(store.objects)]
+
+
+def test_plain_keys_come_by_the_fast_way_and_the_others_by_botocore_s(store):
+    keys = ["in/a b+%41.jpg", "ü.jpg", "in//a.jpg", "in/b.jpg/", "in/../c.jpg", "./d.jpg", "new\nline.jpg"]
+    store.objects |= {key: key.encode() for key in keys}
+    assert [fetch_image(f"s3://bucket/{key}").data for key in keys] == [key.encode() for key in keys]
+    assert store.asked == [(key, "obstore" if key in keys[:2] else "botocore") for key in keys]
+
+
+def test_what_the_fast_way_refuses_botocore_explains_at_once(store):
+    with pytest.raises(FetchError, match=r"does not exist \(NoSuchKey\)"):
+        fetch_image("s3://bucket/absent.jpg")
+    assert [way for _, way in store.asked] == ["obstore", "botocore"]
+
+
+def test_the_fast_way_rests_while_it_is_of_no_use(store, monkeypatch):
+    store.objects["a.jpg"] = b"whole image"
+    for _ in range(s3_fast.FAILURES):
+        store.faults.append("cut")
+        fetch_image("s3://bucket/a.jpg")
+    store.asked.clear()
+    fetch_image("s3://bucket/a.jpg")
+    assert store.asked == [("a.jpg", "botocore")]
+    monkeypatch.setattr(s3_fast, "REST_SECONDS", 0.0)
+    s3_fast.note_fast(went_well=False)
+    fetch_image("s3://bucket/a.jpg")
+    assert store.asked[1:] == [("a.jpg", "obstore")]
+
+
+def test_an_etag_of_a_key_service_is_no_md5_and_the_bytes_are_right(store, etags):
+    store.objects["a.jpg"], store.key_service = b"whole image", True
+    for _ in range(s3_fast.FAILURES + 2):
+        assert fetch_image("s3://bucket/a.jpg").data == b"whole image"
+    assert [way for _, way in store.asked[-2:]] == ["botocore", "botocore"], "it no longer reads twice"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bundle", "fast"), [("https", "ca.pem", False), ("https", "", True), ("http", "ca.pem", True)]
+)
+def test_certificates_of_one_s_own_are_botocore_s(monkeypatch, scheme, bundle, fast):
+    for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "anything")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"{scheme}://127.0.0.1:9")
+    client = s3_client.make_client()
+    monkeypatch.setenv("AWS_CA_BUNDLE", bundle)
+    assert (s3_fast._make_store("bucket", client) is not None) == fast
 
 
 @pytest.mark.parametrize("faults", [["busy", "busy"], ["cut"], ["cut", "busy", "cut"]])
