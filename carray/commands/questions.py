@@ -1,29 +1,73 @@
-"""The commands that ask predictions a question."""
+"""The commands that ask predictions a question, and lay two runs beside each other."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
 
 __all__ = ["query"]
 
+Limit = Annotated[int | None, typer.Option(min=0, help="Rows of the answer at most; a list has 1000. 0 is all.")]
+
 
 def query(
     predictions: Annotated[str, typer.Argument(metavar="PREDICTIONS", help="Folder that carray classify wrote.")],
-    sql: Annotated[str | None, typer.Argument(help="SQL over the table `predictions`; without it, a summary.")] = None,
+    question: Annotated[
+        str | None,
+        typer.Argument(metavar="QUESTION|SQL", help="A question's name, or SQL over `predictions`; else a summary."),
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Manifest, or Parquet, CSV or TSV with uri and label.")] = None,
+    other: Annotated[str | None, typer.Option(help="Another run over the same images.")] = None,
+    limit: Limit = None,
+    format: Annotated[
+        str | None, typer.Option(help="table, csv, json or parquet; by OUT's suffix if unset, else table.")
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", help="File for the answer; local or s3://.")] = None,
 ) -> None:
-    """Summarise predictions, or ask them a question in SQL (DuckDB's dialect, read-only).
+    """Summarise predictions, or ask them a question by its name or in SQL (DuckDB's dialect, read-only).
 
-    Reads OUT/*.parquet, only the columns that the question names; writes nothing.
+    Counts: by-make, by-label, by-year. Lists: uncertain, failed, near-duplicates. With --labels: accuracy,
+    accuracy-by-class, accuracy-by-split. With --other: disagreements. SQL sees the tables `predictions`, and `labels`
+    and `other` where they are given.
 
-    Cost: the columns that the question names are read, no others.
+    Reads PREDICTIONS/*.parquet, only the columns that the question names; writes nothing but OUT. A CSV cell that a
+    spreadsheet would run as a formula gets an apostrophe before it.
+
+    Cost: see results/query.csv; the columns that the question names are read, no others.
 
     Example: `carray query predictions "select make, count(*) n from predictions group by make order by n desc"`
     """
     from carray import queries
+    from carray.core.progress import print_result, say
+    from carray.queries.answers import choose_format
 
-    if sql is None:
-        typer.echo(queries.summary_text(queries.summarize(predictions)))
+    chosen = choose_format(format, out)
+    if question is None:
+        _refuse_beside_summary(format=chosen, labels=labels, other=other, limit=limit, out=out)
+        summary = queries.summarize(predictions)
+        typer.echo(json.dumps(summary, ensure_ascii=False) if chosen == "json" else queries.summary_text(summary))
+        return
+    given: dict[str, Any] = {"labels": labels, "other": other, "limit": limit}
+    if len(question.split()) > 1:
+        frame = queries.query(predictions, question, **given)
     else:
-        typer.echo(queries.query(predictions, sql).to_string(index=False, max_rows=1000))
+        frame = queries.ask_question(question, predictions, **given)
+    if limit is None and len(frame) == queries.LIST_ROWS:
+        say(f"these are the first {len(frame):,} rows; --limit 0 gives all.")
+    origin = {"predictions": predictions, "question": question, "labels": labels, "other": other}
+    text = queries.write_answer(frame, format=chosen, out=out, origin=origin)
+    if text is None:
+        print_result({"out": out, "rows": len(frame), "columns": list(frame.columns)})
+    else:
+        typer.echo(text)
+
+
+def _refuse_beside_summary(*, format: str, **given: str | int | None) -> None:
+    from carray.core.errors import SettingsError
+
+    odd = [name for name, value in given.items() if value is not None]
+    odd += [] if format in ("table", "json") else [f"format {format}"]
+    if odd:
+        raise SettingsError(f"--{odd[0]} belongs to a question, and none is asked; name one, or write SQL.")
