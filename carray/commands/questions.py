@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["query"]
+__all__ = ["compare", "query"]
 
 Limit = Annotated[int | None, typer.Option(min=0, help="Rows of the answer at most; a list has 1000. 0 is all.")]
 
@@ -71,3 +71,43 @@ def _refuse_beside_summary(*, format: str, **given: str | int | None) -> None:
     odd += [] if format in ("table", "json") else [f"format {format}"]
     if odd:
         raise SettingsError(f"--{odd[0]} belongs to a question, and none is asked; name one, or write SQL.")
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="Folder of predictions; a bundle with --manifest.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="What to compare it with, of the same kind.")],
+    out: Annotated[str | None, typer.Option("--out", help="Folder for page and tables; local or s3://.")] = None,
+    manifest: Annotated[str | None, typer.Option(help="Score a split of this manifest with two bundles.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of the manifest: train, val or test (the default).")] = None,
+    runtime: Annotated[str | None, typer.Option(help="Of the bundles: fp32 (the default), int8, torch-bf16.")] = None,
+) -> None:
+    """Compare two runs over the same images, or two bundles over one manifest: what changed, by how much, who is right.
+
+    Reads uri, status, label, score and etag of both. Writes OUT/index.html (the page), flips.parquet, classes.parquet
+    and comparison.json; without --out only the headline, to the terminal.
+
+    Cost: see results/query.csv; with --manifest, that of evaluating both bundles.
+
+    Example: `carray compare predictions/may predictions/june --out may-to-june`
+    """
+    from carray.comparison.build import compare_bundles, compare_runs, comparison_text
+    from carray.core.progress import print_result
+
+    _check_together(manifest=manifest, out=out, split=split, runtime=runtime)
+    if manifest is not None and out is not None:
+        found = compare_bundles(a, b, manifest, split=split or "test", out=out, runtime=runtime or "fp32")
+    else:
+        found = compare_runs(a, b, out=out)
+    typer.echo(comparison_text(found))
+    print_result({"agreement": found["agreement"]["rate"], "images": found["agreement"]["images"], "out": out})
+
+
+def _check_together(*, manifest: str | None, out: str | None, **of_manifest: str | None) -> None:
+    from carray.core.errors import SettingsError
+
+    if manifest is not None and out is None:
+        raise SettingsError("--manifest is given without --out, where the evaluations go; name a folder.")
+    if manifest is None:
+        for name, value in of_manifest.items():
+            if value is not None:
+                raise SettingsError(f"--{name} is {value!r}, but no --manifest is given; name one.")

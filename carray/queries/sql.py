@@ -113,10 +113,10 @@ def _show(connection: Any, name: str, data: pads.Dataset) -> None:
 
 def _own_files(data: pads.Dataset) -> list[str]:
     """Give the files of a table that DuckDB reads itself: all of them, or none."""
-    is_parquet = isinstance(data.format, pads.ParquetFileFormat)
-    if not is_parquet or not isinstance(data.filesystem, pafs.LocalFileSystem):
+    if not isinstance(data, pads.FileSystemDataset) or not isinstance(data.format, pads.ParquetFileFormat):
         return []
-    return [] if any(_PATTERN & set(file) for file in data.files) else list(data.files)
+    is_local = isinstance(data.filesystem, pafs.LocalFileSystem)
+    return list(data.files) if is_local and not any(_PATTERN & set(file) for file in data.files) else []
 
 
 def _quoted(text: str) -> str:
@@ -131,7 +131,7 @@ def _sentence(err: Exception, tables: Mapping[str, pads.Dataset]) -> Exception:
     import duckdb
 
     message = " ".join(str(err).split("\n\n")[0].split()).rstrip(".:")
-    files = [file for data in tables.values() for file in data.files]
+    files = [file for data in tables.values() for file in getattr(data, "files", ())]
     named = next((file for file in files if file in message), None)
     # What DuckDB's Parquet reader finds broken inside of a page has no class of its own and names no file.
     is_reading = type(err) is duckdb.Error or isinstance(err, duckdb.IOException) or "the stream registered" in message

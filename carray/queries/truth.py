@@ -105,7 +105,7 @@ def _fractions(hits: list[int], images: list[int]) -> dict[str, Any]:
     intervals = [wilson_interval(*pair) for pair in zip(hits, images, strict=True)]
     accuracy = [right / total if total else None for right, total in zip(hits, images, strict=True)]
     values = {"accuracy": accuracy, "low": [low for low, _ in intervals], "high": [high for _, high in intervals]}
-    return {name: pd.array(column, dtype="Float64") for name, column in values.items()}
+    return {name: pd.Series(column, dtype="Float64") for name, column in values.items()}
 
 
 def _check_labels(data: pads.Dataset, labels: str) -> None:
