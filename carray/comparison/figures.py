@@ -63,7 +63,7 @@ def share_svg(classes: pd.DataFrame, *, title: str, most: int = 15) -> str:
         axes.set_yticks(list(places), [_short(label) for label in shown["label"]])
         axes.grid(visible=False, axis="y")
         percent_axis(axes.xaxis)
-        axes.set_xlabel("change of share, points")
+        axes.set_xlabel("change of share from A to B")
     return svg()
 
 

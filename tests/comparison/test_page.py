@@ -20,7 +20,7 @@ CARS = [f"{make} Number {year} Coupe {year}" for year in range(2000, 2006) for m
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Compare two runs of 600 images whose labels, paths and keys hold markup."""
-    folder = tmp_path_factory.mktemp("it's <b>mine</b> & yours")
+    folder = tmp_path_factory.mktemp("page") / "it's <b>mine< & yours"
     a, b = [], []
     for i in range(600):
         label, other = CARS[i % len(CARS)], CARS[(i + (i % 7 == 0)) % len(CARS)]
