@@ -39,7 +39,7 @@ def main() -> None:
     about = origin(f"jobs/bench_query.py --rows {rows} --questions {arguments.questions}")
     done = []
     for name in arguments.questions.split(","):
-        row = {"question": name, "rows": rows, **measure(name, *sides, labels)}
+        row = {"question": name, "rows": rows, **measure(name, sides[0], sides[1], labels)}
         append_rows(arguments.results, [*ORIGIN, *COLUMNS], [about | row])
         print(table_text([row], COLUMNS), flush=True)
         done.append(row)
