@@ -2,7 +2,8 @@
 
 From: opened tables by name. To: a connection in which each is a view, or a frame.
 Invariants: DuckDB reads local Parquet itself (several times as fast as through Arrow, by its row groups' statistics)
-and may open exactly those files; everything else, S3 included, comes through Arrow. Memory is bounded: joins and sorts
+and may open exactly those files; everything else, S3 included, comes through Arrow, without the column embedding, whose
+half floats DuckDB takes from Parquet only (`read_predictions` reads it anywhere). Memory is bounded: joins and sorts
 that exceed MEMORY_BYTES spill into a temporary folder, which is removed. Only the answer must fit into memory.
 """
 
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
@@ -108,7 +110,8 @@ def _show(connection: Any, name: str, data: pads.Dataset) -> None:
         listed = ", ".join(map(_quoted, files))
         connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{listed}], hive_partitioning = false)")
     else:
-        connection.register(name, data)
+        known = [field for field in data.schema if not _is_half_float(field.type)]
+        connection.register(name, data if len(known) == len(data.schema) else data.replace_schema(pa.schema(known)))
 
 
 def _own_files(data: pads.Dataset) -> list[str]:
@@ -117,6 +120,10 @@ def _own_files(data: pads.Dataset) -> list[str]:
         return []
     is_local = isinstance(data.filesystem, pafs.LocalFileSystem)
     return list(data.files) if is_local and not any(_PATTERN & set(file) for file in data.files) else []
+
+
+def _is_half_float(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_float16(kind.value_type if pa.types.is_list(kind) else kind))
 
 
 def _quoted(text: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-from written_predictions import NOON, write_predictions
+from written_predictions import NOON, row, write_predictions
 
 from carray import queries
 from carray.core.errors import SchemaError, SettingsError
+from carray.core.tables import table_from_rows, write_table
+from carray.predictions.format import prediction_schema
 from carray.queries import sql as module
 
 
@@ -57,6 +60,20 @@ def test_another_run_and_labels_are_tables_too(predictions: str, tmp_path: Path)
     )
     assert answer["uri"].tolist() == ["a"]
     assert answer["label"].tolist() == ["BMW X5 SUV 2007"]
+
+
+def test_embeddings_are_numbers_where_duckdb_reads_and_in_nobodys_way_elsewhere(predictions: str) -> None:
+    embedded = row("z", embedding=[np.float16(0.5), np.float16(1.5)])
+    for path in Path(predictions).glob("*.parquet"):
+        table = table_from_rows([embedded], prediction_schema(["embedding"]))
+        write_table(table, str(path), kind="predictions", version=1)
+    assert queries.by_make(predictions)["images"].tolist() == [2]
+    if "Arrow" in predictions:
+        with pytest.raises(SettingsError, match="embedding"):
+            queries.query(predictions, "SELECT embedding FROM predictions")
+        return
+    answer = queries.query(predictions, "SELECT embedding, list_sum(embedding) AS total FROM predictions")
+    assert answer["total"].tolist() == [2.0, 2.0] and answer["embedding"][0].tolist() == [0.5, 1.5]
 
 
 def test_the_answer_is_cut_where_asked(predictions: str) -> None:
