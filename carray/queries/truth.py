@@ -48,7 +48,7 @@ def accuracy(path: str, labels: str) -> pd.DataFrame:
     frame = _accuracy(
         path,
         labels,
-        f"SELECT {_COUNTS}, count(*) FILTER (status = 'ok' AND truth NOT IN (SELECT label FROM predictions "
+        f"SELECT {_COUNTS}, count(*) FILTER (status = 'ok' AND truth NOT IN (SELECT DISTINCT label FROM predictions "
         "WHERE status = 'ok' AND label IS NOT NULL)) AS never_predicted, "
         "(SELECT count(*) FROM predictions WHERE status = 'ok') - images AS without_label FROM joined",
     )
