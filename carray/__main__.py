@@ -14,7 +14,7 @@ import typer
 
 from carray import __version__
 from carray.commands.data import demo, prepare
-from carray.commands.questions import query
+from carray.commands.questions import compare, query
 from carray.commands.score import classify, compact, evaluate, predict, quantize
 from carray.commands.search import export, leaderboard, train, tune
 from carray.core.errors import CarrayError, SettingsError
@@ -48,7 +48,7 @@ def _root(
 # In the order in which a user meets them, which is the order of `carray --help`.
 for command in (
     *(prepare, tune, train, leaderboard, export, quantize),
-    *(evaluate, classify, compact, predict, query, demo),
+    *(evaluate, classify, compact, predict, query, compare, demo),
 ):
     app.command()(command)
 

@@ -30,12 +30,13 @@ LAYERS = [
     {"predictions"},
     {"evaluation"},
     {"queries", "silhouettes"},
+    {"comparison"},
     {"drawing"},
     {"demo"},
     {"commands"},
     {"__main__", "__init__"},
 ]
-ENTRIES = {"queries", "demo", "commands", "__main__", "__init__"}
+ENTRIES = {"queries", "comparison", "demo", "commands", "__main__", "__init__"}
 """Where commands begin: these may call a stage's `build`, `on_ray` and the like directly."""
 DOORS = {
     "tensors.batches",

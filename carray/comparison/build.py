@@ -1,0 +1,202 @@
+"""Compares two runs of predictions over the same images, or two bundles over one manifest.
+
+From: two folders of predictions, or two bundles and a manifest. To: a folder (see the package's own text), or only the
+headline.
+Invariants: neither side is changed; nothing is written where something else lies; the marker is written last, and the
+same comparison again replaces its own files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from carray.comparison import measures
+from carray.comparison.joining import join_runs
+from carray.comparison.page import render
+from carray.core.errors import SettingsError
+from carray.core.page import percent_text
+from carray.core.progress import say
+from carray.core.storage import absolute, delete, exists, is_s3, join, list_files, read_json, write_bytes, write_json
+from carray.core.tables import write_table
+from carray.queries import connect, open_predictions
+
+__all__ = ["MARKER", "compare_bundles", "compare_runs", "comparison_text"]
+
+MARKER, PAGE = "comparison.json", "index.html"
+VERSION = 1
+_FLIPS = pa.schema(
+    [
+        ("label_a", pa.string()),
+        ("label_b", pa.string()),
+        ("images", pa.int64()),
+        ("mean_score_a", pa.float64()),
+        ("mean_score_b", pa.float64()),
+    ]
+)
+_CLASSES = pa.schema(
+    [
+        ("label", pa.string()),
+        ("images_a", pa.int64()),
+        ("images_b", pa.int64()),
+        ("images_both", pa.int64()),
+        ("share_a", pa.float64()),
+        ("share_b", pa.float64()),
+        ("share_change", pa.float64()),
+        ("share_change_low", pa.float64()),
+        ("share_change_high", pa.float64()),
+        ("mean_score_a", pa.float64()),
+        ("mean_score_b", pa.float64()),
+    ]
+)
+_TABLES = {"flips": _FLIPS, "classes": _CLASSES}
+_UNKNOWN: dict[str, Any] = dict.fromkeys(("bundle_id", "run_id", "runtime"))
+_OWN_FILES = {MARKER, PAGE, *(f"{name}.parquet" for name in _TABLES)}
+
+
+def compare_runs(a: str, b: str, *, out: str | None = None) -> dict[str, Any]:
+    """Compare two folders of predictions over the same images, joined by uri, and give the headline.
+
+    Raises:
+        SettingsError: both are the same, or `out` holds something else.
+        SchemaError: a folder holds no predictions, no image is in both, or a run has several rows of one uri.
+        StorageError: the files cannot be read or written.
+    """
+    a, b = absolute(a), absolute(b)
+    if _real(a) == _real(b):
+        raise SettingsError(f"A and B are both {a}; name two runs.")
+    sides: dict[str, dict[str, Any]] = {"a": {"path": a}, "b": {"path": b}}
+    if out is not None:
+        _check_out(out := absolute(out), sides)
+    tables = {side: open_predictions(found["path"]) for side, found in sides.items()}
+    for side, data in tables.items():
+        sides[side] |= _origin(data)
+    return _compare(tables, sides, out=out, keys=("uri",), origin={"manifest": None, "split": None})
+
+
+def compare_bundles(
+    a: str, b: str, manifest: str, *, split: str = "test", out: str, runtime: str = "fp32"
+) -> dict[str, Any]:
+    """Score one split of a manifest with two bundles, compare what they say and who is right, and give the headline.
+
+    The evaluations lie in OUT/a and OUT/b; a second call reads them there.
+
+    Raises:
+        SettingsError: both bundles are the same, or `out` holds something else.
+        BundleError: a bundle is unfinished or damaged.
+        SchemaError: the split is empty, or holds labels that a bundle does not know.
+        BudgetError: no image of the split can be read.
+        StorageError: the files cannot be read or written.
+    """
+    from carray.bundle.format import open_bundle
+    from carray.evaluation.report import evaluate
+
+    named = (("a", a), ("b", b))
+    sides: dict[str, dict[str, Any]] = {side: _UNKNOWN | {"path": absolute(path)} for side, path in named}
+    for side in sides.values():
+        side["bundle_id"] = open_bundle(side["path"]).bundle_id
+    if sides["a"]["bundle_id"] == sides["b"]["bundle_id"]:
+        raise SettingsError(f"A and B are the same bundle, {sides['a']['bundle_id']}; name two.")
+    _check_out(out := absolute(out), sides)
+    tables = {}
+    for name, side in sides.items():
+        say(f"evaluating {name.upper()}: {side['path']}")
+        measured = evaluate(side["path"], manifest, split=split, out=join(out, name), runtime=runtime)
+        side["runtime"] = measured["runtime"]
+        tables[name] = _numbered(open_predictions(join(out, name, "predictions.parquet")))
+    origin = {"manifest": absolute(manifest), "split": split}
+    return _compare(tables, sides, out=out, keys=("uri", "place"), origin=origin)
+
+
+def comparison_text(found: Mapping[str, Any]) -> str:
+    """Say a headline in a few lines for a person."""
+    images, agreement, score = found["images"], found["agreement"], found["score"]
+    lines = [
+        f"A  {found['a']['path']}",
+        f"B  {found['b']['path']}",
+        f"  images       {images['both']:,} in both, {images['only_a']:,} only in A, {images['only_b']:,} only in B",
+    ]
+    if score is None:
+        return "\n".join([*lines, "  no image was scored by both with the same bytes, so there is nothing to compare"])
+    interval = f"(95 % interval {percent_text(agreement['low'])} to {percent_text(agreement['high'])})"
+    sure = found["agreement_where_a_is_sure"]
+    lines += [
+        f"  agreement    {percent_text(agreement['rate'])} of {agreement['images']:,} {interval}",
+        f"  where A is sure (score above {sure['above']})  {percent_text(sure['rate']) or 'no image'}",
+        f"  score        {score['mean_a']:.3f} in A, {score['mean_b']:.3f} in B",
+        f"  drift (PSI)  labels {found['psi']['classes']:.3f}, scores {found['psi']['scores']:.3f}",
+    ]
+    if (other := found["other_bytes"])["images"]:
+        lines.append(f"  other bytes  {other['images']:,} images changed in between and are in no figure above")
+    if truth := found["truth"]:
+        right = f"A alone {truth['only_a_right']:,}, B alone {truth['only_b_right']:,}"
+        accuracies = f"A {percent_text(truth['accuracy_a'])}, B {percent_text(truth['accuracy_b'])}"
+        lines.append(f"  accuracy     {accuracies}; right: {right} (McNemar p = {truth['mcnemar_p']:.2g})")
+    return "\n".join(lines)
+
+
+def _compare(
+    opened: Mapping[str, pads.Dataset],
+    sides: Mapping[str, Mapping[str, Any]],
+    *,
+    out: str | None,
+    keys: tuple[str, ...],
+    origin: Mapping[str, Any],
+) -> dict[str, Any]:
+    names = (sides["a"]["path"], sides["b"]["path"])
+    say(f"joining {names[0]} and {names[1]} by uri")
+    with join_runs(opened["a"], opened["b"], names=names, keys=keys) as connection:
+        tables = measures.read_tables(connection)
+        found = {"version": VERSION, **sides, **origin, **measures.headline(connection, tables)}
+    if out is not None:
+        _write(out, found, tables)
+    return found
+
+
+def _write(out: str, found: Mapping[str, Any], tables: measures.Tables) -> None:
+    delete(join(out, MARKER))
+    origin = {side: found[side]["path"] for side in ("a", "b")}
+    for name, schema in _TABLES.items():
+        table = pa.Table.from_pandas(getattr(tables, name)[schema.names], schema=schema, preserve_index=False)
+        write_table(table, join(out, f"{name}.parquet"), kind=f"comparison {name}", version=VERSION, provenance=origin)
+    write_bytes(join(out, PAGE), render(found, tables).encode())
+    write_json(join(out, MARKER), found)
+
+
+def _origin(data: pads.Dataset) -> dict[str, Any]:
+    """Say which bundles, runs and runtimes a table's rows name."""
+    named = [name for name in _UNKNOWN if name in data.schema.names]
+    if not named:
+        return _UNKNOWN
+    chosen = ", ".join(f"list_sort(list(DISTINCT {name}) FILTER ({name} IS NOT NULL))" for name in named)
+    with connect({"run": data}) as connection:
+        values = connection.execute(f"SELECT {chosen} FROM run").fetchall()[0]
+    return _UNKNOWN | {name: ", ".join(found or []) or None for name, found in zip(named, values, strict=True)}
+
+
+def _numbered(data: pads.Dataset) -> pads.Dataset:
+    """Number the rows of an evaluation: both have the manifest's order, in which a uri may come with several boxes."""
+    table = data.to_table(columns=["uri", "status", "label", "score", "truth"])
+    return pads.dataset(table.append_column("place", pa.array(np.arange(table.num_rows))))
+
+
+def _check_out(out: str, sides: Mapping[str, Mapping[str, Any]]) -> None:
+    if any(_real(out) == _real(side["path"]) for side in sides.values()):
+        raise SettingsError(f"--out is {out}, which is being compared and stays as it is; name another folder.")
+    if exists(join(out, MARKER)):
+        there = read_json(join(out, MARKER))
+        before = [there.get(side, {}).get("path") for side in sides]
+        if before != [side["path"] for side in sides.values()]:
+            raise SettingsError(f"{out} holds the comparison of {' and '.join(map(str, before))}; name another folder.")
+    foreign = [uri for uri in list_files(out) if uri.rsplit("/", 1)[-1] not in _OWN_FILES]
+    if foreign:
+        raise SettingsError(f"{out} holds something else, such as {foreign[0]!r}; name an empty folder with --out.")
+
+
+def _real(path: str) -> str:
+    return path.rstrip("/") if is_s3(path) else os.path.realpath(path)

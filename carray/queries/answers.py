@@ -1,0 +1,123 @@
+"""Gives an answer as a table for a terminal, as CSV, JSON or Parquet.
+
+Invariants: keys, labels and errors are foreign text. A terminal is shown no control character; a CSV cell that a
+spreadsheet would run as a formula (it begins with = + - @, a tab or a line end) gets an apostrophe before it, and how
+many did is said. A uri begins with s3:// or /, so none is touched. JSON and Parquet hold every text as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from carray.core.errors import SettingsError
+from carray.core.progress import say
+from carray.core.storage import write_bytes
+from carray.core.tables import write_table
+
+__all__ = ["FORMATS", "choose_format", "write_answer"]
+
+FORMATS = ("table", "csv", "json", "parquet")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""What begins a formula: https://owasp.org/www-community/attacks/CSV_Injection"""
+_CELL = 80
+"""Characters of a text in a table; a longer one is cut."""
+
+
+def choose_format(format: str | None, out: str | None) -> str:
+    """Settle the format: the one asked for, else the one that the file's name ends in, else a table.
+
+    Raises:
+        SettingsError: there is no such format, or Parquet is to go to standard output.
+    """
+    suffix = (out or "").rpartition(".")[2].lower()
+    chosen = format or (suffix if suffix in FORMATS else "table")
+    if chosen not in FORMATS:
+        raise SettingsError(f"--format is {chosen!r}; there are {', '.join(FORMATS)}.")
+    if chosen == "parquet" and out is None:
+        raise SettingsError("--format is 'parquet', which is not for a terminal; name a file with --out.")
+    return chosen
+
+
+def write_answer(frame: pd.DataFrame, *, format: str, out: str | None, origin: Mapping[str, Any]) -> str | None:
+    """Write an answer to a file, or give it as text where `out` is None; `origin` is noted in a Parquet file.
+
+    Raises:
+        SettingsError: Parquet needs a file.
+        StorageError: storage refused the file.
+    """
+    if choose_format(format, out) == "parquet" and out is not None:
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        write_table(table, out, kind="answer", version=1, provenance=origin)
+        return None
+    text = {"csv": _csv, "json": _json, "table": _table}[format](frame)
+    if out is None:
+        return text
+    write_bytes(out, text.encode())
+    return None
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    guarded, count = frame.copy(), 0
+    for name in frame.columns:
+        if not _is_text(frame[name]):
+            continue
+        texts = frame[name].map(_plain, na_action="ignore")
+        formulas = texts.map(lambda value: isinstance(value, str) and value.startswith(_FORMULA)).astype(bool)
+        guarded[name] = texts.where(~formulas, "'" + texts.astype("string"))
+        count += int(formulas.sum())
+    if count:
+        say(f"{count:,} cells begin like a formula and got an apostrophe; JSON and Parquet keep them as they are.")
+    return guarded.to_csv(index=False, lineterminator="\n").rstrip("\n")
+
+
+def _json(frame: pd.DataFrame) -> str:
+    """Give an array of objects, one a line, times in ISO 8601."""
+    lines = (
+        json.dumps({str(key): _jsonable(value) for key, value in row.items()}, ensure_ascii=False)
+        for row in frame.to_dict("records")
+    )
+    return "[" + ",\n ".join(lines) + "]"
+
+
+def _table(frame: pd.DataFrame) -> str:
+    shown = frame.copy()
+    for name in frame.columns:
+        if _is_text(frame[name]):
+            shown[name] = frame[name].map(_for_terminal, na_action="ignore")
+    shown.columns = [_for_terminal(name) for name in frame.columns]
+    return shown.to_string(index=False, max_rows=1000, na_rep="", float_format="{:.4g}".format)
+
+
+def _is_text(column: pd.Series) -> bool:
+    return bool(pd.api.types.is_object_dtype(column.dtype) or pd.api.types.is_string_dtype(column.dtype))
+
+
+def _plain(value: Any) -> Any:
+    """Give a list, such as the five likeliest labels, as JSON; anything else as it is."""
+    return json.dumps(_jsonable(value), ensure_ascii=False) if isinstance(value, np.ndarray | list | dict) else value
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, np.ndarray | list):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if value is None or value is pd.NA or value is pd.NaT or value != value:
+        return None
+    if isinstance(value, np.float32):
+        return float(str(value))  # 0.9, not 0.8999999761581421
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, str | int | float | bool) else getattr(value, "isoformat", value.__str__)()
+
+
+def _for_terminal(value: Any) -> str:
+    text = str(_plain(value))
+    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return text if len(text) <= _CELL else text[: _CELL - 1] + "…"

@@ -1,0 +1,139 @@
+"""The named questions: their answers, what they read, and how they are asked by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from written_predictions import BROKEN, row, write_predictions
+
+from carray import queries
+from carray.core.errors import SchemaError, SettingsError
+from carray.core.tables import table_from_rows, write_table
+from carray.predictions.format import PREDICTION_SCHEMA
+
+ALONE = {name: ask for name, ask in queries.QUESTIONS.items() if not name.startswith(("accuracy", "disagreements"))}
+
+
+def test_named_questions(predictions: str) -> None:
+    makes = queries.by_make(predictions)
+    assert makes["make"].fillna("none").tolist() == ["Audi", "BMW", "none"]
+    assert makes["images"].tolist() == [2, 1, 1]
+    assert makes["uncertain"].tolist() == [1, 0, 1]
+    assert queries.by_label(predictions)["label"].tolist() == ["Audi A5 Coupe 2012", "BMW X5 SUV 2007", "unknown"]
+    assert queries.by_year(predictions)["year"].tolist()[:2] == [2007, 2012]
+    assert queries.uncertain(predictions)["uri"].tolist() == ["d", "b"]
+    assert queries.failed(predictions)["uri"].tolist() == ["c", "g", "f"]
+    assert queries.near_duplicates(predictions)[["uri", "images"]].values.tolist() == [["a", 2], ["d", 2]]
+
+
+def test_lists_end_where_they_are_told_to_with_the_most_telling_rows(tmp_path: Path) -> None:
+    rows = [row(f"{i}", phash=i // 3, margin=1 - i / 9, score=0.3) for i in range(8)]
+    folder = write_predictions(str(tmp_path), [rows[::2], rows[1::2]])
+    assert queries.uncertain(folder, limit=2)["uri"].tolist() == ["7", "6"]
+    assert len(queries.uncertain(folder, limit=None)) == 8
+    assert queries.near_duplicates(folder, limit=4)["uri"].tolist() == ["0", "1", "2", "3"]
+    assert len(queries.near_duplicates(folder, limit=None)) == 8
+    with pytest.raises(SettingsError, match="limit is 0; give 1 or more"):
+        queries.failed(folder, limit=0)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_folder_without_a_usable_row_is_answered(tmp_path: Path, name: str) -> None:
+    folder = write_predictions(str(tmp_path), [[{"uri": "c", **BROKEN}]])
+    assert len(queries.QUESTIONS[name](folder)) == (1 if name == "failed" else 0)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_folder_without_a_row_is_answered(tmp_path: Path, name: str) -> None:
+    assert queries.QUESTIONS[name](write_predictions(str(tmp_path), [[]])).empty
+
+
+READS = {
+    "by-make": {"status", "make", "score"},
+    "by-label": {"status", "label", "score"},
+    "by-year": {"status", "year", "score"},
+    "uncertain": {"uri", "status", "label", "score", "margin", "top5_labels", "top5_scores"},
+    "failed": {"uri", "status", "error_code", "error"},
+    "near-duplicates": {"uri", "phash", "label", "score"},
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_question_reads_its_own_columns_and_no_other(predictions: str, name: str) -> None:
+    """The bytes of every other column are destroyed, and the answer stays what it was."""
+    expected = queries.QUESTIONS[name](predictions)
+    for path in Path(predictions).glob("*.parquet"):
+        destroy_columns(path, set(PREDICTION_SCHEMA.names) - READS[name])
+    pd.testing.assert_frame_equal(queries.QUESTIONS[name](predictions), expected)
+    with pytest.raises(SchemaError, match="not readable Parquet"):
+        queries.query(predictions, "SELECT max(bundle_id), max(scored_at) FROM predictions")
+
+
+def destroy_columns(path: Path, names: set[str]) -> None:
+    data, metadata = bytearray(path.read_bytes()), pq.read_metadata(path)
+    for group in range(metadata.num_row_groups):
+        for place in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(place)
+            if chunk.path_in_schema.split(".")[0] in names:
+                start = chunk.dictionary_page_offset or chunk.data_page_offset
+                data[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("by-mak", {}, "'by-mak' is no question; did you mean by-make"),
+        ("duplicates", {}, "did you mean near-duplicates"),
+        ("xyzzy", {}, "there are by-make.*or write SQL"),
+        ("by-make", {"labels": "x"}, "by-make takes no labels; leave --labels out"),
+        ("by-year", {"limit": 3}, "by-year takes no limit"),
+        ("accuracy", {}, "accuracy needs a table of true labels; give it with --labels"),
+        ("disagreements", {}, "disagreements needs another run; give it with --other"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(predictions: str, name: str, given: dict[str, object], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        queries.ask_question(name, predictions, **given)
+
+
+def test_a_question_by_name(predictions: str) -> None:
+    pd.testing.assert_frame_equal(queries.ask_question("by_make", predictions), queries.by_make(predictions))
+    assert len(queries.ask_question("failed", predictions, limit=1, labels=None)) == 1
+    assert len(queries.ask_question("failed", predictions, limit=0)) == 3
+
+
+def test_a_table_without_the_column_is_a_sentence(tmp_path: Path) -> None:
+    pd.DataFrame({"uri": ["a"], "status": ["ok"], "score": [0.1]}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(SchemaError, match="'make' is not a column"):
+        queries.by_make(str(tmp_path))
+
+
+def test_files_of_other_columns_are_a_sentence(predictions: str) -> None:
+    """A later file that lacks a column of the first is no file of this run."""
+    lacking = PREDICTION_SCHEMA.remove(PREDICTION_SCHEMA.get_field_index("make"))
+    write_table(table_from_rows([], lacking), f"{predictions}/part-000009.parquet", kind="predictions", version=1)
+    with pytest.raises(SchemaError, match=r"part-000009\.parquet"):
+        queries.by_make(predictions)
+
+
+def test_summary_adds_up(predictions: str) -> None:
+    summary = queries.summarize(predictions, top=1)
+    assert summary["rows"] == 7
+    assert summary["by_status"] == {"ok": 4, "decode_error": 2, "fetch_error": 1}
+    assert summary["error_codes"] == {"truncated": 2, "denied": 1}
+    assert summary["mean_score"] == pytest.approx((0.9 + 0.25 + 0.4 + 0.9) / 4)
+    assert summary["uncertain"] == 2
+    assert summary["top_makes"] == {"Audi": 2}
+    text = queries.summary_text(summary)
+    assert "7 images" in text
+    assert "truncated 2, denied 1" in text
+
+
+def test_summary_of_failures_only_has_no_mean_score(tmp_path: Path) -> None:
+    folder = write_predictions(str(tmp_path), [[{"uri": "c", **BROKEN}]])
+    assert queries.summarize(folder)["mean_score"] is None
+    assert "mean score  none" in queries.summary_text(queries.summarize(folder))
