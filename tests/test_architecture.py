@@ -30,7 +30,7 @@ LAYERS = [
     {"predictions"},
     {"evaluation"},
     {"queries", "silhouettes"},
-    {"drawing"},
+    {"reports", "drawing"},
     {"demo"},
     {"commands"},
     {"__main__", "__init__"},
