@@ -24,8 +24,9 @@ def scores_svg(bins: pd.DataFrame, *, title: str) -> str:
     from matplotlib.patches import Patch
 
     accepted = bins["accept"].astype("boolean")
-    kinds = [("accepted", _FIRST, accepted.fillna(value=False)), ("below the threshold", _SECOND, accepted.eq(other=False).fillna(value=False))]
-    kinds = [*kinds, ("scored", _FIRST, accepted.isna())]
+    refused = (~accepted).fillna(value=False)
+    kinds = [("accepted", _FIRST, accepted.fillna(value=False)), ("below the threshold", _SECOND, refused)]
+    kinds.append(("scored", _FIRST, accepted.isna()))
     tips: dict[str, str] = {}
     with picture(title, "A bar's height is the number of images with that score.", tips) as (axes, svg):
         heights = pd.Series(0, index=range(BINS))
@@ -65,25 +66,31 @@ def years_svg(years: pd.DataFrame, *, title: str) -> str:
 def folders_svg(folders: pd.DataFrame, *, title: str) -> str:
     """Draw each folder's share of failures as a bar and its mean score as a dot, in the order of their names.
 
-    `folders` has columns shown, failed_fraction and mean_score, and is in that order already.
+    `folders` has columns name, tip, failed_fraction and mean_score, and is in that order already.
     """
-    tips = {}
+    tips = {f"f{place}": tip for place, tip in enumerate(folders["tip"])}
     with picture(title, "A bar is a folder's share of failures, a dot its mean score.", tips, height=3.0) as (axes, svg):
         for place, row in enumerate(folders.to_dict("records")):
-            tips[f"f{place}"] = tips[f"s{place}"] = row["tip"]
+            tips[f"s{place}"] = row["tip"]
             _bar(axes, place - 0.4, row["failed_fraction"], width=0.8, colour=_BAD, tip=f"f{place}")
             if pd.notna(row["mean_score"]):
-                axes.plot(place, row["mean_score"], "o", color=_FIRST, markersize=_dot(len(folders)), gid=f"tip-s{place}")
+                size = 5.0 if len(folders) <= 60 else 3.0
+                axes.plot(place, row["mean_score"], "o", color=_FIRST, markersize=size, gid=f"tip-s{place}")
         percent_axis(axes.yaxis)
         axes.set(ylabel="failed, and mean score", xlabel="folders, in the order of their names")
-        axes.set_xticks([])
+        _name_folders(axes, list(folders["name"]))
         axes.set_xlim(-0.7, len(folders) - 0.3)
         axes.set_ylim(0, 1.04)
+        axes.grid(visible=False, axis="x")
     return svg()
 
 
-def _dot(folders: int) -> float:
-    return 5.0 if folders <= 60 else 3.0
+def _name_folders(axes: Any, names: list[str]) -> None:
+    """Write few and short names below their bars; more would cover each other, and a tip says them all the same."""
+    if len(names) > 31 or sum(map(len, names)) > 80 or not all(name.isascii() for name in names):
+        axes.set_xticks([])
+    else:
+        axes.set_xticks(range(len(names)), names)
 
 
 def _bar(axes: Any, left: float, height: float, *, colour: str, tip: str, bottom: float = 0, width: float = 1 / BINS) -> None:

@@ -92,9 +92,12 @@ def _sql(pick: str, *, order: str, where: str, most: int, seed: int, each: str =
 
 
 def _joined(chosen: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Put the whole rows in the order of the choice; a uri may have several rows, one a box, told apart by score."""
+    """Put the whole rows in the order of the choice.
+
+    A uri has several rows where it has several boxes: they are told apart by score, and failed ones count as one.
+    """
     chosen = chosen.assign(place=chosen["pick"].map(list(PICKS).index))
     chosen = chosen.sort_values(["place", "first", "turn", "uri"], kind="stable")
     keys = ["uri", "score"]
-    picks = chosen.groupby(keys, dropna=False, sort=False)["pick"].agg(list).rename("picks").reset_index()
+    picks = chosen.groupby(keys, dropna=False, sort=False)["pick"].agg(lambda own: list(dict.fromkeys(own))).rename("picks").reset_index()
     return picks.merge(rows.drop_duplicates(keys), on=keys, how="inner")

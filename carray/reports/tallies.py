@@ -107,7 +107,8 @@ def count(path: str) -> Tallies:
                avg(score) AS mean_score, count(*) FILTER (score < {UNCERTAIN_SCORE}) AS uncertain,
                count(accept) AS judged, count(*) FILTER (accept) AS accepted, max(scored_at) AS last_scored_at,
                count(*) FILTER (NOT {_BITS}) AS flat, min(uri) AS first_uri, max(uri) AS last_uri
-        FROM (SELECT *, least(floor(score * {BINS}), {BINS} - 1)::INTEGER AS bin FROM predictions)
+        FROM (SELECT *, CASE WHEN score IS NOT NULL THEN least(floor(score * {BINS}), {BINS - 1})::INTEGER END AS bin
+              FROM predictions)
         GROUP BY GROUPING SETS ({sets})
         """,
     )
