@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -200,7 +201,7 @@ def _open(path: str) -> pads.Dataset:
                 f"{path} holds no Parquet file, so it is no folder of predictions; give the --out of carray classify."
             )
         if not exists(join(path, _DONE)):
-            say(f"warning: {path} is unfinished (it has no {_DONE}); run the same carray classify again to finish it.")
+            _warn_unfinished(path)
     fs, _ = filesystem(path)
     places = [filesystem(uri)[1] for uri in files]
     data = _read(lambda: pads.dataset(places, filesystem=fs, format="parquet"), path)
@@ -211,6 +212,12 @@ def _open(path: str) -> pads.Dataset:
             f"{', '.join(data.schema.names)}); give the --out of carray classify."
         )
     return data
+
+
+@lru_cache
+def _warn_unfinished(path: str) -> None:
+    """Say so once: a report asks a run many questions."""
+    say(f"warning: {path} is unfinished (it has no {_DONE}); run the same carray classify again to finish it.")
 
 
 def _read(action: Callable[[], T], path: str) -> T:

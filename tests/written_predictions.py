@@ -21,7 +21,9 @@ RUN = {"run_id": "00000000000000aa", "bundle_id": "00000000000000bb", "runtime":
 LABELS = ["Audi A5 Coupe 2012", "BMW X5 SUV 2007", "Ram C/V Cargo Van Minivan 2012", "unknown"]
 
 
-def scored(uri: str, *, label: str = LABELS[0], score: float = 0.9, second: float = 0.05, **values: Any) -> dict[str, Any]:
+def scored(
+    uri: str, *, label: str = LABELS[0], score: float = 0.9, second: float = 0.05, **values: Any
+) -> dict[str, Any]:
     """Give the row of a scored image; `phash` is drawn from the uri, so that no two share it."""
     other = next(name for name in LABELS if name != label)
     bits = np.random.default_rng(list(uri.encode())).permutation(64) < 32

@@ -1,8 +1,8 @@
-"""Turns chosen rows into what a gallery's cards show.
+r"""Turns chosen rows into what a gallery's cards show.
 
 From: rows of reports.samples and their thumbnails. To: one dict a card, of text and numbers.
 Invariants: keys, labels and errors are untrusted text: letters that do not show, or that turn text round, are spelled
-out (`\\n`, `\\u202e`), so that what is read on the page is what stands in the table.
+out (`\n`, `\u202e`), so that what is read on the page is what stands in the table.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def card(row: Mapping[str, Any], thumbnail: Thumbnail | None) -> dict[str, Any]:
     return {
         "picks": known["picks"],
         "key": readable(known["uri"]),
-        "name": last_part(known["uri"]),
+        "name": last_part(str(row["uri"])),
         "scored": scored,
         "label": readable(known["label"]),
         "make": readable(known["make"]),
@@ -72,6 +72,6 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _facts(known: Mapping[str, Any]) -> str:
-    size = f"{known['width']:,} × {known['height']:,} pixels" if known["width"] and known["height"] else ""
+    size = f"{known['width']:,} x {known['height']:,} pixels" if known["width"] and known["height"] else ""
     weight = f"{known['size_bytes'] / 1000:,.0f} kB" if known["size_bytes"] is not None else ""
     return ", ".join(fact for fact in (size, weight) if fact)

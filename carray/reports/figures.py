@@ -69,7 +69,8 @@ def folders_svg(folders: pd.DataFrame, *, title: str) -> str:
     `folders` has columns name, tip, failed_fraction and mean_score, and is in that order already.
     """
     tips = {f"f{place}": tip for place, tip in enumerate(folders["tip"])}
-    with picture(title, "A bar is a folder's share of failures, a dot its mean score.", tips, height=3.0) as (axes, svg):
+    description = "A bar is a folder's share of failures, a dot its mean score."
+    with picture(title, description, tips, height=3.0) as (axes, svg):
         for place, row in enumerate(folders.to_dict("records")):
             tips[f"s{place}"] = row["tip"]
             _bar(axes, place - 0.4, row["failed_fraction"], width=0.8, colour=_BAD, tip=f"f{place}")
@@ -93,7 +94,9 @@ def _name_folders(axes: Any, names: list[str]) -> None:
         axes.set_xticks(range(len(names)), names)
 
 
-def _bar(axes: Any, left: float, height: float, *, colour: str, tip: str, bottom: float = 0, width: float = 1 / BINS) -> None:
+def _bar(
+    axes: Any, left: float, height: float, *, colour: str, tip: str, bottom: float = 0, width: float = 1 / BINS
+) -> None:
     bars = axes.bar(left, height, width=width * 0.92, bottom=bottom, align="edge", color=colour)
     bars.patches[0].set_gid(f"tip-{tip}")
 

@@ -20,7 +20,7 @@ from carray.core.storage import absolute, exists, is_folder, join, read_json, wr
 from carray.predictions.format import record_place
 from carray.queries import UNCERTAIN_SCORE, read_predictions
 from carray.reports import figures
-from carray.reports.cards import card, last_part, readable
+from carray.reports.cards import card, readable
 from carray.reports.samples import PICKS, SHOWN, choose
 from carray.reports.tallies import SHOWN_FOLDERS, Duplicates, Folders, Tallies, count, count_duplicates, count_folders
 from carray.reports.thumbnails import Thumbnail, read_thumbnails
@@ -29,7 +29,7 @@ __all__ = ["MOST_THUMBNAILS", "THUMBNAILS", "write_report"]
 
 THUMBNAILS = 300
 """Cards of scored images, and images that are read again for them."""
-MOST_THUMBNAILS = 500
+MOST_THUMBNAILS = 400
 """More would make the page larger than 5 MB, and nobody looks at them."""
 
 _GROUPS = 12
@@ -66,8 +66,8 @@ def write_report(predictions: str, *, out: str, thumbnails: int = THUMBNAILS, se
         SettingsError: `out` is a folder or lies among the predictions, or `thumbnails` is out of range.
         StorageError: storage refused to read the predictions or to write the page.
     """
-    path, out = absolute(predictions).rstrip("/"), absolute(out)
-    _check(path, out, thumbnails)
+    path, names_folder, out = absolute(predictions).rstrip("/"), out.endswith("/"), absolute(out)
+    _check(path, out, thumbnails, names_folder=names_folder)
     say(f"report: counting what {path} holds")
     # A filter that no row passes: the columns are checked, and nothing is read.
     read_predictions(path, [*SHOWN, "body", "year", "accept", "scored_at"], [("status", "==", "")])
@@ -94,16 +94,18 @@ def write_report(predictions: str, *, out: str, thumbnails: int = THUMBNAILS, se
     }
 
 
-def _check(path: str, out: str, thumbnails: int) -> None:
+def _check(path: str, out: str, thumbnails: int, *, names_folder: bool) -> None:
     if not 0 <= thumbnails <= MOST_THUMBNAILS:
         raise SettingsError(
-            f"thumbnails is {thumbnails}; allowed are 0 (read no image) to {MOST_THUMBNAILS}, more makes a page too large."
+            f"thumbnails is {thumbnails}; allowed are 0 (read no image) to {MOST_THUMBNAILS}, more would make the page "
+            "too large."
         )
-    if out.endswith("/") or is_folder(out):
+    if names_folder or is_folder(out):
         raise SettingsError(f"--out {out} is a folder; give the page's own name, such as {join(out, 'report.html')}.")
     if f"{out}/".startswith(f"{path}/"):
         raise SettingsError(
-            f"--out {out} lies among the predictions, where readers of Parquet would stumble over it; give another place."
+            f"--out {out} lies among the predictions, where readers of Parquet would stumble over it; give another "
+            "place."
         )
 
 

@@ -99,5 +99,5 @@ def _joined(chosen: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     chosen = chosen.assign(place=chosen["pick"].map(list(PICKS).index))
     chosen = chosen.sort_values(["place", "first", "turn", "uri"], kind="stable")
     keys = ["uri", "score"]
-    picks = chosen.groupby(keys, dropna=False, sort=False)["pick"].agg(lambda own: list(dict.fromkeys(own))).rename("picks").reset_index()
-    return picks.merge(rows.drop_duplicates(keys), on=keys, how="inner")
+    picks = chosen.drop_duplicates([*keys, "pick"]).groupby(keys, dropna=False, sort=False)["pick"].agg(list)
+    return picks.rename("picks").reset_index().merge(rows.drop_duplicates(keys), on=keys, how="inner")

@@ -9,9 +9,8 @@ Cost: one pass over each column that is counted, up to four over `uri` and two o
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import takewhile
 
 import pandas as pd
 
@@ -153,10 +152,10 @@ def _ranked(counted: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 
 def _common_folder(first: str | None, last: str | None) -> str:
     """Give the deepest folder of all images, from the first and the last in order: what those share, all share."""
-    if first is None or pd.isna(first):
+    if not isinstance(first, str) or not isinstance(last, str):
         return ""
-    shared = os.path.commonprefix([first, last])
-    return shared[: shared.rfind("/") + 1]
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return first[: first.rfind("/", 0, sum(1 for _ in alike)) + 1]
 
 
 def count_folders(path: str, base: str) -> Folders:

@@ -20,7 +20,8 @@ def _choose(path: str, *, images: int = 40, seed: int = 0) -> pd.DataFrame:
 
 def _many() -> list[dict[str, Any]]:
     rows = [
-        scored(f"/p/{i:03d}.jpg", label=LABELS[i % 4], score=0.2 + i * 0.004, second=0.19 - i * 0.0005) for i in range(200)
+        scored(f"/p/{i:03d}.jpg", label=LABELS[i % 4], score=0.2 + i * 0.004, second=0.19 - i * 0.0005)
+        for i in range(200)
     ]
     rows += [failed(f"/p/f{i:03d}.jpg", ("truncated", "empty", "denied")[i % 3]) for i in range(150)]
     rows += [scored(f"/p/twin-{i}.jpg", score=0.99, second=0.0, phash=0xAAAA_AAAA_AAAA_AAAA) for i in range(9)]
@@ -71,8 +72,8 @@ def test_small_numbers_and_empty_tables_choose_what_there_is(tmp_path: Path) -> 
     for images in (1, 2, 3, 5, 24):
         assert 1 <= sum(_choose(path, images=images)["status"] == "ok") <= images
     assert _choose(write_predictions(tmp_path / "none", [])).empty
-    only_failed = _choose(write_predictions(tmp_path / "failed", [failed(f"/p/{code}.jpg", code) for code in ("empty", "denied")]))
-    assert only_failed["picks"].tolist() == [["failed"], ["failed"]]
+    failures = write_predictions(tmp_path / "failed", [failed(f"/p/{code}.jpg", code) for code in ("empty", "denied")])
+    assert _choose(failures)["picks"].tolist() == [["failed"], ["failed"]]
     boxes = write_predictions(tmp_path / "boxes", [failed("/p/1.jpg", code) for code in ("bad_box", "empty")])
     assert _choose(boxes)["picks"].tolist() == [["failed"]]
     nulls = [failed("/p/2.jpg", error_code=None, error=None)]

@@ -85,7 +85,10 @@ def test_a_broken_day_leads_the_folders(tmp_path: Path) -> None:
 
 def test_folders_are_taken_deeper_while_they_are_few(tmp_path: Path) -> None:
     rows = [
-        scored(f"s3://b/{year}/{month:02d}/{day}/x.jpg") for year in (2025, 2026) for month in (1, 2, 3) for day in (1, 2)
+        scored(f"s3://b/{year}/{month:02d}/{day}/x.jpg")
+        for year in (2025, 2026)
+        for month in (1, 2, 3)
+        for day in (1, 2)
     ]
     _, table, total = _folders(tmp_path, rows)
     assert total == 12 and sorted(table["folder"])[0] == "2025/01/1"
