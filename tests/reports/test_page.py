@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -18,9 +19,10 @@ from PIL import Image
 from written_predictions import LABELS, failed, of_files, scored, write_predictions
 
 from carray.__main__ import main
+from carray.commands.pages import report
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.storage import read_bytes, write_bytes, write_json
-from carray.reports.predictions import MOST_THUMBNAILS, write_report
+from carray.reports.predictions import MOST_THUMBNAILS, THUMBNAILS, write_report
 
 MARKUP = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> & {{ 7 * 7 }}"
 """What a hostile key may hold; a page must show it as it stands."""
@@ -241,6 +243,10 @@ def test_the_command_ends_with_one_line_of_json(
     told = json.loads(printed[0])
     assert (told["images"], told["scored"], told["failed"], told["page"]) == (46, 40, 6, out)
     assert 1 <= told["thumbnails"] <= 10
+
+
+def test_the_commands_default_is_the_reports() -> None:
+    assert inspect.signature(report).parameters["thumbnails"].default == THUMBNAILS
 
 
 @pytest.fixture
