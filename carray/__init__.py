@@ -9,7 +9,7 @@ manifest
 trials.parquet, bundle/          the winner: weights.safetensors, model.onnx, bundle.json
     |  carray classify           PREDICTIONS/       Ray Data over shards of a folder or bucket
     v
-Parquet, one row an image        carray query, carray.read_predictions, pd.read_parquet
+Parquet, one row an image        carray query, carray report, carray.read_predictions, pd.read_parquet
 """
 
 from __future__ import annotations

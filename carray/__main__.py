@@ -14,6 +14,7 @@ import typer
 
 from carray import __version__
 from carray.commands.data import demo, prepare
+from carray.commands.pages import report
 from carray.commands.questions import compare, query
 from carray.commands.score import classify, compact, evaluate, predict, quantize
 from carray.commands.search import export, leaderboard, train, tune
@@ -48,7 +49,7 @@ def _root(
 # In the order in which a user meets them, which is the order of `carray --help`.
 for command in (
     *(prepare, tune, train, leaderboard, export, quantize),
-    *(evaluate, classify, compact, predict, query, compare, demo),
+    *(evaluate, classify, compact, predict, query, report, compare, demo),
 ):
     app.command()(command)
 

@@ -20,7 +20,7 @@ from carray.manifest.build import prepare as build_manifest
 from carray.manifest.format import read_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = "prepare tune train leaderboard export quantize evaluate classify predict query compare demo".split()
+COMMANDS = "prepare tune train leaderboard export quantize evaluate classify predict query report compare demo".split()
 
 
 @pytest.fixture
@@ -118,6 +118,8 @@ def test_nothing_to_classify_is_a_sentence(run, small_bundle: str, tmp_path: Pat
         ),
         (["evaluate", "{bundle}", "--manifest", "{m}", "--split", "dev", "--out", "{tmp}/e"], 2, ["'dev'"]),
         (["predict", "{tmp}", "car.jpg"], 3, ["holds no bundle.json"]),
+        (["report", "{tmp}/absent", "--out", "{tmp}/r.html"], 2, ["{tmp}/absent holds no Parquet file"]),
+        (["report", "{tmp}/absent", "--out", "{tmp}/r.html", "--thumbnails", "9999"], 2, ["thumbnails is 9999", "400"]),
         (["classify", "{bundle}", "{images}", "--out", "{tmp}/o", "--split", "dev"], 2, ["'dev'"]),
         (["classify", "{bundle}", "{images}", "--out", "{tmp}/o", "--set", "runtime=int4"], 2, ["'int4'"]),
         (["query", "{tmp}"], 2, ["{tmp}"]),

@@ -4,4 +4,5 @@
 2. search      a manifest -> a run: search, one training, leaderboard, export
 3. score       a bundle -> figures and predictions
 4. questions   predictions -> answers
+5. pages       predictions -> a page to look at
 """

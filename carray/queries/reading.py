@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -23,7 +24,7 @@ __all__ = ["check_columns", "guarded_read", "open_predictions", "read_prediction
 
 T = TypeVar("T")
 
-_DONE = "_carray/done.json"
+_DONE, _COMPACTED = "_carray/done.json", "_carray/compact.json"
 _TYPES = {
     pa.int16(): pd.Int16Dtype(),
     pa.int32(): pd.Int32Dtype(),
@@ -72,8 +73,8 @@ def open_predictions(path: str) -> pads.Dataset:
             raise SchemaError(
                 f"{path} holds no Parquet file, so it is no folder of predictions; give the --out of carray classify."
             )
-        if not exists(join(path, _DONE)):
-            say(f"warning: {path} is unfinished (it has no {_DONE}); run the same carray classify again to finish it.")
+        if not any(exists(join(path, marker)) for marker in (_DONE, _COMPACTED)):
+            _warn_unfinished(path)
     fs, _ = filesystem(path)
     places = [filesystem(uri)[1] for uri in files]
     data = guarded_read(lambda: pads.dataset(places, filesystem=fs, format="parquet"), path)
@@ -100,6 +101,12 @@ def guarded_read(action: Callable[[], T], path: str) -> T:
     except pa.ArrowInvalid as err:
         reason = " ".join(str(err).split())[:300]
         raise SchemaError(f"{path} holds a file that is not readable Parquet ({reason}); classify again.") from None
+
+
+@lru_cache
+def _warn_unfinished(path: str) -> None:
+    """Say so once: a report asks a run many questions."""
+    say(f"warning: {path} is unfinished (it has no {_DONE}); run the same carray classify again to finish it.")
 
 
 def check_columns(names: Sequence[str], schema: pa.Schema) -> None:
