@@ -78,7 +78,7 @@ def open_predictions(path: str) -> pads.Dataset:
     fs, _ = filesystem(path)
     places = [filesystem(uri)[1] for uri in files]
     data = guarded_read(lambda: pads.dataset(places, filesystem=fs, format="parquet"), path)
-    missing = [name for name in ("uri", "status") if name not in data.schema.names]
+    missing = [name for name in ("uri", "status", "score") if name not in data.schema.names]
     if missing:
         raise SchemaError(
             f"{path} lacks the column {', '.join(missing)}, so it is no folder of predictions (it has "

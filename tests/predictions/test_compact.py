@@ -82,3 +82,10 @@ def test_refusals_are_sentences(finished, tmp_path):
     with pytest.raises(SettingsError, match=r"already holds something else, as '.*x\.parquet'"):
         compact(finished, to=str(tmp_path))
     assert (tmp_path / "x.parquet").exists()
+
+
+def test_a_compacted_run_is_no_unfinished_one(finished, tmp_path, capsys):
+    compact(finished, to=str(tmp_path / "few"))
+    capsys.readouterr()
+    assert len(read_predictions(str(tmp_path / "few"))) == 12
+    assert "unfinished" not in capsys.readouterr().err

@@ -62,7 +62,7 @@ def test_what_is_no_folder_of_predictions_is_said(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match="not readable Parquet"):
         queries.read_predictions(str(tmp_path))
     pd.DataFrame({"colour": ["red"]}).to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(SchemaError, match=r"lacks the column uri, status.*colour"):
+    with pytest.raises(SchemaError, match=r"lacks the column uri, status, score.*colour"):
         queries.read_predictions(str(tmp_path))
 
 
