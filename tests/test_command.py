@@ -20,7 +20,7 @@ from carray.manifest.build import prepare as build_manifest
 from carray.manifest.format import read_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = "prepare tune train leaderboard export quantize evaluate classify predict query demo".split()
+COMMANDS = "prepare tune train leaderboard export quantize calibrate evaluate classify predict query demo".split()
 
 
 @pytest.fixture
