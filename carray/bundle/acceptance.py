@@ -3,9 +3,9 @@
 Source: Angelopoulos et al., 'Learn then Test', 2021, fixed-sequence testing: thresholds are tried from the highest
 downward, each by Clopper and Pearson's exact one-sided bound at 95 %, and the first that fails ends the sequence. So
 the chance that the chosen threshold's true precision lies below the target is at most 5 %, however many were tried.
-It holds for images drawn like those it was chosen on, and as long as surer labels are not wrong more often. That the
-temperature was fitted on the same labels, one number for all of them, does not show: tests/bundle/test_acceptance.py
-counts broken promises.
+It holds for images drawn like those it was chosen on, as long as surer labels are not wrong more often. Two things
+make it a little too good: the temperature was fitted on the same labels (one number for all of them), and a search
+chose its winner on them. So `carray evaluate` measures on test what became of it.
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ NUMBERED_CLASSES = 12
 """With more, the numbers no longer fit into the cells."""
 SMALLEST_GAP = 0.012
 """Between the middles of two tick labels, as a fraction of the axis: the height of their letters."""
+LONGEST_NAME = 40
+"""Letters: a longer name is cut, or it would leave no room for the matrix."""
 CELL_COLOUR = (62, 134, 208)
 """A blue that can be told from white and from near black."""
 
@@ -37,7 +39,7 @@ def confusion_png(counts_KK: npt.NDArray[np.int64], classes: Sequence[str]) -> b
 
     counts_KK, names = _in_order(counts_KK, classes)
     shares_KK = np.ma.masked_invalid(_row_shares(counts_KK))
-    side = 4.5 + 0.35 * len(classes) if len(classes) <= NAMED_CLASSES else 13.0
+    side = 2.5 + _room(names) + 0.35 * len(classes) if len(classes) <= NAMED_CLASSES else 13.0
     with matplotlib.rc_context({"text.parse_math": False}):
         figure = Figure(figsize=(side + 1, side), dpi=110, layout="constrained")
         axes = figure.add_subplot()
@@ -63,7 +65,7 @@ def confusion_svg(counts_KK: npt.NDArray[np.int64], classes: Sequence[str], *, t
     cells_KKC[..., :3] = np.array(CELL_COLOUR) / 255
     cells_KKC[..., 3] = 0.9 * np.sqrt(np.nan_to_num(shares_KK))
     cells_KKC[np.isnan(shares_KK)] = (0.5, 0.5, 0.5, 0.3)
-    side = 3.4 + 0.24 * len(classes) if len(classes) <= NAMED_CLASSES else 9.6
+    side = 1.4 + _room(names) + 0.26 * len(classes) if len(classes) <= NAMED_CLASSES else 9.6
     with picture(title, "Rows are true classes, columns predicted ones.", {}, height=side, width=side + 0.6) as (
         axes,
         svg,
@@ -79,7 +81,17 @@ def confusion_svg(counts_KK: npt.NDArray[np.int64], classes: Sequence[str], *, t
 def _in_order(counts_KK: npt.NDArray[np.int64], classes: Sequence[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
     """Put classes of one make side by side."""
     order = sorted(range(len(classes)), key=lambda i: (_group(classes[i]).casefold(), classes[i]))
-    return counts_KK[np.ix_(order, order)], [classes[i] for i in order]
+    return counts_KK[np.ix_(order, order)], [_short(classes[i]) for i in order]
+
+
+def _short(name: str) -> str:
+    line = " ".join(name.split())
+    return line if len(line) <= LONGEST_NAME else f"{line[: LONGEST_NAME - 1]}…"
+
+
+def _room(names: Sequence[str]) -> float:
+    """Give the inches that the longest name needs beside the matrix."""
+    return 0.08 * max(len(name) for name in names)
 
 
 def _row_shares(counts_KK: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -40,10 +40,7 @@ def reliability_svg(bins: pd.DataFrame, *, title: str, colour: str) -> str:
         shares = bins["images"] / bins["images"].sum()
         middles, width = (bins["score_low"] + bins["score_high"]) / 2, bins["score_high"] - bins["score_low"]
         axes.bar(middles, shares, width=0.85 * width, color=_SOFT, alpha=0.3, linewidth=0, label="share of images")
-        ends = [seen["accuracy"] - seen["low"], seen["high"] - seen["accuracy"]]
-        axes.errorbar(
-            seen["mean_score"], seen["accuracy"], yerr=ends, fmt="none", ecolor=PAGE_COLOURS[colour], elinewidth=1.1
-        )
+        axes.vlines(seen["mean_score"], seen["low"], seen["high"], color=PAGE_COLOURS[colour], linewidth=1.1)
         for i, row in enumerate(seen.to_dict("records")):
             axes.plot(
                 row["mean_score"], row["accuracy"], "o", color=PAGE_COLOURS[colour], markersize=5.5, gid=f"tip-bin{i}"
@@ -69,7 +66,7 @@ def coverage_svg(coverage: pd.DataFrame, *, title: str, threshold: float | None,
         if target is not None:
             axes.axhline(target, color=_SECOND, linestyle=(0, (4, 3)), linewidth=1.2)
             place, offset = (1, target), {"xytext": (0, 4), "textcoords": "offset points"}
-            axes.annotate(f"target {target:.4g}", place, ha="right", color=_SECOND, **offset)
+            axes.annotate(f"target {100 * target:.4g}%", place, ha="right", color=_SECOND, **offset)
             lowest = min(lowest, target - 0.03)
         accepted = coverage[coverage["threshold"] >= threshold] if threshold is not None else coverage.iloc[:0]
         if len(accepted):

@@ -102,7 +102,9 @@ def _levels(evaluation: Evaluation) -> dict[str, Any]:
 
 def _kinds(evaluation: Evaluation) -> dict[str, Any]:
     found = evaluation.metrics["confusion_kinds"]
-    rows = [{"name": KIND_NAMES[kind], **values} for kind, values in found.items()]
+    # Where no mistake is among names that tell nothing, that kind needs no line.
+    kinds = [kind for kind, values in found.items() if kind != "unnamed" or values["images"]]
+    rows = [{"name": KIND_NAMES[kind], **found[kind]} for kind in kinds]
     mistakes = sum(row["images"] for row in rows)
     # Where no class is a vehicle's name, there is one kind only, and nothing to draw.
     told = mistakes > found["unnamed"]["images"]

@@ -31,7 +31,7 @@ from carray.evaluation.page import write_page
 from carray.evaluation.score import ScoredSplit, score_split, seen_before
 from carray.manifest.format import read_manifest
 
-__all__ = ["evaluate", "summary_text"]
+__all__ = ["evaluate", "summary_text", "write_evaluation"]
 
 
 def evaluate(bundle: str, manifest: str, *, split: str = "test", out: str, runtime: str = "fp32") -> dict[str, Any]:
@@ -64,7 +64,7 @@ def evaluate(bundle: str, manifest: str, *, split: str = "test", out: str, runti
         "manifest": table.uri,
         "seen_before": seen_before(scorer.info, table, split),
     }
-    return _write_results(out, origin, scorer.info, scored)
+    return write_evaluation(out, origin, scorer.info, scored)
 
 
 def summary_text(metrics: Mapping[str, Any]) -> str:
@@ -77,7 +77,8 @@ def summary_text(metrics: Mapping[str, Any]) -> str:
     for level, title in (("make", "make"), ("make_model", "with model")):
         found = metrics["levels"][level]
         if found["images"]:
-            lines.append(f"  {title:<10} {found['accuracy']:.1%}  (of the {found['images']:,} whose class tells it)")
+            some = f"  (of the {found['images']:,} whose class tells it)" if found["images"] < metrics["scored"] else ""
+            lines.append(f"  {title:<10} {found['accuracy']:.1%}{some}")
     lines += [f"  {'macro F1':<10} {metrics['macro_f1']:.3f}", f"  {'loss':<10} {metrics['loss']:.3f} nats"]
     lines.append(f"  {'ECE':<10} {metrics['ece']:.1%}  (before calibration {metrics['ece_before']:.1%})")
     lines.append(f"  {'accepted':<10} {_acceptance_text(metrics['acceptance'])}")
@@ -109,7 +110,12 @@ def _finished(out: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     return found
 
 
-def _write_results(out: str, origin: dict[str, Any], info: BundleInfo, scored: ScoredSplit) -> dict[str, Any]:
+def write_evaluation(out: str, origin: dict[str, Any], info: BundleInfo, scored: ScoredSplit) -> dict[str, Any]:
+    """Write everything that a scored split tells into `out`, and give the metrics, which hold `origin`, too.
+
+    Raises:
+        StorageError: storage refused to write.
+    """
     predicted_N = scored.logits_NK.argmax(axis=1)
     counts_KK = measure.confusion_counts(scored.truth_N, predicted_N, len(info.classes))
     pairs = measure.confused_pairs(counts_KK, info.classes)
