@@ -81,7 +81,7 @@ def confusion_svg(counts_KK: npt.NDArray[np.int64], classes: Sequence[str], *, t
 def _in_order(counts_KK: npt.NDArray[np.int64], classes: Sequence[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
     """Put classes of one make side by side."""
     order = sorted(range(len(classes)), key=lambda i: (_group(classes[i]).casefold(), classes[i]))
-    return counts_KK[np.ix_(order, order)], [_short(classes[i]) for i in order]
+    return counts_KK[np.ix_(order, order)], [classes[i] for i in order]
 
 
 def _short(name: str) -> str:
@@ -91,7 +91,7 @@ def _short(name: str) -> str:
 
 def _room(names: Sequence[str]) -> float:
     """Give the inches that the longest name needs beside the matrix."""
-    return 0.08 * max(len(name) for name in names)
+    return 0.08 * max(len(_short(name)) for name in names)
 
 
 def _row_shares(counts_KK: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -114,7 +114,7 @@ def _group(name: str) -> str:
 
 
 def _name_every_class(axes: Any, names: Sequence[str], totals_K: npt.NDArray[np.int64]) -> None:
-    places = range(len(names))
+    places, names = range(len(names)), [_short(name) for name in names]
     axes.set_xticks(places, names, rotation=90 if len(names) > 8 else 30, ha="center" if len(names) > 8 else "right")
     axes.set_yticks(places, [f"{name} ({total})" for name, total in zip(names, totals_K, strict=True)])
 

@@ -46,6 +46,14 @@ def test_names_of_any_length_leave_room_for_the_matrix() -> None:
     assert "two lines and $x_1$ and &lt;b&gt;" in svg
 
 
+def test_above_thirty_classes_each_make_has_one_tick() -> None:
+    names = [f"Chevrolet Silverado {i} of a very long name Crew Cab 2012" for i in range(20)]
+    names += [f"Ford F-{i} Sedan 2012" for i in range(20)]
+    svg = confusion_svg(np.diag(np.arange(1, 41)), names, title="Matrix")
+    assert svg.count(">Chevrolet<") == svg.count(">Ford<") == 2  # beside rows and below columns
+    assert svg.count("<text") == 6  # and the two axes' own names
+
+
 def test_the_svg_takes_the_pages_colours_and_holds_one_picture_of_cells() -> None:
     svg = confusion_svg(np.diag([4, 0, 4]), ["a", "b", "c"], title="Matrix")
     assert "var(--ink)" in svg and svg.count("<image") == 1
