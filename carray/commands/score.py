@@ -91,7 +91,7 @@ def evaluate(
 
     metrics = measure(bundle, manifest, split=split, out=out, runtime=runtime)
     typer.echo(summary_text(metrics))
-    keys = ("runtime", "images", "top1", "top5", "loss")
+    keys = ("runtime", "images", "unreadable", "top1", "top5", "macro_f1", "loss", "ece", "aurc")
     print_result({key: metrics[key] for key in keys if key in metrics} | {"out": out})
 
 
