@@ -16,7 +16,7 @@ from carray import __version__
 from carray.commands.data import demo, prepare
 from carray.commands.pages import report
 from carray.commands.questions import compare, query
-from carray.commands.score import classify, compact, evaluate, predict, quantize
+from carray.commands.score import calibrate, classify, compact, evaluate, predict, quantize
 from carray.commands.search import export, leaderboard, train, tune
 from carray.core.errors import CarrayError, SettingsError
 
@@ -48,7 +48,7 @@ def _root(
 
 # In the order in which a user meets them, which is the order of `carray --help`.
 for command in (
-    *(prepare, tune, train, leaderboard, export, quantize),
+    *(prepare, tune, train, leaderboard, export, quantize, calibrate),
     *(evaluate, classify, compact, predict, query, report, compare, demo),
 ):
     app.command()(command)

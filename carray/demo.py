@@ -134,7 +134,7 @@ def _show_places(out: str) -> None:
         "manifest.parquet": "one row an image: split, size, hashes",
         "run": "leaderboard (trials.parquet), epochs.parquet, curves.png",
         "run/bundle": "the winner: weights.safetensors, model.onnx, bundle.json",
-        "evaluation": "metrics.json, per_class.parquet, confusion.png",
+        "evaluation": "report.html, and the same as metrics.json and tables",
         "bucket": "what was classified, broken files included",
         "predictions": "one row an image; pd.read_parquet reads this folder",
     }

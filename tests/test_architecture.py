@@ -47,6 +47,7 @@ DOORS = {
     "trials.train",
     "bundle.predict",
     "bundle.calibration",
+    "bundle.acceptance",
 }
 """Besides `format`, what one folder may import of another; `core` and the single modules are open to all above."""
 

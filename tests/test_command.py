@@ -20,7 +20,9 @@ from carray.manifest.build import prepare as build_manifest
 from carray.manifest.format import read_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = "prepare tune train leaderboard export quantize evaluate classify predict query report compare demo".split()
+COMMANDS = (
+    "prepare tune train leaderboard export quantize calibrate evaluate classify predict query report compare demo"
+).split()
 
 
 @pytest.fixture
@@ -117,6 +119,9 @@ def test_nothing_to_classify_is_a_sentence(run, small_bundle: str, tmp_path: Pat
             ["--from {tmp}", "--config {bad_yaml}", "give one of them"],
         ),
         (["evaluate", "{bundle}", "--manifest", "{m}", "--split", "dev", "--out", "{tmp}/e"], 2, ["'dev'"]),
+        (["calibrate", "{bundle}", "--manifest", "{m}", "--target-precision", "98"], 2, ["target_precision is 98"]),
+        (["calibrate", "{bundle}", "--manifest", "{m}", "--split", "dev"], 2, ["'dev'"]),
+        (["calibrate", "{tmp}", "--manifest", "{m}"], 3, ["holds no bundle.json"]),
         (["predict", "{tmp}", "car.jpg"], 3, ["holds no bundle.json"]),
         (["report", "{tmp}/absent", "--out", "{tmp}/r.html"], 2, ["{tmp}/absent holds no Parquet file"]),
         (["report", "{tmp}/absent", "--out", "{tmp}/r.html", "--thumbnails", "9999"], 2, ["thumbnails is 9999", "400"]),

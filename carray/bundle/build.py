@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from carray.bundle.calibration import fit_temperature, mean_nll
-from carray.bundle.certify import CALIBRATION_IMAGES, CERTIFY_IMAGES, Views, add_int8, draw_rows
-from carray.bundle.format import MODEL, PROBES, VERSION, WEIGHTS, BundleInfo, bundle_id_of, write_bundle
+from carray.bundle.acceptance import choose_on_logits
+from carray.bundle.calibration import calibrated_metrics, fit_temperature
+from carray.bundle.certify import add_int8, block_views
+from carray.bundle.format import MODEL, PROBES, VERSION, WEIGHTS, Acceptance, BundleInfo, bundle_id_of, write_bundle
 from carray.bundle.originals import measure_full_decode
 from carray.core.errors import BundleError, SettingsError
 from carray.core.progress import say
@@ -100,7 +101,7 @@ def _pack_trial(
     logits_NK = predict_logits(net, block, val_rows_N, pixels)
     labels_N = block.labels_N[val_rows_N]
     temperature = fit_temperature(logits_NK, labels_N)
-    metrics = {"val_before_refit" if weights else "val": _val_metrics(logits_NK, labels_N, temperature)}
+    metrics = {"val_before_refit" if weights else "val": calibrated_metrics(logits_NK, labels_N, temperature)}
     if full_decode := measure_full_decode(net, manifest, pixels, logits_NK):
         metrics["val_full_decode"] = full_decode
     if weights is not None:
@@ -122,27 +123,17 @@ def _pack_trial(
             "manifest_fingerprint": search["manifest_fingerprint"],
             **note,
         },
+        accept=choose_on_logits(
+            logits_NK,
+            labels_N,
+            temperature=temperature,
+            target_precision=settings.search.target_precision,
+            manifest_fingerprint=search["manifest_fingerprint"],
+            before_refit=weights is not None,
+        ),
         parity_pixels_NHWC=view_batch(block, val_rows_N[:PARITY_IMAGES], pixels),
     )
-    judging_N = draw_rows(val_rows_N, CERTIFY_IMAGES)
-    views = Views(
-        calibration_NHWC=view_batch(block, draw_rows(block.of_split("train"), CALIBRATION_IMAGES), pixels),
-        judging_NHWC=view_batch(block, judging_N, pixels),
-        labels_N=block.labels_N[judging_N],
-        seen_in_training=weights is not None,
-    )
-    return add_int8(to, views)
-
-
-def _val_metrics(
-    logits_NK: npt.NDArray[np.float32], labels_N: npt.NDArray[np.int64], temperature: float
-) -> dict[str, float]:
-    return {
-        "images": float(len(labels_N)),
-        "top1": float((logits_NK.argmax(axis=1) == labels_N).mean()),
-        "loss": mean_nll(logits_NK, labels_N, temperature=1.0),
-        "loss_calibrated": mean_nll(logits_NK, labels_N, temperature=temperature),
-    }
+    return add_int8(to, block_views(block, val_rows_N, pixels, seen_in_training=weights is not None))
 
 
 def pack_bundle(
@@ -157,8 +148,11 @@ def pack_bundle(
     net_note: dict[str, Any],
     search_note: dict[str, Any],
     parity_pixels_NHWC: Pixels,
+    accept: tuple[float | None, Acceptance | None] = (None, None),
 ) -> BundleInfo:
     """Write a `trials.nets.Net` as a bundle; `parity_pixels_NHWC` are uint8 views that torch and ONNX are compared on.
+
+    `accept` is what `choose_threshold` gave.
 
     Raises:
         BundleError: the exported model's logits or labels differ from torch's.
@@ -192,6 +186,8 @@ def pack_bundle(
         files={},
         metrics=metrics,
         parity={"fp32": parity},
+        accept_threshold=accept[0],
+        acceptance=accept[1],
         net=net_note,
         search=search_note,
         software=_software(),

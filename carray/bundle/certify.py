@@ -30,8 +30,10 @@ from carray.bundle.format import (
 from carray.bundle.quantise import CALIBRATION, quantise_model
 from carray.bundle.runtimes import OnnxRuntime
 from carray.core.progress import say
+from carray.pixels import PixelSettings
+from carray.tensors.format import Block
 
-__all__ = ["CALIBRATION_IMAGES", "CERTIFY_IMAGES", "Views", "add_int8", "draw_rows", "judge"]
+__all__ = ["CALIBRATION_IMAGES", "CERTIFY_IMAGES", "Views", "add_int8", "block_views", "draw_rows", "judge"]
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -62,6 +64,19 @@ def draw_rows(rows_N: Integers, count: int) -> Integers:
     if len(rows_N) <= count:
         return rows_N
     return np.sort(np.random.default_rng(0).choice(rows_N, size=count, replace=False))
+
+
+def block_views(block: Block, val_rows_N: Integers, pixels: PixelSettings, *, seen_in_training: bool) -> Views:
+    """Draw views from a block: of its training images to calibrate on, of its validation images to judge by."""
+    from carray.tensors.batches import view_batch
+
+    judging_N = draw_rows(val_rows_N, CERTIFY_IMAGES)
+    return Views(
+        calibration_NHWC=view_batch(block, draw_rows(block.of_split("train"), CALIBRATION_IMAGES), pixels),
+        judging_NHWC=view_batch(block, judging_N, pixels),
+        labels_N=block.labels_N[judging_N],
+        seen_in_training=seen_in_training,
+    )
 
 
 def add_int8(uri: str, views: Views, *, keep: bool = False) -> BundleInfo:

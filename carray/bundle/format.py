@@ -6,8 +6,8 @@
     probes.safetensors    16 generated images and the logits that each runtime gave for them
     bundle.json           everything below, written last
 
-Invariants: `bundle_id` is a hash of weights, classes, pixels and temperature, not of metrics; each file's sha256 is
-checked before its bytes are used; nothing in a bundle can run code. Version 1.
+Invariants: `bundle_id` is a hash of weights, classes, pixels and temperature, not of metrics or the threshold; each
+file's sha256 is checked before its bytes are used; nothing in a bundle can run code. Version 1.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from carray.pixels import PixelSettings
 
 __all__ = [
     "BUNDLE_JSON",
+    "Acceptance",
     "BundleInfo",
     "Certificate",
     "FileEntry",
@@ -33,6 +34,7 @@ __all__ = [
     "open_bundle",
     "read_bundle_file",
     "write_bundle",
+    "write_info",
 ]
 
 VERSION = 1
@@ -80,6 +82,37 @@ class Certificate(Settings):
     """That machine's processor."""
 
 
+class Acceptance(Settings):
+    """Says what to expect of accepting labels from the bundle's threshold on, or why it has none.
+
+    Figures are of fp32's calibrated scores, and null without a threshold.
+    """
+
+    target_precision: float
+    """Share of accepted labels that are to be right."""
+    confidence: float
+    """With which the threshold's true precision is at least that."""
+    split: str
+    """The labelled images that it was chosen on."""
+    images: int
+    """Of them, those that could be read."""
+    manifest_fingerprint: str = ""
+    before_refit: bool = False
+    """Whether the model before a refit gave the scores: no image is left that the refitted one has not learned from."""
+    reason: str = ""
+    """Why no threshold could be chosen."""
+    accepted: int = 0
+    """Images whose score reaches the threshold."""
+    coverage: float | None = None
+    """Share of images accepted, with its two-sided 95 % interval."""
+    coverage_low: float | None = None
+    coverage_high: float | None = None
+    precision: float | None = None
+    """Share of the accepted that are right, with one-sided bounds at `confidence`: the lower is at least the target."""
+    precision_low: float | None = None
+    precision_high: float | None = None
+
+
 class BundleInfo(Settings):
     """Is what bundle.json holds."""
 
@@ -101,7 +134,9 @@ class BundleInfo(Settings):
     certificates: dict[str, Certificate] = Field(default_factory=dict)
     """By runtime, each against fp32."""
     accept_threshold: float | None = Field(default=None, ge=0, le=1)
-    """Score from which a label is to be accepted without a look; null while none was calibrated."""
+    """Score from which a label is to be accepted without a look; null while none was chosen, or none could be."""
+    acceptance: Acceptance | None = None
+    """What that threshold promises; null in bundles of before there were any."""
     net: dict[str, Any]
     """Family, name, hyper and everything else that builds the network again."""
     search: dict[str, Any]
@@ -133,8 +168,17 @@ def write_bundle(uri: str, info: BundleInfo, files: Mapping[str, bytes]) -> Bund
     delete(join(uri, BUNDLE_JSON))  # while files change under an older marker, the folder must not look finished
     for name, data in files.items():
         write_bytes(join(uri, name), data)
-    write_bytes(join(uri, BUNDLE_JSON), info.model_dump_json(indent=1).encode() + b"\n")
+    write_info(uri, info)
     return info
+
+
+def write_info(uri: str, info: BundleInfo) -> None:
+    """Write a finished bundle's description anew, in one step, where none of its files changes.
+
+    Raises:
+        StorageError: storage refused it.
+    """
+    write_bytes(join(absolute(uri), BUNDLE_JSON), info.model_dump_json(indent=1).encode() + b"\n")
 
 
 def open_bundle(uri: str) -> BundleInfo:

@@ -2,8 +2,8 @@
 
 From: a run that a search or a training left. To: a bundle folder.
 Invariants: a search that went on and found better packs anew; another trial, exported on purpose, stays until the next
-one is; what a bundle is of stands in its bundle.json under `search`. A refit keeps the temperature of the model before
-it, since no image is left to fit one on, and says so.
+one is; what a bundle is of stands in its bundle.json under `search`. A refit keeps the temperature and
+the threshold of the model before it, since no image is left to choose them on, and says so.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import typer
 
 from carray.commands.options import Bundle, Config, ManifestOption, Settings, short_for
 
-__all__ = ["classify", "compact", "evaluate", "predict", "quantize"]
+__all__ = ["calibrate", "classify", "compact", "evaluate", "predict", "quantize"]
 
 
 def quantize(
@@ -36,17 +36,50 @@ def quantize(
     print_result({"bundle": bundle, "bundle_id": info.bundle_id, "int8": certificate})
 
 
+def calibrate(
+    bundle: Bundle,
+    manifest: ManifestOption,
+    target_precision: Annotated[
+        float, typer.Option(help="Share of accepted labels that are to be right, such as 0.98.")
+    ] = 0.95,
+    split: Annotated[str, typer.Option(help="Labelled images that the bundle has not learned from.")] = "val",
+) -> None:
+    """Choose from which score a bundle's labels are accepted without a look, so that a stated share is right.
+
+    Reads the split's images; writes the threshold and what it promises into bundle.json; the bundle's id stays. Where
+    the precision cannot be shown with 95 % confidence, says why, and leaves the bundle as it is. A classification
+    begun with another threshold is not continued with this one.
+
+    Cost: that of classifying the split once.
+
+    Example: `carray calibrate run/bundle --manifest manifest.parquet --target-precision 0.98`
+    """
+    from carray.core.progress import print_result
+    from carray.evaluation.recalibrate import recalibrate
+
+    info = recalibrate(bundle, manifest, target_precision=target_precision, split=split)
+    promised = info.acceptance.model_dump(mode="json") if info.acceptance else None
+    print_result(
+        {
+            "bundle": bundle,
+            "bundle_id": info.bundle_id,
+            "accept_threshold": info.accept_threshold,
+            "acceptance": promised,
+        }
+    )
+
+
 def evaluate(
     bundle: Bundle,
     manifest: ManifestOption,
-    out: Annotated[str, typer.Option("--out", help="Folder for metrics.json, tables and confusion.png.")],
+    out: Annotated[str, typer.Option("--out", help="Folder for report.html, metrics.json and tables.")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     runtime: Annotated[str, typer.Option(help="fp32, int8, torch-bf16, or auto.")] = "fp32",
 ) -> None:
-    """Measure a bundle on a labelled split: top-1, top-5, loss, per-class table, confusions.
+    """Measure a bundle on a labelled split: how often it is right, where it is wrong, and what can be trusted.
 
-    Reads the split's images; writes metrics.json, per_class.parquet, confused_pairs.parquet, predictions.parquet and
-    confusion.png.
+    Reads the split's images; writes report.html, one page with accuracies and their intervals, kinds of mistakes with
+    pictures, calibration, and what can be accepted without a look; the same as metrics.json and Parquet tables.
 
     Cost: that of classifying the split once.
 
@@ -58,7 +91,7 @@ def evaluate(
 
     metrics = measure(bundle, manifest, split=split, out=out, runtime=runtime)
     typer.echo(summary_text(metrics))
-    keys = ("runtime", "images", "top1", "top5", "loss")
+    keys = ("runtime", "images", "unreadable", "top1", "top5", "macro_f1", "loss", "ece", "aurc")
     print_result({key: metrics[key] for key in keys if key in metrics} | {"out": out})
 
 

@@ -77,7 +77,7 @@ def plain_log_axis(axis: Any) -> None:
 
 @contextmanager
 def picture(
-    title: str, description: str, tips: Mapping[str, str], *, height: float = _SIZE[1]
+    title: str, description: str, tips: Mapping[str, str], *, height: float = _SIZE[1], width: float = _SIZE[0]
 ) -> Iterator[tuple[Any, Callable[[], str]]]:
     """Give axes to draw on, and a function that gives the SVG once that is done.
 
@@ -86,13 +86,14 @@ def picture(
         description: Says what it shows, to who cannot see it.
         tips: What an artist of gid `tip-NAME` says when pointed at, by NAME.
         height: In inches of 72 units.
+        width: The same; what is wider than a phone needs a place that scrolls.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     style: Any = {**_STYLE, "svg.hashsalt": title}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         buffer = io.StringIO()
         yield figure.subplots(), lambda: _for_page(buffer.getvalue(), title, description, tips)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

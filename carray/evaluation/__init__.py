@@ -1,6 +1,13 @@
-"""evaluation: what a bundle is worth on a split, measured the way it will be used.
+"""evaluation: what a bundle is worth on a split, where it is wrong, and what of it can be trusted.
 
-1. report     a split -> every image decoded and scored as classify does -> tables, a picture, metrics.json (last)
-2. metrics    truth and logits -> accuracies with intervals, tables by class, confusions; pure functions
-3. confusion  counts -> the picture
+1. report       a split -> tables, pictures, page, metrics.json (last)
+2. score        every image decoded and scored as classify does; one row an image
+3. metrics      truth and logits -> headline with intervals, tables by class, confusions; pure functions
+4. levels       which parts of a vehicle's name were right, and kinds of mistakes; pure functions
+5. calibration  whether scores are true, and what thresholds accept; pure functions
+6. examples     small pictures of mistaken images
+7. confusion    counts -> the matrix as a picture; figures draws all others
+8. page         tables -> report.html, made of sections/
+9. recalibrate  another precision -> the bundle's threshold
+10. format      the names and columns of all these files
 """

@@ -128,6 +128,11 @@ class ShardScorer:
                     f"{self._bundle} is now bundle {scorer.info.bundle_id}, but the run was begun with "
                     f"{self._run.bundle_id}; put that one back or start a run in another folder."
                 )
+            if scorer.info.accept_threshold != self._run.accept_threshold:
+                raise BundleError(
+                    f"{self._bundle} now accepts labels from a score of {scorer.info.accept_threshold}, but the run "
+                    f"was begun with {self._run.accept_threshold}; set that again or start a run in another folder."
+                )
             if self._run.since is not None:
                 self._earlier = EarlierRun(self._run.since, self._run.bundle_id)
             self._reader = self._new_reader(self._settings, scorer.info.pixels)

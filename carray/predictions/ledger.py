@@ -58,6 +58,8 @@ class RunRecord(Settings):
     since: str | None = None
     runtime: str
     """Resolved once and kept on resume."""
+    accept_threshold: float | None = None
+    """The bundle's when the run was begun; another one may not mix into its column `accept`."""
     columns: list[str]
     created_at: str
     software: dict[str, str]
@@ -182,7 +184,7 @@ def check_folder(out: str, wanted: RunRecord) -> None:
                 "give an empty folder."
             )
     elif found.run_id != wanted.run_id:
-        names = ("bundle_id", "source", "split", "all_files", "since", "runtime", "columns")
+        names = ("bundle_id", "source", "split", "all_files", "since", "runtime", "accept_threshold", "columns")
         differ = [name for name in names if getattr(found, name) != getattr(wanted, name)] or ["pixels"]
         seen = ", ".join(
             f"{name} {getattr(found, name, '?')!r} instead of {getattr(wanted, name, '?')!r}" for name in differ

@@ -47,6 +47,8 @@ def describe_run(
     seen: dict[str, Any] = {"uri": source, "split": settings.split, "all_files": settings.all_files}
     since = absolute(settings.since).rstrip("/") if settings.since else None
     seen |= {"since": since} if since else {}
+    # Only where there is one, so that the ids of runs begun before there were thresholds stay as they are.
+    seen |= {"accept_threshold": info.accept_threshold} if info.accept_threshold is not None else {}
     return RunRecord(
         version=VERSION,
         run_id=run_id_of(info.bundle_id, pixels=info.pixels, runtime=runtime, columns=columns, source=seen),
@@ -57,6 +59,7 @@ def describe_run(
         all_files=settings.all_files,
         since=since,
         runtime=runtime,
+        accept_threshold=info.accept_threshold,
         columns=columns,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         software={name: importlib.metadata.version(name) for name in ("ray", "onnxruntime", "numpy", "pyarrow")},

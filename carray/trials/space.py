@@ -66,6 +66,9 @@ class SearchSettings(Settings):
     """Whether the winner is trained once more, on train and val, and that is what is packed."""
     refit_epochs: int | None = Field(default=None, ge=1, le=10_000)
     """Of that training; None is epochs."""
+    target_precision: float | None = Field(default=0.95, gt=0, lt=1)
+    """Share of accepted labels that are to be right: the bundle's threshold is chosen for it on validation, or none is
+    where that cannot be shown; None chooses none."""
 
     @model_validator(mode="after")
     def _check_epochs(self) -> SearchSettings:

@@ -14,7 +14,7 @@ import pytest
 import carray
 from carray.bundle.build import generate_probes, pack_bundle
 from carray.bundle.calibration import fit_temperature, mean_nll
-from carray.bundle.format import open_bundle, read_bundle_file
+from carray.bundle.format import Acceptance, open_bundle, read_bundle_file, write_info
 from carray.bundle.predict import Scorer, prediction_text, resolve_runtime, score_columns
 from carray.core.errors import BundleError, SettingsError
 from carray.pixels import decode, view
@@ -43,6 +43,23 @@ def test_a_flipped_byte_is_found(copy: Path, name: str) -> None:
     if name != "weights.safetensors":  # scoring has no use for these
         with pytest.raises(BundleError):
             Scorer(str(copy))
+
+
+def test_a_bundle_of_before_there_were_thresholds_opens(copy: Path) -> None:
+    values = json.loads((copy / "bundle.json").read_text())
+    del values["acceptance"], values["accept_threshold"]
+    (copy / "bundle.json").write_text(json.dumps(values))
+    info = open_bundle(str(copy))
+    assert info.acceptance is None and info.accept_threshold is None
+
+
+def test_the_threshold_is_no_part_of_the_id_and_is_written_in_one_step(copy: Path) -> None:
+    info = open_bundle(str(copy))
+    found = Acceptance(target_precision=0.9, confidence=0.95, split="val", images=100, accepted=80, coverage=0.8)
+    write_info(str(copy), info.model_copy(update={"accept_threshold": 0.7, "acceptance": found}))
+    again = open_bundle(str(copy))
+    assert (again.bundle_id, again.accept_threshold, again.acceptance) == (info.bundle_id, 0.7, found)
+    assert Scorer(str(copy)).info == again
 
 
 def test_without_its_marker_it_is_not_finished(copy: Path) -> None:

@@ -116,6 +116,19 @@ def test_export_elsewhere_leaves_the_winner_alone(run: str, tmp_path: Path) -> N
     assert note(join(run, "bundle")) == before
 
 
+def test_the_threshold_is_chosen_for_the_precision_that_the_search_asks_for(run: str, tmp_path: Path) -> None:
+    validation = len(read_manifest(read_json(join(run, "search.json"))["manifest"]).of_split("val"))
+    found = open_bundle(join(run, "bundle")).acceptance
+    assert found is not None and (found.target_precision, found.split, found.images) == (0.95, "val", validation)
+    search = read_json(join(run, "search.json"))
+    for target in (0.01, None):
+        search["settings"]["search"]["target_precision"] = target
+        write_json(join(run, "search.json"), search)
+        info = pack_winner(run, to=str(tmp_path / f"for-{target}"))
+        assert (info.acceptance and info.acceptance.target_precision) == target
+        assert (info.accept_threshold is None) == (target is None)
+
+
 def test_an_unknown_or_resultless_trial_is_a_sentence(run: str) -> None:
     with pytest.raises(SettingsError, match="has no row 't00009'; allowed are 1 to 2.*t00000, t00001"):
         export_trial(run, "t00009")
@@ -143,6 +156,10 @@ def test_a_refit_packs_its_last_epoch_with_the_temperature_before_it(run: str, m
     assert before.search["trial_id"] in info.search["temperature_from"]
     assert list(info.metrics) == ["val_before_refit", "val_full_decode"]
     assert info.certificates["int8"].images_seen_in_training
+    assert info.acceptance is not None and info.acceptance.before_refit
+    assert before.acceptance is not None and not before.acceptance.before_refit
+    assert info.accept_threshold == before.accept_threshold
+    assert info.acceptance.images == before.acceptance.images == len(read_manifest(manifest).of_split("val"))
     packed = load(read_bundle_file(bundle, info, "weights.safetensors"))
     last = load(Path(out, "trials", "t00000", "best.safetensors").read_bytes())
     old = load(read_bundle_file(join(run, "bundle"), before, "weights.safetensors"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from carray.evaluation.confusion import confusion_png
+from carray.evaluation.confusion import confusion_png, confusion_svg
 
 
 def _pixels(png: bytes) -> np.ndarray:
@@ -34,3 +34,28 @@ def test_a_class_without_images_is_a_grey_row() -> None:
     grey = (_pixels(confusion_png(counts_KK, ["a", "b", "c"])) == 204).all(axis=2)
     assert grey.any(axis=1).sum() > 30
     assert not (_pixels(confusion_png(np.diag([4, 4, 4]), ["a", "b", "c"])) == 204).all(axis=2).any(axis=1).sum() > 30
+
+
+def test_names_of_any_length_leave_room_for_the_matrix() -> None:
+    names = ["a" * 500, "two\nlines and $x_1$ and <b>", *(f"class {i} of some length" for i in range(20))]
+    counts_KK = np.diag(np.arange(1, 23))
+    for written in (confusion_svg(counts_KK, names, title="Matrix"), confusion_png(counts_KK, names).hex()):
+        assert len(written) > 5000
+    svg = confusion_svg(counts_KK, names, title="Matrix")
+    assert "a" * 39 + "…" in svg and "a" * 41 not in svg
+    assert "two lines and $x_1$ and &lt;b&gt;" in svg
+
+
+def test_above_thirty_classes_each_make_has_one_tick() -> None:
+    names = [f"Chevrolet Silverado {i} of a very long name Crew Cab 2012" for i in range(20)]
+    names += [f"Ford F-{i} Sedan 2012" for i in range(20)]
+    svg = confusion_svg(np.diag(np.arange(1, 41)), names, title="Matrix")
+    assert svg.count(">Chevrolet<") == svg.count(">Ford<") == 2  # beside rows and below columns
+    assert svg.count("<text") == 6  # and the two axes' own names
+
+
+def test_the_svg_takes_the_pages_colours_and_holds_one_picture_of_cells() -> None:
+    svg = confusion_svg(np.diag([4, 0, 4]), ["a", "b", "c"], title="Matrix")
+    assert "var(--ink)" in svg and svg.count("<image") == 1
+    assert "data:image/png;base64" in svg
+    assert ">b (0)<" in svg

@@ -5,8 +5,6 @@ import pytest
 
 from carray.evaluation import metrics
 
-CARS = ["Audi A5 Coupe 2012", "Audi A5 Coupe 2008", "Audi S4 Sedan 2012", "BMW X5 SUV 2007"]
-
 
 @pytest.fixture
 def random() -> np.random.Generator:
@@ -94,11 +92,50 @@ def test_no_confusion_is_an_empty_table_with_its_columns() -> None:
     assert pairs.empty
 
 
-def test_accuracy_by_level_grows_from_exact_to_make() -> None:
-    truth_N, predicted_N = np.array([0, 0, 0, 0]), np.array([0, 1, 2, 3])
-    assert metrics.accuracy_by_level(truth_N, predicted_N, CARS) == {"make": 0.75, "make_model": 0.5, "exact": 0.25}
+def test_class_intervals_are_wilsons() -> None:
+    table = metrics.class_table(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), ["a", "b", "c"])
+    assert table["predicted"].tolist() == [2, 2, 0]
+    assert table.loc[0, ["recall_low", "recall_high"]].tolist() == pytest.approx(metrics.wilson_interval(2, 3))
+    assert table.loc[1, ["precision_low", "precision_high"]].tolist() == pytest.approx(metrics.wilson_interval(1, 2))
+    assert table.loc[2, ["recall_low", "recall_high", "precision_low", "precision_high"]].isna().all()
 
 
-def test_a_level_that_a_name_does_not_tell_is_left_out() -> None:
-    levels = metrics.accuracy_by_level(np.array([0, 1]), np.array([0, 0]), [*CARS[:1], "pickup truck"])
-    assert levels == {"exact": 0.5}
+def test_macro_f1_is_scikit_learns(random: np.random.Generator) -> None:
+    from sklearn.metrics import f1_score
+
+    for classes in (2, 30):  # of thirty, some occur in one of the two only, and some in none
+        truth_N, predicted_N = random.integers(0, classes, 40), random.integers(0, classes, 40)
+        predicted_N[:20] = truth_N[:20]
+        expected = f1_score(truth_N, predicted_N, average="macro", zero_division=0.0)
+        assert metrics.macro_f1(truth_N, predicted_N) == pytest.approx(expected)
+
+
+def test_bootstrap_interval_of_a_mean_is_that_of_its_standard_error(random: np.random.Generator) -> None:
+    values_N = random.normal(3, 2, 400)
+    low, high = metrics.bootstrap_interval(np.mean, values_N)
+    error = values_N.std(ddof=1) / 20
+    assert (low, high) == pytest.approx((values_N.mean() - 1.96 * error, values_N.mean() + 1.96 * error), abs=0.03)
+    assert metrics.bootstrap_interval(np.mean, values_N) == (low, high)
+    four_times = metrics.bootstrap_interval(np.mean, np.tile(values_N, 4))
+    assert (four_times[1] - four_times[0]) == pytest.approx((high - low) / 2, rel=0.1)
+
+
+def test_bootstrap_keeps_the_images_of_two_samples_together(random: np.random.Generator) -> None:
+    truth_N = random.integers(0, 20, 80)
+    assert metrics.bootstrap_interval(metrics.macro_f1, truth_N, truth_N, highest=1.0) == (1.0, 1.0)
+
+
+def test_intervals_stay_in_range_and_hold_the_figure(random: np.random.Generator) -> None:
+    truth_N = random.integers(0, 196, 815)
+    logits_NK = random.normal(size=(815, 196)).astype(np.float32)
+    logits_NK[np.arange(815), truth_N] += 4
+    values = metrics.headline(logits_NK, truth_N, temperature=1.0)
+    for name in ("top1", "top5", "macro_f1", "loss"):
+        assert 0 <= values[f"{name}_low"] < values[name] < values[f"{name}_high"]
+    assert values["macro_f1_high"] <= 1
+
+
+def test_one_image_tells_no_interval_of_loss_and_macro_f1() -> None:
+    values = metrics.headline(np.array([[2.0, 1.0]], dtype=np.float32), np.array([0]), temperature=1.0)
+    assert (values["macro_f1"], values["macro_f1_low"], values["loss_high"]) == (1.0, None, None)
+    assert values["top1_low"] > 0

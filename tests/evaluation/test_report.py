@@ -11,12 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from carray.bundle.format import open_bundle
+from carray.bundle.format import Acceptance, open_bundle, write_info
 from carray.bundle.predict import Classifier
 from carray.core.errors import BudgetError, SchemaError, SettingsError
 from carray.core.storage import list_files, read_bytes, write_bytes
+from carray.evaluation.format import TABLES
 from carray.evaluation.report import evaluate, summary_text
-from carray.manifest.format import MANIFEST_SCHEMA, write_manifest
+from carray.manifest.format import MANIFEST_SCHEMA, read_manifest, write_manifest
 
 IMAGES, WRONG = 10, 3
 
@@ -61,15 +62,26 @@ def test_evaluation_gives_the_known_figures_and_every_file(small_bundle: str, ma
     assert found["top1_low"] < found["top1"] < found["top1_high"]
     assert found["top5"] == 1.0  # of five classes
     assert (found["images"], found["scored"], found["unreadable"]) == (IMAGES, IMAGES, 0)
-    assert found["levels"]["exact"] == found["top1"]
+    assert found["levels"]["exact"]["accuracy"] == found["top1"]
+    assert found["levels"]["body"]["images"] <= found["levels"]["make"]["images"] <= IMAGES
+    assert sum(kind["images"] for kind in found["confusion_kinds"].values()) == WRONG
+    assert found["seen_before"] is None
     assert json.loads((out / "metrics.json").read_text()) == found
     assert sorted(path.name for path in out.iterdir()) == [
+        "calibration.parquet",
         "confused_pairs.parquet",
         "confusion.png",
+        "confusion_kinds.parquet",
+        "coverage.parquet",
+        "examples.parquet",
+        "levels.parquet",
         "metrics.json",
         "per_class.parquet",
         "predictions.parquet",
+        "report.html",
     ]
+    for name, schema in TABLES.items():
+        assert pd.read_parquet(out / f"{name}.parquet").columns.tolist() == schema.names
     assert pd.read_parquet(out / "per_class.parquet")["support"].sum() == IMAGES
     assert pd.read_parquet(out / "confused_pairs.parquet")["images"].sum() == WRONG
     assert "70.0%" in summary_text(found)
@@ -141,6 +153,65 @@ def test_same_evaluation_again_reads_what_is_there(
     assert evaluate(small_bundle, manifest, out=str(tmp_path / "out")) == first
 
 
+def test_a_half_written_folder_is_measured_again(small_bundle: str, manifest: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = evaluate(small_bundle, manifest, out=str(out))
+    (out / "metrics.json").unlink()
+    (out / "levels.parquet").write_bytes(b"half")
+    (out / "report.html").unlink()
+    assert evaluate(small_bundle, manifest, out=str(out)) == first
+    assert len(pd.read_parquet(out / "levels.parquet")) == 5
+    assert "70.0 % of 10 test images right" in (out / "report.html").read_text()
+
+
+def test_an_evaluation_of_another_threshold_is_another_evaluation(
+    small_bundle: str, manifest: str, tmp_path: Path
+) -> None:
+    bundle = str(shutil.copytree(small_bundle, tmp_path / "bundle"))
+    assert evaluate(bundle, manifest, out=str(tmp_path / "out"))["acceptance"]["threshold"] is None
+    promised = Acceptance(target_precision=0.6, confidence=0.95, split="val", images=50, coverage=1.0)
+    write_info(bundle, open_bundle(bundle).model_copy(update={"accept_threshold": 0.0, "acceptance": promised}))
+    with pytest.raises(SettingsError, match=r"another evaluation .*accept_threshold None"):
+        evaluate(bundle, manifest, out=str(tmp_path / "out"))
+    found = evaluate(bundle, manifest, out=str(tmp_path / "again"))["acceptance"]
+    assert (found["accepted"], found["precision"], found["verdict"]) == (IMAGES, 1 - WRONG / IMAGES, "kept")
+    assert pd.read_parquet(tmp_path / "again" / "predictions.parquet")["accept"].all()
+
+
+def test_one_image_is_an_honest_page(small_bundle: str, images: list[Path], tmp_path: Path) -> None:
+    uri = _write_manifest(small_bundle, images[:1], tmp_path / "one.parquet")
+    found = evaluate(small_bundle, uri, out=str(tmp_path / "out"))
+    assert (found["scored"], found["top1"], found["classes_with_images"]) == (1, 0.0, 1)
+    assert found["macro_f1_low"] is found["loss_high"] is found["aurc_low"] is None
+    words = (tmp_path / "out" / "report.html").read_text()
+    assert "0.0 % of 1 test image right" in words
+    assert "one image tells no interval" in words
+    assert "All images are of one class of 5" in words
+    assert "0.0%" in summary_text(found)
+
+
+def test_a_split_of_one_class_says_what_it_cannot_tell(small_bundle: str, images: list[Path], tmp_path: Path) -> None:
+    uri = _write_manifest(small_bundle, images, tmp_path / "m.parquet")
+    rows = pd.read_parquet(uri)
+    rows["label"] = "unknown"
+    write_manifest(rows, uri, classes=open_bundle(small_bundle).classes, crop_boxes=False)
+    found = evaluate(small_bundle, uri, out=str(tmp_path / "out"))
+    assert found["levels"]["make"] == {"images": 0, "accuracy": None, "low": None, "high": None}
+    words = " ".join((tmp_path / "out" / "report.html").read_text().split())
+    assert "All images are of one class of 5" in words
+    assert "cannot be told: no class's name tells it" in words
+    assert "4 classes have no image here" in words
+
+
+def test_a_split_that_the_bundle_learned_from_is_marked(small_bundle: str, manifest: str, tmp_path: Path) -> None:
+    bundle = str(shutil.copytree(small_bundle, tmp_path / "bundle"))
+    info, fingerprint = open_bundle(bundle), read_manifest(manifest).fingerprint
+    refit = {"manifest_fingerprint": fingerprint, "refit": True, "refit_splits": ["train", "test"]}
+    write_info(bundle, info.model_copy(update={"search": refit}))
+    assert evaluate(bundle, manifest, out=str(tmp_path / "out"))["seen_before"] == "training"
+    assert "has learned from these very images" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_folder_of_another_evaluation_is_refused(
     small_bundle: str, manifest: str, images: list[Path], tmp_path: Path
 ) -> None:
@@ -176,4 +247,5 @@ def test_everything_may_lie_in_s3(small_bundle: str, images: list[Path], tmp_pat
     found = evaluate(f"{s3}/{Path(small_bundle).name}", f"{s3}/m.parquet", out=f"{s3}/out")
     assert found["top1"] == 1 - WRONG / IMAGES
     assert json.loads(read_bytes(f"{s3}/out/metrics.json")) == found
-    assert len(list_files(f"{s3}/out")) == 5
+    assert len(list_files(f"{s3}/out")) == len(TABLES) + 3
+    assert b"data:image/jpeg" in read_bytes(f"{s3}/out/report.html")

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -21,12 +22,13 @@ import pyarrow.parquet as pq
 import pytest
 from list_server import Bucket, list_environment, start_lister
 
-from carray.bundle.format import open_bundle
-from carray.core.errors import SchemaError, SettingsError, StorageError
+from carray.bundle.format import open_bundle, write_info
+from carray.core.errors import BundleError, SchemaError, SettingsError, StorageError
 from carray.core.storage import write_bytes
 from carray.predictions import shards as cutting
+from carray.predictions.build import ShardScorer
 from carray.predictions.format import ClassifySettings
-from carray.predictions.ledger import read_run, read_totals
+from carray.predictions.ledger import check_folder, read_run, read_totals
 from carray.predictions.plan import describe_run, open_plan, plan_run
 from carray.predictions.shards import read_shard
 
@@ -270,3 +272,59 @@ def test_plan_run_gives_what_is_there(planned, image_folder, small_bundle, tmp_p
     assert (run, totals.images) == (wanted, 12)
     later = wanted.model_copy(update={"created_at": "later"})
     assert plan_run(str(tmp_path / "out"), later, chosen, uses_boxes=False) == (run, totals)
+
+
+@pytest.fixture
+def bundle_of(small_bundle, tmp_path):
+    """Give a function that copies the small bundle with another threshold: threshold -> its folder."""
+
+    def copy(threshold):
+        folder = str(tmp_path / f"bundle-{threshold}")
+        shutil.copytree(small_bundle, folder, dirs_exist_ok=True)
+        write_info(folder, open_bundle(folder).model_copy(update={"accept_threshold": threshold}))
+        return folder
+
+    return copy
+
+
+def test_one_run_has_one_threshold(bundle_of, image_folder, tmp_path):
+    out, chosen = str(tmp_path / "out"), ClassifySettings()
+
+    def wanted(threshold):
+        bundle = bundle_of(threshold)
+        return describe_run(open_bundle(bundle), bundle, str(image_folder), chosen)
+
+    run, _ = plan_run(out, wanted(0.7), chosen, uses_boxes=False)
+    assert run.accept_threshold == 0.7
+    check_folder(out, wanted(0.7))
+    for other in (0.8, None):
+        with pytest.raises(SettingsError, match=f"holds another run .accept_threshold 0.7 instead of {other}."):
+            check_folder(out, wanted(other))
+
+
+def test_a_run_of_before_there_were_thresholds_goes_on_while_there_is_none(bundle_of, image_folder, tmp_path):
+    out, chosen = str(tmp_path / "out"), ClassifySettings()
+    bundle = bundle_of(None)
+    wanted = describe_run(open_bundle(bundle), bundle, str(image_folder), chosen)
+    plan_run(out, wanted, chosen, uses_boxes=False)
+    place = tmp_path / "out" / "_carray" / "run.json"
+    values = json.loads(place.read_text())
+    del values["accept_threshold"]
+    place.write_text(json.dumps(values))
+    check_folder(out, wanted)
+    bundle = bundle_of(0.5)
+    with pytest.raises(SettingsError, match="accept_threshold None instead of 0.5"):
+        check_folder(out, describe_run(open_bundle(bundle), bundle, str(image_folder), chosen))
+
+
+def test_a_threshold_changed_under_a_run_stops_its_workers(bundle_of, image_folder, tmp_path):
+    out, chosen, bundle = str(tmp_path / "out"), ClassifySettings(), bundle_of(0.7)
+    wanted = describe_run(open_bundle(bundle), bundle, str(image_folder), chosen)
+    run, _ = plan_run(out, wanted, chosen, uses_boxes=False)
+    write_info(bundle, open_bundle(bundle).model_copy(update={"accept_threshold": 0.2}))
+    with pytest.raises(BundleError, match="accepts labels from a score of 0.2, but the run was begun with 0.7"):
+        ShardScorer(bundle, out=out, run=run, settings=chosen).score_shard(0)
+    write_info(bundle, open_bundle(bundle).model_copy(update={"accept_threshold": 0.7}))
+    ShardScorer(bundle, out=out, run=run, settings=chosen).score_shard(0)
+    rows = pd.read_parquet(tmp_path / "out" / "part-000000.parquet")
+    assert (rows["accept"] == (rows["score"] >= 0.7)).all() and rows["accept"].notna().all()

@@ -1,0 +1,64 @@
+"""Chooses the threshold of a finished bundle anew, for another precision, or on images of another manifest.
+
+From: a bundle and a labelled split that it has not learned from. To: the same bundle, with another bundle.json.
+Invariants: scores are fp32's; a target that cannot be shown leaves the bundle as it was; `bundle_id` stays.
+"""
+
+from __future__ import annotations
+
+from carray.bundle.acceptance import acceptance_text, choose_threshold, top_scores
+from carray.bundle.format import BundleInfo, write_info
+from carray.bundle.predict import Scorer
+from carray.core.errors import SettingsError
+from carray.core.progress import say
+from carray.core.storage import absolute
+from carray.evaluation.score import score_split, seen_before
+from carray.manifest.format import read_manifest
+
+__all__ = ["recalibrate"]
+
+
+def recalibrate(bundle: str, manifest: str, *, target_precision: float, split: str = "val") -> BundleInfo:
+    """Choose the threshold for a precision on a labelled split, write it into the bundle, and give its description.
+
+    Raises:
+        SettingsError: the target is no precision or cannot be shown on these images, or the bundle learned from them.
+        BundleError: the bundle is unfinished, damaged, or computes other logits on this machine.
+        SchemaError: the split is empty, or holds labels that the bundle does not know.
+        BudgetError: no image of the split can be read.
+        StorageError: storage refused to read the manifest or to write the bundle.
+    """
+    if not 0 < target_precision < 1:
+        raise SettingsError(
+            f"target_precision is {target_precision:g}, but a precision that can be promised lies above 0 and below 1, "
+            "such as 0.98."
+        )
+    table, scorer = read_manifest(absolute(manifest)), Scorer(bundle, runtime="fp32")
+    info = scorer.info
+    if seen_before(info, table, split) == "training":
+        raise SettingsError(
+            f"bundle {info.bundle_id} has learned from split {split!r} of {table.uri}, so its scores there promise "
+            "nothing; give a split that it has not seen with --split, or other labelled images with --manifest."
+        )
+    if info.search.get("manifest_fingerprint") != table.fingerprint:
+        say(
+            f"warning: {table.uri} is not the manifest that bundle {info.bundle_id} was trained on; the promise holds "
+            "only if the bundle has learned from none of its images"
+        )
+    scored = score_split(table, split, scorer)
+    score_N = top_scores(scored.logits_NK, temperature=info.temperature)
+    right_N = scored.logits_NK.argmax(axis=1) == scored.truth_N
+    threshold, found = choose_threshold(score_N, right_N, target_precision=target_precision, split=split)
+    if threshold is None:
+        kept = "has no threshold" if info.accept_threshold is None else f"keeps its threshold {info.accept_threshold:g}"
+        raise SettingsError(
+            f"target_precision is {target_precision:g}, but {found.reason}; give a lower one or more labelled images "
+            f"(the bundle {kept})."
+        )
+    if unreadable := len(scored.predictions) - len(scored.truth_N):
+        say(f"warning: {unreadable:,} images could not be read, so nothing is known of images like them")
+    found = found.model_copy(update={"manifest_fingerprint": table.fingerprint})
+    info = info.model_copy(update={"accept_threshold": threshold, "acceptance": found})
+    write_info(scorer.uri, info)
+    say(f"{scorer.uri}: {acceptance_text(threshold, found)}")
+    return info
