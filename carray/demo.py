@@ -1,6 +1,7 @@
 """Runs everything once on drawn cars: prepare, tune, evaluate, classify, and three questions in pandas.
 
-From: nothing but this package. To: OUT/{images, manifest.parquet, run, evaluation, bucket, predictions}.
+From: nothing but this package. To: OUT/{images, manifest.parquet, run, evaluation, bucket, predictions,
+report.html}.
 Cost: under 5 minutes on two cores.
 """
 
@@ -112,8 +113,10 @@ def _classify(out: str) -> dict[str, Any]:
 
 def _ask(out: str) -> None:
     from carray.queries import read_predictions
+    from carray.reports.predictions import write_report
 
-    _say_step(6, "ask pandas: predictions = carray.read_predictions(...)")
+    _say_step(6, "ask: predictions = carray.read_predictions(...), and a page of what is in the bucket")
+    write_report(join(out, "predictions"), out=join(out, "report.html"))
     predictions = read_predictions(join(out, "predictions"))
     scored = predictions[predictions["status"] == "ok"]
     print("\nWhat is in the bucket?  predictions.groupby(['make', 'body']).size()")
@@ -132,11 +135,12 @@ def _show_places(out: str) -> None:
     places = {
         "images": "labelled drawings, one folder a class",
         "manifest.parquet": "one row an image: split, size, hashes",
-        "run": "leaderboard (trials.parquet), epochs.parquet, curves.png",
+        "run": "leaderboard.html, trials.parquet, epochs.parquet, curves.png",
         "run/bundle": "the winner: weights.safetensors, model.onnx, bundle.json",
         "evaluation": "report.html, and the same as metrics.json and tables",
         "bucket": "what was classified, broken files included",
         "predictions": "one row an image; pd.read_parquet reads this folder",
+        "report.html": "what is in the bucket, with a gallery",
     }
     print("\nEverything lies here:")
     for name, what in places.items():

@@ -15,6 +15,7 @@ from carray.__main__ import main
 from carray.bundle.format import open_bundle
 from carray.drawing import DEMO_CLASSES, draw_broken_files, draw_dataset
 from carray.manifest.format import read_manifest
+from carray.queries import accuracy
 
 EASY_CLASSES = [name for name in DEMO_CLASSES if "Van" in name or "Convertible" in name]
 """Different enough to be told apart after a few seconds of training."""
@@ -114,3 +115,33 @@ def test_query_answers_from_the_same_rows(flow: Path, capsys: pytest.CaptureFixt
     main_quietly("query", str(flow / "predictions"), "select count(*) as n from predictions where status = 'ok'")
     ok = (pd.read_parquet(flow / "predictions")["status"] == "ok").sum()
     assert str(ok) in capsys.readouterr().out
+
+
+def test_a_question_with_labels_is_as_right_as_evaluate_says(flow: Path) -> None:
+    found = accuracy(str(flow / "train-predictions"), str(flow / "manifest.parquet")).iloc[0]
+    metrics = json.loads((flow / "evaluation" / "metrics.json").read_text())
+    assert found["accuracy"] == pytest.approx(metrics["top1"])
+    assert found["images"] == metrics["scored"]
+
+
+def test_two_runs_of_the_same_bundle_agree(flow: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main_quietly("compare", str(flow / "train-predictions"), str(flow / "predictions"), "--out", f"{flow}/comparison")
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["agreement"] == 1.0
+    assert found["images"] == len(pd.read_parquet(flow / "train-predictions"))
+    assert (flow / "comparison" / "index.html").exists()
+
+
+def test_the_report_counts_what_the_table_holds(flow: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main_quietly("report", str(flow / "predictions"), "--out", f"{flow}/report.html")
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = pd.read_parquet(flow / "predictions")
+    assert found["images"] == len(rows)
+    assert found["scored"] == (rows["status"] == "ok").sum()
+    assert f"{len(rows):,} images" in (flow / "report.html").read_text()
+
+
+def test_rows_say_whether_they_are_accepted_by_the_bundle_s_threshold(flow: Path) -> None:
+    threshold = open_bundle(str(flow / "run" / "bundle")).accept_threshold
+    rows = pd.read_parquet(flow / "predictions").query("status == 'ok'")
+    assert rows["accept"].isna().all() if threshold is None else (rows["accept"] == (rows["score"] >= threshold)).all()
