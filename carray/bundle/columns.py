@@ -18,7 +18,7 @@ import numpy.typing as npt
 from carray.bundle.format import BundleInfo
 from carray.vehicles import parse_vehicle
 
-__all__ = ["score_columns"]
+__all__ = ["energy", "score_columns"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -32,7 +32,8 @@ def score_columns(
 
     Margin is the first score less the second (less 0 with one class); entropy is in nats; accept is null unless the
     bundle has a threshold. `outputs` adds: `embedding`, float16; `make_score` and `model_score`, the probability of the
-    label's make, and of its make and model, summed over all classes, null where the label is no vehicle's name.
+    label's make, and of its make and model, summed over all classes, null where the label is no vehicle's name;
+    `ood_score`, the energy of the logits: higher means less like the training images, and no threshold is claimed.
 
     Raises:
         ValueError: embeddings are asked for and not given.
@@ -60,7 +61,20 @@ def score_columns(
     for name in ("make_score", "model_score"):
         if name in outputs:
             columns[name] = _rolled_up(scores_BK, first_B5[:, 0], groups[name])
+    if "ood_score" in outputs:
+        columns["ood_score"] = energy(logits_BK).tolist()
     return columns
+
+
+def energy(logits_BK: Floats) -> npt.NDArray[np.float64]:
+    """Compute each image's energy, -log(sum(exp(logits))), float64 (B,): low for what resembles the training images.
+
+    Of one network only: its size depends on the network's logits, not only on the image. Source: Liu et al.,
+    'Energy-based Out-of-distribution Detection', 2020, at temperature 1.
+    """
+    exact_BK = logits_BK.astype(np.float64)
+    largest_B = exact_BK.max(axis=1)  # taken out first, so that no exponential overflows
+    return -(largest_B + np.log(np.exp(exact_BK - largest_B[:, None]).sum(axis=1)))
 
 
 def _softmax(logits_BK: Floats, temperature: float) -> npt.NDArray[np.float64]:

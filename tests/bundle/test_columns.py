@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carray.bundle.columns import score_columns
+from carray.bundle.columns import energy, score_columns
 from carray.bundle.format import BundleInfo, open_bundle
 
 CLASSES = ["Audi A5 Coupe 2012", "Audi A5 Wagon 2011", "Audi TT Coupe 2012", "BMW M3 Coupe 2012", "unknown", "other"]
@@ -70,3 +70,16 @@ def test_one_class_has_no_runner_up(info: BundleInfo) -> None:
     columns = score_columns(np.zeros((2, 1), dtype=np.float32), info.model_copy(update={"classes": CLASSES[:1]}))
     assert columns["margin"] == [1.0, 1.0]
     assert columns["top5_labels"] == [CLASSES[:1]] * 2
+
+
+def test_energy_is_higher_for_who_is_less_sure_and_never_overflows(info: BundleInfo) -> None:
+    from scipy.special import logsumexp
+
+    logits_BK = np.random.default_rng(0).normal(0, 5, (40, 6)).astype(np.float32)
+    assert energy(logits_BK) == pytest.approx(-logsumexp(logits_BK.astype(np.float64), axis=1))
+    sure, unsure = np.array([[9, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]], dtype=np.float32)
+    assert energy(sure[None]) < energy(unsure[None])
+    assert energy(np.array([[3e38, -3e38, 0, 0, 0, 0]], dtype=np.float32)) == pytest.approx([-3e38])
+    columns = score_columns(logits_BK, info, outputs=["ood_score"])
+    assert columns["ood_score"] == energy(logits_BK).tolist()
+    assert "ood_score" not in score_columns(logits_BK, info)
