@@ -17,6 +17,7 @@ from carray.commands.data import demo, prepare
 from carray.commands.questions import query
 from carray.commands.score import classify, compact, evaluate, predict, quantize
 from carray.commands.search import export, leaderboard, train, tune
+from carray.commands.stress import stress
 from carray.core.errors import CarrayError, SettingsError
 
 __all__ = ["app", "main"]
@@ -48,7 +49,7 @@ def _root(
 # In the order in which a user meets them, which is the order of `carray --help`.
 for command in (
     *(prepare, tune, train, leaderboard, export, quantize),
-    *(evaluate, classify, compact, predict, query, demo),
+    *(evaluate, stress, classify, compact, predict, query, demo),
 ):
     app.command()(command)
 

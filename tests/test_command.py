@@ -20,7 +20,7 @@ from carray.manifest.build import prepare as build_manifest
 from carray.manifest.format import read_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = "prepare tune train leaderboard export quantize evaluate classify predict query demo".split()
+COMMANDS = "prepare tune train leaderboard export quantize evaluate stress classify predict query demo".split()
 
 
 @pytest.fixture
@@ -117,6 +117,12 @@ def test_nothing_to_classify_is_a_sentence(run, small_bundle: str, tmp_path: Pat
             ["--from {tmp}", "--config {bad_yaml}", "give one of them"],
         ),
         (["evaluate", "{bundle}", "--manifest", "{m}", "--split", "dev", "--out", "{tmp}/e"], 2, ["'dev'"]),
+        (["stress", "{bundle}", "--manifest", "{m}", "--split", "dev", "--out", "{tmp}/e"], 2, ["'dev'"]),
+        (
+            ["stress", "{bundle}", "--manifest", "{m}", "--out", "{tmp}/e", "--outside", "{tmp}/absent"],
+            4,
+            ["{tmp}/absent"],
+        ),
         (["predict", "{tmp}", "car.jpg"], 3, ["holds no bundle.json"]),
         (["classify", "{bundle}", "{images}", "--out", "{tmp}/o", "--split", "dev"], 2, ["'dev'"]),
         (["classify", "{bundle}", "{images}", "--out", "{tmp}/o", "--set", "runtime=int4"], 2, ["'int4'"]),
