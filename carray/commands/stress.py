@@ -28,7 +28,7 @@ def stress(
 
     Reads the split's images, some training images, and those of --outside. Writes robustness.parquet: top-1 under blur,
     JPEG, low resolution, crop, grey, rotation and light, with intervals. With --outside it writes outliers.parquet:
-    how well five scores tell those images from the split's. The same command again reads what stands.
+    how well six scores tell those images from the split's. The same command again reads what stands.
 
     Cost: that of classifying 22 times as many images as --images.
 

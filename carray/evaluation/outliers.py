@@ -5,12 +5,13 @@ image and kind of score, and a table of AUROC and FPR at 95 % TPR. Pure function
 Invariants: of every score higher means less like the training images; tiles of one photograph are one draw of the
 bootstrap, not many; kinds of outside images are measured apart, since a pooled figure says only how they were mixed.
 
-    max_softmax   1 - the largest calibrated score          Hendrycks and Gimpel, 2017
-    entropy       of the calibrated scores, nats
-    max_logit     - the largest logit                       Hendrycks et al., 'Scaling OOD Detection', 2022
-    energy        - log(sum(exp(logits)))                   Liu et al., 2020, at temperature 1
-    knn           cosine distance to the NEIGHBOURS-th      Sun et al., 2022
-                  nearest embedding of a training image
+    max_softmax      1 - the largest calibrated score       Hendrycks and Gimpel, 2017
+    entropy          of the calibrated scores, nats
+    max_logit        - the largest logit                    Hendrycks et al., 'Scaling OOD Detection', 2022
+    energy           - log(sum(exp(logits)))                Liu et al., 2020, at temperature 1
+    centred_energy   the same of logits less their mean     bundle.columns; what `ood_score` is
+    knn              cosine distance to the NEIGHBOURS-th   Sun et al., 2022
+                     nearest embedding of a training image
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from carray.bundle.predict import energy
+from carray.bundle.predict import centred_energy
 
 __all__ = [
     "LOGIT_SCORES",
     "NEIGHBOURS",
+    "OOD_SCORE",
     "OUTLIERS_SCHEMA",
     "SCORES",
     "auroc_interval",
@@ -38,7 +40,9 @@ __all__ = [
     "pairwise_wins",
 ]
 
-LOGIT_SCORES = ("max_softmax", "entropy", "max_logit", "energy")
+OOD_SCORE = "centred_energy"
+"""The one that classification writes as `ood_score`."""
+LOGIT_SCORES = ("max_softmax", "entropy", "max_logit", "energy", "centred_energy")
 """Those that need no more than one image's logits."""
 SCORES = (*LOGIT_SCORES, "knn")
 NEIGHBOURS = 5
@@ -66,8 +70,8 @@ Floats = npt.NDArray[np.float32]
 
 
 def logit_scores(logits_NK: Floats, *, temperature: float) -> dict[str, Values]:
-    """Compute LOGIT_SCORES, float64 of shape (N,) each; `temperature` is the bundle's and calibrates the first two."""
-    from scipy.special import softmax
+    """Compute LOGIT_SCORES, float64 of shape (N,) each, of a bundle's logits and its temperature."""
+    from scipy.special import logsumexp, softmax
 
     scores_NK = softmax(logits_NK.astype(np.float64) / temperature, axis=1)
     entropy_N = -(scores_NK * np.log(np.maximum(scores_NK, np.finfo(np.float64).tiny))).sum(axis=1)
@@ -75,7 +79,8 @@ def logit_scores(logits_NK: Floats, *, temperature: float) -> dict[str, Values]:
         "max_softmax": 1.0 - scores_NK.max(axis=1),
         "entropy": entropy_N,
         "max_logit": -logits_NK.max(axis=1).astype(np.float64),
-        "energy": energy(logits_NK),
+        "energy": -logsumexp(logits_NK.astype(np.float64), axis=1),
+        "centred_energy": centred_energy(logits_NK, temperature=temperature),
     }
 
 

@@ -87,7 +87,7 @@ OPTIONAL_COLUMNS = {
     "embedding": pa.list_(pa.field("element", pa.float16())),  # the network's, before its last layer
     "make_score": pa.float32(),  # probability of label's make, summed over its classes, 0..1
     "model_score": pa.float32(),  # the same of make and model
-    "ood_score": pa.float32(),  # energy of the logits: higher is less like the training images
+    "ood_score": pa.float32(),  # -KL(equal scores || scores), nats: higher is less like training
 }
 
 

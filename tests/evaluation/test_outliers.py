@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carray.bundle.predict import energy
 from carray.evaluation.outliers import (
     LOGIT_SCORES,
     OUTLIERS_SCHEMA,
@@ -27,6 +26,9 @@ def test_scores_of_logits_by_hand() -> None:
     assert scores["entropy"] == pytest.approx([-(0.8 * np.log(0.8) + 0.2 * np.log(0.1)), np.log(3)], abs=1e-6)
     assert scores["max_logit"] == pytest.approx([-np.log(8), -np.log(2)], abs=1e-6)
     assert scores["energy"] == pytest.approx([-np.log(10), -np.log(6)], abs=1e-6)
+    # -KL(1/3, 1/3, 1/3 || 0.8, 0.1, 0.1), and no divergence at all
+    divergence = (np.log(1 / 3 / 0.8) + 2 * np.log(1 / 3 / 0.1)) / 3
+    assert scores["centred_energy"] == pytest.approx([-divergence, 0.0], abs=1e-6)
 
 
 def test_the_temperature_calibrates_probabilities_and_leaves_logits_alone() -> None:
@@ -34,15 +36,24 @@ def test_the_temperature_calibrates_probabilities_and_leaves_logits_alone() -> N
     plain, calibrated = logit_scores(logits_NK, temperature=1.0), logit_scores(logits_NK, temperature=3.0)
     assert (calibrated["max_softmax"] > plain["max_softmax"]).all()
     assert (calibrated["entropy"] > plain["entropy"]).all()
+    assert (calibrated["centred_energy"] > plain["centred_energy"]).all()
     assert np.array_equal(calibrated["energy"], plain["energy"])
     assert np.array_equal(calibrated["max_logit"], plain["max_logit"])
+
+
+def test_a_constant_added_to_all_logits_moves_energy_and_max_logit_only() -> None:
+    """Softmax is blind to it, and so is training: what it happens to be must not decide who is outside."""
+    logits_NK = np.random.default_rng(0).normal(0, 3, (20, 6)).astype(np.float32)
+    plain, shifted = (logit_scores(logits_NK + np.float32(c), temperature=1.0) for c in (0, 8))
+    moved = {name for name in LOGIT_SCORES if not np.allclose(plain[name], shifted[name], atol=1e-4)}
+    assert moved == {"energy", "max_logit"}
 
 
 def test_huge_logits_stay_finite() -> None:
     logits_NK = np.array([[3e4, -3e4], [-3e4, -3e4]], dtype=np.float32)
     for values_N in logit_scores(logits_NK, temperature=0.05).values():
         assert np.isfinite(values_N).all()
-    assert energy(logits_NK) == pytest.approx([-3e4, 3e4 - np.log(2)])
+    assert logit_scores(logits_NK, temperature=1.0)["energy"] == pytest.approx([-3e4, 3e4 - np.log(2)])
 
 
 def test_every_score_is_higher_for_who_is_less_sure() -> None:

@@ -144,7 +144,7 @@ def test_outliers_are_measured_by_kind_with_the_scores_that_classification_write
     assert list(zip(table["kind"], table["score"], strict=True)) == [
         (kind, score)
         for kind in ("tiles", "drawn")
-        for score in ("max_softmax", "entropy", "max_logit", "energy", "knn")
+        for score in ("max_softmax", "entropy", "max_logit", "energy", "centred_energy", "knn")
     ]
     assert len(scores) == IMAGES + 7
     broken = scores[scores["status"] != "ok"]
