@@ -110,16 +110,17 @@ def _brightness(picture: Any, factor: float) -> bytes:
     return _lossless(functional.adjust_brightness(picture, factor))
 
 
-_SIGMAS = (0.005, 0.01, 0.02)
+_SIGMAS, _DARK, _BRIGHT = (0.005, 0.01, 0.02), (0.5, 0.25), (1.5, 2.0)
 CORRUPTIONS = [
     Corruption(REENCODED, "lossless", _lossless),
-    *(Corruption("blur", f"sigma {100 * s:g} % of the short side", partial(_blur, sigma=s)) for s in _SIGMAS),
-    *(Corruption("jpeg", f"quality {q}", partial(_jpeg, quality=q)) for q in (50, 20, 10)),
-    *(Corruption("low_resolution", f"short side {n} px", partial(_low_resolution, side=n)) for n in (128, 64, 32)),
-    *(Corruption("crop", f"middle {kept:.0%} of each side", partial(_crop, kept=kept)) for kept in (0.8, 0.6, 0.4)),
+    *(Corruption("blur", f"sigma {100 * sigma:g} %", partial(_blur, sigma=sigma)) for sigma in _SIGMAS),
+    *(Corruption("jpeg", f"quality {quality}", partial(_jpeg, quality=quality)) for quality in (50, 20, 10)),
+    *(Corruption("low_resolution", f"{side} pixels", partial(_low_resolution, side=side)) for side in (128, 64, 32)),
+    *(Corruption("crop", f"{100 * kept:g} % kept", partial(_crop, kept=kept)) for kept in (0.8, 0.6, 0.4)),
     Corruption("grey", "no colour", _grey),
-    *(Corruption("rotation", f"{d} degrees left", partial(_rotate, degrees=d)) for d in (5, 15, 30)),
-    *(Corruption("darkness", f"{f:.0%} of the light", partial(_brightness, factor=f)) for f in (0.5, 0.25)),
-    *(Corruption("brightness", f"{f:.0%} of the light", partial(_brightness, factor=f)) for f in (1.5, 2.0)),
+    *(Corruption("rotation", f"{angle} degrees", partial(_rotate, degrees=angle)) for angle in (5, 15, 30)),
+    *(Corruption("darkness", f"{100 * f:g} % light", partial(_brightness, factor=f)) for f in _DARK),
+    *(Corruption("brightness", f"{100 * f:g} % light", partial(_brightness, factor=f)) for f in _BRIGHT),
 ]
-"""In the order of the table; the severities of one kind grow."""
+"""In the order of the table; the severities of one kind grow. Sigma is in parts of the short side, pixels are those of
+the short side, and a crop keeps the middle of each side."""
