@@ -1,4 +1,4 @@
-"""bench: the parts of bench_tune.py, bench_gpu.py, bench_classify.py and drill_tune.py.
+"""bench: the parts of bench_tune.py, bench_gpu.py, bench_classify.py, bench_evaluate.py and drill_tune.py.
 
 1. rows, subsets      what every row of results/*.csv says of its origin, and appending one
 2. arms      one measured search in a process of its own: carray's, or the one that Ray's documentation teaches (recipe)
@@ -12,5 +12,6 @@
 10. classify_figures, classify_watch   rates, slopes and steady state; a job as a whole process, watched from outside
 11. classify_setup, classify_arms   folders, bundles, and one run of an arm: carray's, timm's (classify_timm), Ray's
     recipe (classify_recipe)
-12. classify_peers, classify_ceiling, classify_parts, classify_report   what is measured, and how it is told
+12. outside, stress   images that show no car, and a bundle's measurement on them and on corrupted pictures
+13. classify_peers, classify_ceiling, classify_parts, classify_report   what is measured, and how it is told
 """
