@@ -32,12 +32,12 @@ _PHOTOGRAPHS = {
         *(f"{_SKLEARN}/china.jpg", f"{_SKLEARN}/flower.jpg", f"{_MATPLOTLIB}/grace_hopper.jpg"),
     ],
     "instruments": [
-        *(f"{_SKIMAGE}/{name}.png" for name in "cell ihc microaneurysms moon".split()),
+        *(f"{_SKIMAGE}/{name}.png" for name in "cell ihc moon".split()),
         *(f"{_SKIMAGE}/hubble_deep_field.jpg", f"{_SKIMAGE}/retina.jpg"),
     ],
 }
 TILES = 8
-"""Of each photograph, beside the whole of it."""
+"""Of each photograph, beside the whole of it; one that is no larger than a tile has none to give."""
 DRAWN = 30
 """Of each sort."""
 TILE_SIDE = 160
