@@ -56,7 +56,7 @@ def make_outside(folder: Path, *, seed: int = 0) -> Path:
     rows = []
     for kind, source, picture in [*_tiles(seed), *_drawings(seed)]:
         name = f"{kind}-{len(rows):04d}.png"
-        _of_side(picture).save(folder / name)
+        _of_side(picture).save(folder / name, compress_level=1)
         rows.append({"uri": name, "kind": kind, "source": source})
     table = folder / "outside.parquet"
     pd.DataFrame(rows).to_parquet(table, index=False)
