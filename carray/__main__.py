@@ -18,6 +18,7 @@ from carray.commands.pages import report
 from carray.commands.questions import compare, query
 from carray.commands.score import calibrate, classify, compact, evaluate, predict, quantize
 from carray.commands.search import export, leaderboard, train, tune
+from carray.commands.stress import stress
 from carray.core.errors import CarrayError, SettingsError
 
 __all__ = ["app", "main"]
@@ -49,7 +50,7 @@ def _root(
 # In the order in which a user meets them, which is the order of `carray --help`.
 for command in (
     *(prepare, tune, train, leaderboard, export, quantize, calibrate),
-    *(evaluate, classify, compact, predict, query, report, compare, demo),
+    *(evaluate, stress, classify, compact, predict, query, report, compare, demo),
 ):
     app.command()(command)
 

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from carray.core.errors import DecodeError
 from carray.core.settings import Settings
 
-__all__ = ["Box", "DecodedImage", "PixelSettings", "decode", "view"]
+__all__ = ["Box", "DecodedImage", "PixelSettings", "decode", "decode_original", "view"]
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -80,20 +80,28 @@ def decode(data: bytes, settings: PixelSettings, *, box: Box | None = None) -> D
     Raises:
         DecodeError: code empty, unsupported, too_large, truncated or bad_box.
     """
-    if not data:
-        raise DecodeError("empty", "the file has zero bytes")
     image = _open(data)
     width, height = _upright_size(image)
     if box is not None:
         box = _clamp(box, width, height)
-    cover = _cover(settings, width, height, box)
-    source_HWC = _read_jpeg(data, image, cover) if _is_plain_jpeg(image) else None
-    if source_HWC is None:
-        source_HWC = _read_pillow(image)
-    source_HWC = _turn_upright(source_HWC, image)
+    source_HWC = _read_upright(data, image, _cover(settings, width, height, box))
     if box is not None:
         source_HWC = _cut(source_HWC, box, width, height)
     return DecodedImage(_to_square(source_HWC, settings), width, height, _difference_hash(source_HWC))
+
+
+def decode_original(data: bytes, *, box: Box | None = None) -> Pixels:
+    """Decode one image's bytes at full size, upright, cut to `box` if given: height x width x 3 uint8 RGB.
+
+    For who changes pictures before `decode` reads them; what a network sees comes from `decode` and `view` alone.
+
+    Raises:
+        DecodeError: code empty, unsupported, too_large, truncated or bad_box.
+    """
+    image = _open(data)
+    width, height = _upright_size(image)
+    source_HWC = _read_upright(data, image, 0)
+    return source_HWC if box is None else _cut(source_HWC, _clamp(box, width, height), width, height)
 
 
 def view(pixels_HWC: Pixels, settings: PixelSettings) -> Pixels:
@@ -107,6 +115,8 @@ def view(pixels_HWC: Pixels, settings: PixelSettings) -> Pixels:
 def _open(data: bytes) -> Any:
     from PIL import Image, UnidentifiedImageError
 
+    if not data:
+        raise DecodeError("empty", "the file has zero bytes")
     try:
         image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError:
@@ -124,6 +134,11 @@ def _open(data: bytes) -> Any:
             "too_large", f"the image has {image.width:,} x {image.height:,} pixels; at most {MAX_PIXELS:,} are decoded"
         )
     return image
+
+
+def _read_upright(data: bytes, image: Any, cover: int) -> Pixels:
+    source_HWC = _read_jpeg(data, image, cover) if _is_plain_jpeg(image) else None
+    return _turn_upright(_read_pillow(image) if source_HWC is None else source_HWC, image)
 
 
 def _lacks_end(data: bytes) -> bool:

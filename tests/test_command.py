@@ -21,7 +21,8 @@ from carray.manifest.format import read_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
-    "prepare tune train leaderboard export quantize calibrate evaluate classify predict query report compare demo"
+    "prepare tune train leaderboard export quantize calibrate evaluate stress classify predict query report compare "
+    "demo"
 ).split()
 
 
@@ -122,6 +123,12 @@ def test_nothing_to_classify_is_a_sentence(run, small_bundle: str, tmp_path: Pat
         (["calibrate", "{bundle}", "--manifest", "{m}", "--target-precision", "98"], 2, ["target_precision is 98"]),
         (["calibrate", "{bundle}", "--manifest", "{m}", "--split", "dev"], 2, ["'dev'"]),
         (["calibrate", "{tmp}", "--manifest", "{m}"], 3, ["holds no bundle.json"]),
+        (["stress", "{bundle}", "--manifest", "{m}", "--split", "dev", "--out", "{tmp}/e"], 2, ["'dev'"]),
+        (
+            ["stress", "{bundle}", "--manifest", "{m}", "--out", "{tmp}/e", "--outside", "{tmp}/absent"],
+            4,
+            ["{tmp}/absent"],
+        ),
         (["predict", "{tmp}", "car.jpg"], 3, ["holds no bundle.json"]),
         (["report", "{tmp}/absent", "--out", "{tmp}/r.html"], 2, ["{tmp}/absent holds no Parquet file"]),
         (["report", "{tmp}/absent", "--out", "{tmp}/r.html", "--thumbnails", "9999"], 2, ["thumbnails is 9999", "400"]),

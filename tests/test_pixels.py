@@ -12,7 +12,7 @@ from PIL import Image
 from carray.core.errors import DecodeError, SettingsError
 from carray.core.settings import parse_settings
 from carray.drawing import DEMO_CLASSES, draw_broken_files, draw_image
-from carray.pixels import MAX_PIXELS, PixelSettings, decode, view
+from carray.pixels import MAX_PIXELS, PixelSettings, decode, decode_original, view
 
 SETTINGS = PixelSettings(decode_size=64, input_size=48)
 
@@ -231,6 +231,25 @@ def test_box_that_covers_nothing_is_refused_with_its_numbers(box):
     with pytest.raises(DecodeError, match=str(box[0])) as caught:
         decode(encoded(drawn()), SETTINGS, box=box)
     assert caught.value.code == "bad_box"
+
+
+def test_an_original_is_upright_at_full_size_and_cut_to_its_box():
+    image = drawn(600, 400)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned to the right once
+    original_HWC = decode_original(encoded(image, quality=95, exif=exif))
+    assert original_HWC.shape == (600, 400, 3)
+    assert difference(original_HWC, np.asarray(image.rotate(-90, expand=True))) < 4
+    lossless = encoded(image, "PNG")
+    assert np.array_equal(decode_original(lossless, box=(10, 20, 110, 90)), np.asarray(image)[20:90, 10:110])
+    with pytest.raises(DecodeError, match="covers nothing"):
+        decode_original(lossless, box=(700, 0, 800, 10))
+
+
+def test_decoding_an_original_again_gives_the_pixels_of_the_image():
+    data = encoded(drawn(100, 90), quality=80)  # too small for a reduced scale
+    again = encoded(Image.fromarray(decode_original(data)), "PNG")
+    assert np.array_equal(decode(data, SETTINGS).pixels_HWC, decode(again, SETTINGS).pixels_HWC)
 
 
 def test_aspect_modes_keep_what_they_promise():

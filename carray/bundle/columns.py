@@ -18,7 +18,7 @@ import numpy.typing as npt
 from carray.bundle.format import BundleInfo
 from carray.vehicles import parse_vehicle
 
-__all__ = ["score_columns"]
+__all__ = ["centred_energy", "score_columns"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -32,7 +32,8 @@ def score_columns(
 
     Margin is the first score less the second (less 0 with one class); entropy is in nats; accept is null unless the
     bundle has a threshold. `outputs` adds: `embedding`, float16; `make_score` and `model_score`, the probability of the
-    label's make, and of its make and model, summed over all classes, null where the label is no vehicle's name.
+    label's make, and of its make and model, summed over all classes, null where the label is no vehicle's name;
+    `ood_score`, `centred_energy`: higher means less like the training images, and no threshold is claimed.
 
     Raises:
         ValueError: embeddings are asked for and not given.
@@ -60,7 +61,24 @@ def score_columns(
     for name in ("make_score", "model_score"):
         if name in outputs:
             columns[name] = _rolled_up(scores_BK, first_B5[:, 0], groups[name])
+    if "ood_score" in outputs:
+        columns["ood_score"] = centred_energy(logits_BK, temperature=info.temperature).tolist()
     return columns
+
+
+def centred_energy(logits_BK: Floats, *, temperature: float) -> npt.NDArray[np.float64]:
+    """Compute how near an image's scores are to equal ones, float64 (B,), in nats, at most 0: there all are equal.
+
+    It is -KL(equal scores || calibrated scores), and so the energy of Liu et al., 'Energy-based Out-of-distribution
+    Detection', 2020, of logits less their own mean, less what equal logits have. The mean goes because a softmax, and
+    with it training, is blind to a constant that is added to all logits: of a network trained with label smoothing the
+    plain energy says nothing (results/outliers.csv). To be compared within one bundle only.
+    """
+    centred_BK = logits_BK.astype(np.float64) / temperature
+    centred_BK -= centred_BK.mean(axis=1, keepdims=True)
+    largest_B = centred_BK.max(axis=1)  # taken out first, so that no exponential overflows
+    sums_B = np.exp(centred_BK - largest_B[:, None]).sum(axis=1)
+    return np.minimum(np.log(logits_BK.shape[1]) - largest_B - np.log(sums_B), 0.0)
 
 
 def _softmax(logits_BK: Floats, temperature: float) -> npt.NDArray[np.float64]:

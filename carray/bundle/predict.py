@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from carray.bundle.columns import score_columns
+from carray.bundle.columns import centred_energy, score_columns
 from carray.bundle.format import PROBES, RUNTIME_FILES, BundleInfo, open_bundle, read_bundle_file
 from carray.bundle.runtimes import OnnxRuntime, best_batch, resolve_runtime
 from carray.core.errors import BundleError, DecodeError, FetchError
@@ -26,7 +26,7 @@ from carray.pixels import decode, view
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Classifier", "Scorer", "prediction_text", "resolve_runtime", "score_columns"]
+__all__ = ["Classifier", "Scorer", "centred_energy", "prediction_text", "resolve_runtime", "score_columns"]
 
 Floats = npt.NDArray[np.float32]
 

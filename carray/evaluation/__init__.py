@@ -9,5 +9,7 @@
 7. confusion    counts -> the matrix as a picture; figures draws all others
 8. page         tables -> report.html, made of sections/
 9. recalibrate  another precision -> the bundle's threshold
-10. format      the names and columns of all these files
+10. stress      the same split corrupted (corruptions, robustness), and images from outside (outside, doubt, outliers)
+11. reading     which images are drawn for that, their bytes, and the network's answer; stress_page shows it
+12. format      the names and columns of an evaluation's files
 """

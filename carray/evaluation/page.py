@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from carray.evaluation import figures
 from carray.evaluation.confusion import confusion_svg
 from carray.evaluation.format import REPORT_HTML, TABLES, table_kind
 from carray.evaluation.metrics import confusion_counts
+from carray.evaluation.stress_page import stress_context
 from carray.vehicles import parse_vehicle
 
 __all__ = ["SECTIONS", "Evaluation", "Section", "write_page"]
@@ -194,6 +196,13 @@ def _counts(predictions: pd.DataFrame, classes: list[str]) -> npt.NDArray[np.int
     return confusion_counts(truth_N, predicted_N, len(classes))
 
 
+def _stress(section: str, evaluation: Evaluation) -> dict[str, Any] | None:
+    """Give what `stress` left in the folder, if it is of the same bundle and images."""
+    found = stress_context(evaluation.out, section)
+    same = ("bundle_id", "manifest_fingerprint", "split")
+    return found if found and all(found["about"][name] == evaluation.metrics[name] for name in same) else None
+
+
 def _unreadable(evaluation: Evaluation) -> dict[str, Any] | None:
     if not evaluation.metrics["unreadable"]:
         return None
@@ -208,6 +217,18 @@ SECTIONS = (
     Section("pairs", "What is taken for what", "evaluation/sections/pairs.html.j2", _pairs),
     Section("scores", "Whether scores are true", "evaluation/sections/scores.html.j2", _scores),
     Section("coverage", "What can be accepted", "evaluation/sections/coverage.html.j2", _coverage),
+    Section(
+        "robustness",
+        "Corrupted pictures",
+        "evaluation/sections/robustness.html.j2",
+        partial(_stress, "robustness"),
+    ),
+    Section(
+        "outliers",
+        "Images from outside",
+        "evaluation/sections/outliers.html.j2",
+        partial(_stress, "outliers"),
+    ),
     Section("classes", "Class by class", "evaluation/sections/classes.html.j2", _classes),
     Section("matrix", "Confusion matrix", "evaluation/sections/matrix.html.j2", _matrix),
     Section("unreadable", "Not readable", "evaluation/sections/unreadable.html.j2", _unreadable),

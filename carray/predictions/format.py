@@ -82,11 +82,12 @@ def _pandas_note() -> bytes:
 
 PREDICTION_SCHEMA = pa.schema(_COLUMNS, metadata={b"pandas": _pandas_note()})
 
-Output = Literal["embedding", "make_score", "model_score"]
+Output = Literal["embedding", "make_score", "model_score", "ood_score"]
 OPTIONAL_COLUMNS = {
     "embedding": pa.list_(pa.field("element", pa.float16())),  # the network's, before its last layer
     "make_score": pa.float32(),  # probability of label's make, summed over its classes, 0..1
     "model_score": pa.float32(),  # the same of make and model
+    "ood_score": pa.float32(),  # -KL(equal scores || scores), nats: higher is less like training
 }
 
 
@@ -110,7 +111,8 @@ class ClassifySettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What scores: a GPU where there is one, when auto."""
     outputs: list[Output] = Field(default_factory=list)
-    """Optional columns: `embedding` (float16), and `make_score` and `model_score`, the label's make's and model's."""
+    """Optional columns: `embedding` (float16), `make_score` and `model_score`, the label's make's and model's, and
+    `ood_score`, which is higher the less an image is like the training images."""
     all_files: bool = False
     """Whether every key is an image, or only those with an image's suffix."""
     split: Literal["train", "val", "test"] | None = None

@@ -1,4 +1,4 @@
-"""bench: the parts of bench_tune.py, bench_gpu.py, bench_classify.py, bench_query.py and drill_tune.py.
+"""bench: the parts of jobs/bench_*.py and drill_*.py.
 
 1. rows, subsets      what every row of results/*.csv says of its origin, and appending one
 2. arms      one measured search in a process of its own: carray's, or the one that Ray's documentation teaches (recipe)
@@ -14,4 +14,6 @@
     recipe (classify_recipe)
 12. classify_peers, classify_ceiling, classify_parts, classify_report   what is measured, and how it is told
 13. query_rows, query_arms   made-up predictions of any number of rows, and one question in a process of its own
+14. outside, stress   images that show no car, and a bundle's measurement on them and on corrupted pictures
+15. s3_reads   what reading an image from an object store costs
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carray.bundle.columns import score_columns
+from carray.bundle.columns import centred_energy, score_columns
 from carray.bundle.format import BundleInfo, open_bundle
 
 CLASSES = ["Audi A5 Coupe 2012", "Audi A5 Wagon 2011", "Audi TT Coupe 2012", "BMW M3 Coupe 2012", "unknown", "other"]
@@ -70,3 +70,26 @@ def test_one_class_has_no_runner_up(info: BundleInfo) -> None:
     columns = score_columns(np.zeros((2, 1), dtype=np.float32), info.model_copy(update={"classes": CLASSES[:1]}))
     assert columns["margin"] == [1.0, 1.0]
     assert columns["top5_labels"] == [CLASSES[:1]] * 2
+
+
+def test_ood_score_is_the_distance_from_equal_scores_whatever_is_added_to_all_logits(info: BundleInfo) -> None:
+    from scipy.stats import entropy
+
+    logits_BK = np.random.default_rng(0).normal(0, 5, (40, 6)).astype(np.float32)
+    halved = info.model_copy(update={"temperature": 2.0})
+    scores_BK = np.exp(logits_BK.astype(float) / 2)
+    divergence_B = entropy(np.ones_like(scores_BK), scores_BK, axis=1)  # KL(equal || scores), in nats
+    columns = score_columns(logits_BK, halved, outputs=["ood_score"])
+    assert columns["ood_score"] == pytest.approx((-divergence_B).tolist())
+    shifted = centred_energy(logits_BK + np.float32(64), temperature=2.0)
+    assert shifted == pytest.approx(-divergence_B, abs=1e-4)
+    assert "ood_score" not in score_columns(logits_BK, info)
+
+
+def test_ood_score_is_higher_for_who_is_less_sure_and_never_overflows() -> None:
+    logits_BK = np.array([[9, 0, 0], [1, 0, 0], [7, 7, 7]], dtype=np.float32)
+    sure, unsure, equal = centred_energy(logits_BK, temperature=1.0)
+    assert sure < unsure < equal == 0.0
+    huge = centred_energy(np.array([[3e37, -3e37, 0]], dtype=np.float32), temperature=0.05)
+    assert huge == pytest.approx([-20 * 3e37], rel=1e-5)
+    assert centred_energy(np.array([[5.0]], dtype=np.float32), temperature=1.0).tolist() == [0.0]

@@ -135,16 +135,17 @@ def test_optional_columns_are_in_every_file(score_all, broken_folder, tmp_path):
     """pandas silently drops a column that only later files have, so files without one good image have them too."""
     import duckdb
 
-    wanted = ["model_score", "embedding"]
+    wanted = ["ood_score", "model_score", "embedding"]
     rows = score_all(broken_folder, outputs=wanted, shard_images_first=1)
     files = sorted((tmp_path / "out").glob("*.parquet"))
     assert len(files) > 5
     for file in files:
-        assert pq.read_schema(file).names == [*PREDICTION_SCHEMA.names, "embedding", "model_score"]
+        assert pq.read_schema(file).names == [*PREDICTION_SCHEMA.names, "embedding", "model_score", "ood_score"]
     good = rows["status"] == "ok"
-    assert rows.loc[~good, ["embedding", "model_score"]].isna().all(axis=None)
+    assert rows.loc[~good, ["embedding", "model_score", "ood_score"]].isna().all(axis=None)
     embedding = rows.loc[good, "embedding"].iloc[0]
     assert embedding.dtype == np.float16 and embedding.shape == (8,)
+    assert rows["ood_score"].dtype == np.float32 and np.isfinite(rows.loc[good, "ood_score"]).all()
     named = rows[good & rows["make"].notna()]
     assert (named["model_score"] >= named["score"] - 1e-6).all()
     read = duckdb.sql(f"select embedding from '{tmp_path}/out/part-*.parquet' where status = 'ok'").fetchall()

@@ -1,0 +1,50 @@
+"""The command that puts a bundle under stress."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from carray.commands.options import Bundle, ManifestOption
+
+__all__ = ["stress"]
+
+
+def stress(
+    bundle: Bundle,
+    manifest: ManifestOption,
+    out: Annotated[str, typer.Option("--out", help="Folder for the tables; that of carray evaluate may be given.")],
+    outside: Annotated[
+        str | None,
+        typer.Option(help="Images that are no vehicles: a folder, or a Parquet table with uri, kind and source."),
+    ] = None,
+    images: Annotated[int, typer.Option(min=0, help="So many of the split, drawn by content; 0: all.")] = 500,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    seed: Annotated[int, typer.Option(help="Of the draw and of the intervals.")] = 0,
+    runtime: Annotated[str, typer.Option(help="fp32, int8, torch-bf16, or auto.")] = "fp32",
+) -> None:
+    """Measure what corrupted pictures cost a bundle, and how well it doubts images from outside.
+
+    Reads the split's images, some training images, and those of --outside. Writes robustness.parquet: top-1 under blur,
+    JPEG, low resolution, crop, grey, rotation and light, with intervals. With --outside it writes outliers.parquet:
+    how well six scores tell those images from the split's. The same command again reads what stands.
+
+    Cost: that of classifying 22 times as many images as --images; with --outside, 2,000 training images more.
+
+    Example: `carray stress run/bundle --manifest manifest.parquet --out evaluation --outside no-cars`
+    """
+    from carray.core.progress import print_result
+    from carray.evaluation.stress import stress as measure
+    from carray.evaluation.stress import summary_text
+
+    found = measure(
+        bundle, manifest, out=out, outside=outside, split=split, images=images or None, seed=seed, runtime=runtime
+    )
+    typer.echo(summary_text(found))
+    robustness, outliers = found["robustness"], found.get("outliers")
+    result = {"images": robustness["images"], "top1": robustness["top1"], "out": out}
+    result |= {"worst_top1": {name: row["top1"] for name, row in robustness["worst"].items()}}
+    if outliers:
+        result |= {"auroc": {kind: own["auroc"] for kind, own in outliers["kinds"].items()}, "best": outliers["best"]}
+    print_result(result)

@@ -1,0 +1,247 @@
+"""Puts a bundle under stress: corrupted pictures of a split, and images from outside.
+
+    robustness.parquet       top-1 by corruption and severity (evaluation.robustness)
+    robustness.json          what it was measured on; the marker, written after it
+    outlier_scores.parquet   one row an image, inside and outside: every score, or the reason why there is none
+    outliers.parquet         AUROC and FPR at 95 % TPR by kind and score (evaluation.outliers)
+    outliers.json            what outside was and which score is best; the marker, written last
+
+From: a bundle, a manifest, and for the outliers a place of outside images. To: a folder, local or S3, which may be that
+of an evaluation of the same bundle and split: its page then shows all of this.
+Invariants: both parts see the same images of the split; what stands is read and not measured again; another bundle,
+manifest or outside in the folder is refused.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from carray.bundle.format import BundleInfo
+from carray.bundle.predict import Scorer
+from carray.core.errors import BudgetError, SchemaError, SettingsError
+from carray.core.progress import say
+from carray.core.storage import absolute, exists, join, read_json, write_json
+from carray.core.tables import table_from_rows, write_table
+from carray.evaluation.corruptions import NONE, REENCODED
+from carray.evaluation.doubt import SCORES_SCHEMA, score_images, training_embeddings
+from carray.evaluation.format import METRICS_JSON, OUTLIERS_JSON, ROBUSTNESS_JSON
+from carray.evaluation.outliers import (
+    LOGIT_SCORES,
+    NEIGHBOURS,
+    OUTLIERS_SCHEMA,
+    SCORES,
+    best_score,
+    measure_outliers,
+)
+from carray.evaluation.outside import INSIDE, list_outside, outside_fingerprint
+from carray.evaluation.page import write_page
+from carray.evaluation.reading import Row, draw_rows
+from carray.evaluation.robustness import ROBUSTNESS_SCHEMA, corrupted_hits, robustness_rows
+from carray.manifest.format import Manifest, read_manifest
+
+__all__ = ["stress", "summary_text"]
+
+VERSION = 1
+
+
+def stress(
+    bundle: str,
+    manifest: str,
+    *,
+    out: str,
+    outside: str | None = None,
+    split: str = "test",
+    images: int | None = 500,
+    seed: int = 0,
+    runtime: str = "fp32",
+) -> dict[str, Any]:
+    """Measure robustness, and with `outside` the outlier scores, and give both markers' contents.
+
+    Args:
+        bundle: Folder of the bundle.
+        manifest: A manifest of the bundle's own classes.
+        out: Folder for the tables; what it already holds of this very measurement is read.
+        outside: Folder of images, or Parquet table of them (evaluation.outside).
+        split: Which images are corrupted and are inside.
+        images: So many of them, drawn by content; all when None.
+        seed: Of the draw and the bootstrap.
+        runtime: One of the bundle's.
+
+    Returns:
+        By `robustness` and, with `outside`, by `outliers`.
+
+    Raises:
+        BundleError: the bundle is unfinished, damaged, or computes other logits on this machine.
+        SchemaError: the split is empty or has labels unknown to the bundle, or the outside is unusable.
+        SettingsError: the bundle lacks that runtime, or `out` holds another measurement.
+        BudgetError: no image can be read, so there is nothing to measure.
+        StorageError: storage refused to read or to write.
+    """
+    out, table, scorer = absolute(out), read_manifest(manifest), Scorer(bundle, runtime=runtime)
+    rows = draw_rows(table.of_split(split), images, seed=seed)
+    outside_rows = None if outside is None else list_outside(outside)  # before the long work, not after it
+    _check_labels(rows, scorer.info, table.uri)
+    identity: dict[str, Any] = {
+        "bundle_id": scorer.info.bundle_id,
+        "manifest_fingerprint": table.fingerprint,
+        "split": split,
+        "runtime": scorer.runtime,
+        "drawn": images,
+        "seed": seed,
+    }
+    _check_evaluation(out, identity)
+    origin = {"bundle": scorer.uri, "manifest": absolute(table.uri)}
+    found = _finished(join(out, ROBUSTNESS_JSON), identity)
+    results = {"robustness": found or _write_robustness(out, identity | origin, rows, scorer)}
+    if outside_rows is not None:
+        identity |= {"outside_fingerprint": outside_fingerprint(outside_rows)}
+        origin |= {"outside": absolute(str(outside))}
+        found = _finished(join(out, OUTLIERS_JSON), identity)
+        results["outliers"] = found or _write_outliers(out, identity | origin, rows, outside_rows, table, scorer)
+    if exists(join(out, METRICS_JSON)):
+        write_page(out, read_json(join(out, METRICS_JSON)))
+    return results
+
+
+def summary_text(results: Mapping[str, Any]) -> str:
+    """Say the figures in a few lines for a person."""
+    found = results["robustness"]
+    lines = [
+        f"{found['images']:,} images of split {found['split']}, bundle {found['bundle_id']}, top-1 {found['top1']:.1%}"
+    ]
+    for name, row in found["worst"].items():
+        interval = f"95 % interval {row['top1_low']:.1%} to {row['top1_high']:.1%}"
+        lines.append(f"  {name.replace('_', ' '):<15} {row['top1']:6.1%}  ({row['severity']}; {interval})")
+    if "outliers" not in results:
+        return "\n".join(lines)
+    found = results["outliers"]
+    for kind, own in found["kinds"].items():
+        lines.append(f"{own['scored']:,} outside images ({kind}, {own['sources']:,} sources): AUROC by score")
+        lines += [f"  {score:<15} {value:6.3f}" for score, value in own["auroc"].items()]
+    return "\n".join(lines)
+
+
+def _finished(marker: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not exists(marker):
+        return None
+    found: dict[str, Any] = read_json(marker)
+    if any(found.get(name) != value for name, value in identity.items()):
+        seen = ", ".join(f"{name} {found.get(name)}" for name in identity)
+        raise SettingsError(f"{marker} is of another measurement ({seen}); choose another folder with --out.")
+    say(f"{marker} holds this measurement already; delete it to measure again.")
+    return found
+
+
+def _check_evaluation(out: str, identity: Mapping[str, Any]) -> None:
+    """Refuse the folder of another bundle's evaluation: its page would show these tables as that bundle's."""
+    place = join(out, METRICS_JSON)
+    if exists(place):
+        found = read_json(place)
+        for name in ("bundle_id", "manifest_fingerprint", "split"):
+            if name in found and found[name] != identity[name]:
+                raise SettingsError(
+                    f"{place} is of an evaluation with {name} {found[name]}, not {identity[name]}; choose another "
+                    "folder with --out."
+                )
+
+
+def _check_labels(rows: Sequence[Row], info: BundleInfo, uri: str) -> None:
+    unknown = sorted({row["label"] for row in rows} - set(info.classes))
+    if unknown:
+        raise SchemaError(
+            f"{uri} has {len(unknown)} labels that bundle {info.bundle_id} does not know, the first is {unknown[0]!r} "
+            f"(it knows {len(info.classes)}); take a manifest of the bundle's own classes."
+        )
+
+
+def _write_robustness(out: str, origin: Mapping[str, Any], rows: Sequence[Row], scorer: Scorer) -> dict[str, Any]:
+    hits_VN, unreadable = corrupted_hits(rows, scorer)
+    if not hits_VN.shape[1]:
+        codes = _codes_text(unreadable)
+        raise BudgetError(f"none of the {len(rows)} images of split {origin['split']!r} can be read ({codes}).")
+    measured = robustness_rows(hits_VN)
+    _write(out, "robustness", table_from_rows(measured, ROBUSTNESS_SCHEMA), origin)
+    worst: dict[str, dict[str, Any]] = {}
+    for row in [row for row in measured if row["corruption"] not in (NONE, REENCODED)]:
+        if row["corruption"] not in worst or row["top1"] < worst[row["corruption"]]["top1"]:
+            worst[row["corruption"]] = {name: row[name] for name in ("severity", "top1", "top1_low", "top1_high")}
+    marker = {
+        **origin,
+        "images": measured[0]["images"],
+        "unreadable": unreadable.total(),
+        "unreadable_codes": dict(unreadable.most_common()),
+        "top1": measured[0]["top1"],
+        "worst": worst,
+    }
+    write_json(join(out, ROBUSTNESS_JSON), marker)
+    return marker
+
+
+def _write_outliers(
+    out: str,
+    origin: Mapping[str, Any],
+    rows: Sequence[Row],
+    outside: pd.DataFrame,
+    table: Manifest,
+    scorer: Scorer,
+) -> dict[str, Any]:
+    training_MD = training_embeddings(table, scorer, split=origin["split"], seed=origin["seed"])
+    inside = [{"kind": INSIDE, "source": row["uri"], **row} for row in rows]
+    scored = score_images(inside, scorer, training_MD, what="scoring inside")
+    scored += score_images(outside.to_dict("records"), scorer, training_MD, what="scoring outside")
+    frame = pd.DataFrame(scored, columns=SCORES_SCHEMA.names)
+    used = [name for name in SCORES if name != "knn" or training_MD is not None]
+    readable = frame[frame["status"] == "ok"]
+    is_inside = readable["kind"] == INSIDE
+    if is_inside.all() or not is_inside.any():
+        where = origin["outside"] if is_inside.any() else table.uri
+        failed = Counter(frame.loc[frame["status"] != "ok", "error_code"])
+        raise BudgetError(f"no image of {where} can be read ({_codes_text(failed)}); look where they lie.")
+    within, beyond = readable[is_inside], readable[~is_inside]
+    measured = measure_outliers(
+        {name: within[name].to_numpy(dtype=np.float64) for name in used},
+        {name: beyond[name].to_numpy(dtype=np.float64) for name in used},
+        kinds=beyond["kind"].tolist(),
+        sources=beyond["source"].tolist(),
+        seed=origin["seed"],
+    )
+    _write(out, "outlier_scores", table_from_rows(scored, SCORES_SCHEMA), origin)
+    _write(out, "outliers", pa.Table.from_pandas(measured, schema=OUTLIERS_SCHEMA, preserve_index=False), origin)
+    marker = {
+        **origin,
+        "inside_images": len(within),
+        "inside_unreadable": int((frame["kind"] == INSIDE).sum()) - len(within),
+        "kinds": {kind: _kind_summary(kind, frame, measured) for kind in dict.fromkeys(outside["kind"])},
+        "best": best_score(measured),
+        "best_of_logits": best_score(measured, among=LOGIT_SCORES),
+        "training_images": 0 if training_MD is None else len(training_MD),
+        "neighbours": NEIGHBOURS,
+    }
+    write_json(join(out, OUTLIERS_JSON), marker)
+    return marker
+
+
+def _kind_summary(kind: str, frame: pd.DataFrame, measured: pd.DataFrame) -> dict[str, Any]:
+    own = frame[frame["kind"] == kind]
+    scored = own[own["status"] == "ok"]
+    aurocs = measured[measured["kind"] == kind].set_index("score")["auroc"]
+    return {
+        "images": len(own),
+        "scored": len(scored),
+        "sources": scored["source"].nunique(),
+        "auroc": {str(score): float(value) for score, value in aurocs.items()},
+    }
+
+
+def _codes_text(codes: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {code}" for code, count in codes.items())
+
+
+def _write(out: str, name: str, table: pa.Table, origin: Mapping[str, Any]) -> None:
+    write_table(table, join(out, f"{name}.parquet"), kind=f"evaluation {name}", version=VERSION, provenance=origin)
