@@ -32,12 +32,20 @@ from object_store import S3Server, start_store
 import carray
 from carray.core.listing import list_keys
 from carray.core.storage import write_json
+from jobs.bench.page_pictures import save_pictures
 
 CONFIG = "jobs/configs/cars-cpu.yaml"
 SUBMITTED_COLUMNS = [
     f"submitted_{name}" for name in ("search_trials", "search_val_top1", "classify_rows", "classify_top1")
 ]
 """Of a row; empty without --submit."""
+EVALUATED = ("per_class", "confused_pairs", "levels", "confusion_kinds", "calibration", "coverage")
+"""Tables of an evaluation that hold no place of this machine."""
+PICTURES = (
+    *("Accuracy by level", "Kinds of mistakes", "Scores before calibration", "Scores after calibration"),
+    "Accuracy of what is accepted",
+)
+"""Of the evaluation's page, those without photographs."""
 SUBMITTED_MINUTES = 6
 """Of the search that is submitted as a job: enough to show that it runs, too short to be compared."""
 
@@ -193,11 +201,12 @@ def keep_results(work: Path, row: dict[str, Any], settings: list[str]) -> None:
     place.mkdir(parents=True, exist_ok=True)
     for name in ("trials", "epochs"):
         pd.read_parquet(work / "run" / f"{name}.parquet").to_csv(place / f"{name}.csv", index=False)
-    for name in ("per_class", "confused_pairs"):
+    for name in EVALUATED:
         pd.read_parquet(work / "evaluation" / f"{name}.parquet").to_csv(place / f"{name}.csv", index=False)
     shutil.copy(work / "run" / "curves.png", place)
     shutil.copy(work / "evaluation" / "confusion.png", place)
     shutil.copy(work / "run" / "bundle" / "bundle.json", place)
+    save_pictures(work / "evaluation" / "report.html", place, PICTURES)
     metrics = json.loads((work / "evaluation" / "metrics.json").read_text())
     places = ("bundle", "manifest")  # of this machine, and nobody else's business
     write_json(str(place / "metrics.json"), {name: value for name, value in metrics.items() if name not in places})

@@ -1,11 +1,11 @@
 """Measures the named questions, free SQL, the summary and a comparison over made-up predictions: seconds, peak memory.
 
-    python jobs/bench_query.py [--rows 1e7] [--work ../bench-query] [--questions by-make,compare]
+    python jobs/bench_query.py [--rows 1e7] [--work runs/query] [--questions by-make,compare]
 
 From: nothing; two runs of ROWS rows and labels of every hundredth are written below WORK once, in the real schema, and
 kept. To: rows of results/query.csv. Each question is asked in a process of its own: `seconds` holds its start and
 imports, `answer_seconds` does not. `--rows 200000 --work /tmp/try --results /tmp/try.csv` tries everything in
-a minute. Cost: 10 million rows take 2 minutes to write, 2 GB of disk, and 3 minutes to ask. Ends with one JSON line.
+a minute. Cost: 10 million rows take 2 minutes to write, 4 GB of disk, and 3 minutes to ask. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     """Write the tables if they are not there, ask every question, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="1e7", help="rows of each run")
-    parser.add_argument("--work", default=ROOT.parent / "bench-query", type=Path, help="where the tables lie")
+    parser.add_argument("--work", default=ROOT / "runs" / "query", type=Path, help="where the tables lie")
     parser.add_argument("--questions", default=",".join(ARMS), help="which to ask, of these; all by default")
     parser.add_argument("--results", default=ROOT / "results" / "query.csv", type=Path, help="where rows are added")
     arguments = parser.parse_args()
