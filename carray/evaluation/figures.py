@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from carray.core.svg import PAGE_COLOURS, percent_axis, picture
+from carray.core.svg import PAGE_COLOURS, percent_axis, picture, whole_numbers
 
 __all__ = ["bars_svg", "coverage_svg", "intervals_svg", "reliability_svg"]
 
@@ -113,4 +113,5 @@ def bars_svg(names: Sequence[str], images: Sequence[int], *, title: str, label: 
         axes.set_xlim(0, max(1, *images) * 1.12)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(label)
+        whole_numbers(axes.xaxis)
     return svg()

@@ -231,3 +231,11 @@ def test_the_class_table_is_sorted_by_key(browser: Any, folder: Path) -> None:
         opened.tab.keyboard.press("Enter")
         assert column(2) == sorted(column(2), reverse=True)
         assert opened.tab.locator("#sorted").text_content() == "Sorted by Images, descending."
+
+
+def test_counts_of_mistakes_are_whole_numbers_on_their_axis() -> None:
+    from carray.evaluation.figures import bars_svg
+
+    svg = bars_svg(["wrong make", "wrong year"], [2, 0], title="Kinds", label="images")
+    assert re.findall(r">(\d\.\d+)<", svg) == []
+    assert ">2<" in svg
