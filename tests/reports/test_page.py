@@ -195,7 +195,7 @@ def test_what_is_no_folder_of_predictions_is_said(tmp_path: Path) -> None:
     out = str(tmp_path / "report.html")
     with pytest.raises(SchemaError, match="holds no Parquet file"):
         write_report(str(tmp_path / "absent"), out=out)
-    pd.DataFrame({"uri": ["a"], "status": ["ok"]}).to_parquet(tmp_path / "other.parquet")
+    pd.DataFrame({"uri": ["a"], "status": ["ok"], "score": [0.5]}).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(SchemaError, match="'etag' is not a column"):
         write_report(str(tmp_path / "other.parquet"), out=out)
     assert not Path(out).exists()
