@@ -160,6 +160,7 @@ class _Job:
             "out": self._out,
         }
         self._lease.check()
+        forget_attempts(self._out)  # all that is there now is what a worker left half-written when it was killed
         write_json(record_place(self._out, "done.json"), outcome)
         self._watch.check(finished=True)
         return outcome
