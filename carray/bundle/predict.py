@@ -147,10 +147,16 @@ def prediction_text(predictions: pd.DataFrame) -> str:
             lines.append(f"{name}\n  {row['status']}: {row['error']}")
             continue
         top = zip(row["top5_labels"], row["top5_scores"], strict=True)
-        lines.append("\n".join([name, *(f"  {score:6.1%}  {label}" for label, score in top)]))
+        lines += [name + _verdict(row["accept"]), *(f"  {score:6.1%}  {label}" for label, score in top)]
     return "\n".join(lines)
+
+
+def _verdict(accept: bool | None) -> str:
+    """Say whether the bundle's threshold lets the label through; nothing where it has none."""
+    return "" if accept is None else "  accepted" if accept else "  not accepted: below the bundle's threshold"
 
 
 _COLUMNS = [
     *("uri", "status", "error_code", "error", "label", "score", "margin", "entropy", "top5_labels", "top5_scores"),
+    "accept",
 ]

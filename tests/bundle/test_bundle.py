@@ -170,6 +170,7 @@ def test_unreadable_images_are_rows_with_reasons(small_bundle: str, tmp_path: Pa
     assert list(rows["status"]) == ["decode_error", "fetch_error"]
     assert list(rows["error_code"]) == ["empty", "not_found"]
     assert rows["label"].isna().all()
+    assert rows["accept"].isna().all()
 
 
 def test_printed_names_cannot_command_the_terminal(small_bundle: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from carray.__main__ import main
 from carray.bundle.format import open_bundle, write_info
-from carray.bundle.predict import Classifier, Scorer
+from carray.bundle.predict import Classifier, Scorer, prediction_text
 from carray.core.errors import BudgetError, SchemaError, SettingsError
 from carray.evaluation.recalibrate import recalibrate
 from carray.manifest.format import MANIFEST_SCHEMA, read_manifest, write_manifest
@@ -73,6 +73,9 @@ def test_what_is_promised_is_what_classification_accepts(bundle: str, labelled: 
     rows = read_manifest(labelled).rows
     found = Classifier.load(bundle, runtime="fp32").predict(rows["uri"])
     accepted = found["score"] >= info.accept_threshold
+    assert found["accept"].tolist() == accepted.tolist()
+    assert prediction_text(found).count("  accepted\n") == accepted.sum()
+    assert prediction_text(found).count("not accepted") == (~accepted).sum()
     assert info.acceptance is not None and accepted.sum() == info.acceptance.accepted
     assert (found["label"] == rows["label"])[accepted].mean() == info.acceptance.precision
 
