@@ -21,6 +21,7 @@ from carray.bundle.runtimes import OnnxRuntime, best_batch, resolve_runtime
 from carray.core.errors import BundleError, DecodeError, FetchError
 from carray.core.images import fetch_image
 from carray.core.storage import absolute
+from carray.core.text import readable
 from carray.pixels import decode, view
 
 if TYPE_CHECKING:
@@ -141,13 +142,12 @@ def prediction_text(predictions: pd.DataFrame) -> str:
     """Lay predictions out for a terminal: a line an image, and below it its five likeliest classes or its reason."""
     lines = []
     for row in predictions.to_dict("records"):
-        # A name may hold a newline or a terminal's control codes: it is shown, never obeyed.
-        name = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in str(row["uri"]))
+        name = readable(row["uri"])
         if row["status"] != "ok":
-            lines.append(f"{name}\n  {row['status']}: {row['error']}")
+            lines.append(f"{name}\n  {row['status']}: {readable(row['error'])}")
             continue
         top = zip(row["top5_labels"], row["top5_scores"], strict=True)
-        lines.append("\n".join([name, *(f"  {score:6.1%}  {label}" for label, score in top)]))
+        lines.append("\n".join([name, *(f"  {score:6.1%}  {readable(label)}" for label, score in top)]))
     return "\n".join(lines)
 
 
