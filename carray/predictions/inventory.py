@@ -47,7 +47,7 @@ class InventorySource(Source):
         try:
             self._bucket = str(manifest["sourceBucket"])
             self._format = str(manifest["fileFormat"]).upper()
-            self._files = [(str(file["key"]), file.get("MD5checksum")) for file in manifest["files"]]
+            self._files = [(str(file["key"]), str(file.get("MD5checksum") or "")) for file in manifest["files"]]
             self._store = str(manifest["destinationBucket"]).rsplit(":", 1)[-1]
             self._schema = str(manifest["fileSchema"])
         except (KeyError, TypeError, AttributeError) as err:
@@ -74,7 +74,7 @@ class InventorySource(Source):
                 try:
                     for batch in _READERS[self._format](file.name, self._schema):
                         yield self._current(batch, place)
-                except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError) as err:
+                except (pa.ArrowException, ValueError, LookupError, OSError) as err:  # the copy is local: it is damaged
                     reason = " ".join(str(err).split())[:200]
                     raise SchemaError(f"{place} is not a readable {self._format} inventory ({reason}).") from None
 
@@ -100,7 +100,7 @@ class InventorySource(Source):
         return pa.record_batch(columns)
 
 
-def _copy(place: str, file: Any, md5: str | None) -> None:
+def _copy(place: str, file: Any, md5: str) -> None:
     fs, path = filesystem(place)
 
     def read() -> str:

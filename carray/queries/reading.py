@@ -98,7 +98,7 @@ def guarded_read(action: Callable[[], T], path: str) -> T:
         return retry(action, what=f"reading {path}")
     except FileNotFoundError as err:
         raise StorageError(f"{path} lost a file while it was read ({err}); try again.") from None
-    except pa.ArrowInvalid as err:
+    except (pa.ArrowException, ValueError, LookupError) as err:
         reason = " ".join(str(err).split())[:300]
         raise SchemaError(f"{path} holds a file that is not readable Parquet ({reason}); classify again.") from None
 
