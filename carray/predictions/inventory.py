@@ -97,7 +97,9 @@ class InventorySource(Source):
         sizes = rows["size"].cast(pa.int64()) if "size" in names else pa.nulls(len(rows), pa.int64())
         uris = pc.binary_join_element_wise(f"s3://{self._bucket}/", keys, "")
         columns = {"uri": uris, "escaped": pa.repeat(False, len(rows)), "etag": etags, "size_bytes": sizes}
-        return pa.record_batch(columns)
+        batch = pa.record_batch(columns)
+        batch.validate(full=True)  # Arrow's readers take it on trust that a text is UTF-8
+        return batch
 
 
 def _copy(place: str, file: Any, md5: str) -> None:

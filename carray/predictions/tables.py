@@ -198,7 +198,9 @@ def _read(source: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
     try:
         with pq.ParquetFile(path, filesystem=fs) as file:
             for batch in file.iter_batches(_ROWS, columns=columns):
-                yield batch.select(columns).cast(schema)
+                rows = batch.select(columns).cast(schema)
+                rows.validate(full=True)  # Parquet's reader takes it on trust that a text is UTF-8
+                yield rows
     except (pa.ArrowException, ValueError, LookupError) as err:
         reason = " ".join(str(err).split())[:200]
         raise SchemaError(f"{source} is not a readable table of URIs ({reason}); mend it.") from None
