@@ -75,14 +75,19 @@ class Scorer:
         return OnnxRuntime(file, threads=threads, device=device)
 
     def _check_probes(self) -> None:
+        from safetensors import SafetensorError
         from safetensors.numpy import load
 
-        probes = load(read_bundle_file(self.uri, self.info, PROBES))
+        try:
+            probes = load(read_bundle_file(self.uri, self.info, PROBES))
+            pixels_NHWC, fp32_NK = probes["pixels_NHWC"], probes["logits_fp32"]
+            int8_NK = probes["logits_int8"] if self.runtime == "int8" else fp32_NK
+        except (SafetensorError, KeyError) as err:
+            raise BundleError(f"{self.uri} has damaged probe images ({_one_line(err)}); pack it again.") from None
         # A few at a time: what the largest batch once took, the session keeps.
-        parts = np.array_split(probes["pixels_NHWC"], 4)
-        found_NK, fp32_NK = np.concatenate([self.score(part)[0] for part in parts]), probes["logits_fp32"]
+        found_NK = np.concatenate([self.score(part)[0] for part in np.array_split(pixels_NHWC, 4)])
         if self.runtime == "int8":
-            difference, limit = _rms(found_NK - probes["logits_int8"]), _rms(probes["logits_int8"] - fp32_NK)
+            difference, limit = _rms(found_NK - int8_NK), _rms(int8_NK - fp32_NK)
             limit *= INT8_TOLERANCE
         elif self.runtime == "torch-bf16":
             difference, limit = _rms(found_NK - fp32_NK), BF16_TOLERANCE * float(fp32_NK.std())
@@ -95,6 +100,10 @@ class Scorer:
                 f"{self.uri} gives logits that differ by {difference:.2g} from the packed ones on its probe images "
                 f"(at most {limit:.2g} is allowed) with runtime {self.runtime} on this machine; {remedy}."
             )
+
+
+def _one_line(err: Exception) -> str:
+    return " ".join(str(err).split())[:200]
 
 
 def _rms(values: Floats) -> float:

@@ -67,6 +67,8 @@ def absolute(uri: str | os.PathLike[str]) -> str:
         SettingsError: the scheme is neither s3 nor a local path, or the URI carries credentials.
     """
     text = os.fspath(uri)
+    if "\0" in text:
+        raise SettingsError(f"{text!r} holds a zero byte, which no file's name does.")
     if is_s3(text):
         bucket = text.removeprefix("s3://").split("/", 1)[0]
         if not bucket:

@@ -283,6 +283,6 @@ def _read_note(place: str) -> ShardNote:
 
     try:
         note = _Note.model_validate_json(retry(read, what=f"reading {place}"))
-    except (pa.ArrowInvalid, LookupError, ValueError) as err:
+    except (pa.ArrowException, LookupError, ValueError) as err:
         raise StorageError(f"{place} is damaged ({type(err).__name__}); give another folder.") from None
     return ShardNote(note.images, note.covers, Counter(note.skipped), note.ordered)
