@@ -20,6 +20,7 @@ from carray.commands.score import calibrate, classify, compact, evaluate, predic
 from carray.commands.search import export, leaderboard, train, tune
 from carray.commands.stress import stress
 from carray.core.errors import CarrayError, SettingsError
+from carray.core.text import readable
 
 __all__ = ["app", "main"]
 
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
         problems = err.problems if isinstance(err, SettingsError) else [str(err)]
         for problem in problems:
-            print(f"carray: {problem}", file=sys.stderr)
+            print(f"carray: {readable(problem)}", file=sys.stderr)
         raise SystemExit(err.exit_code) from None
 
 

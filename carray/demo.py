@@ -54,7 +54,7 @@ def run_demo(out: str) -> dict[str, Any]:
 
 
 def _say_step(number: int, text: str) -> None:
-    say(f"\n[{number}/6] {text}")
+    say(f"[{number}/6] {text}")
 
 
 def _draw(out: str) -> None:

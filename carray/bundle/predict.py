@@ -21,6 +21,7 @@ from carray.bundle.runtimes import OnnxRuntime, best_batch, resolve_runtime
 from carray.core.errors import BundleError, DecodeError, FetchError
 from carray.core.images import fetch_image
 from carray.core.storage import absolute
+from carray.core.text import readable
 from carray.pixels import decode, view
 
 if TYPE_CHECKING:
@@ -74,14 +75,19 @@ class Scorer:
         return OnnxRuntime(file, threads=threads, device=device)
 
     def _check_probes(self) -> None:
+        from safetensors import SafetensorError
         from safetensors.numpy import load
 
-        probes = load(read_bundle_file(self.uri, self.info, PROBES))
+        try:
+            probes = load(read_bundle_file(self.uri, self.info, PROBES))
+            pixels_NHWC, fp32_NK = probes["pixels_NHWC"], probes["logits_fp32"]
+            int8_NK = probes["logits_int8"] if self.runtime == "int8" else fp32_NK
+        except (SafetensorError, KeyError) as err:
+            raise BundleError(f"{self.uri} has damaged probe images ({_one_line(err)}); pack it again.") from None
         # A few at a time: what the largest batch once took, the session keeps.
-        parts = np.array_split(probes["pixels_NHWC"], 4)
-        found_NK, fp32_NK = np.concatenate([self.score(part)[0] for part in parts]), probes["logits_fp32"]
+        found_NK = np.concatenate([self.score(part)[0] for part in np.array_split(pixels_NHWC, 4)])
         if self.runtime == "int8":
-            difference, limit = _rms(found_NK - probes["logits_int8"]), _rms(probes["logits_int8"] - fp32_NK)
+            difference, limit = _rms(found_NK - int8_NK), _rms(int8_NK - fp32_NK)
             limit *= INT8_TOLERANCE
         elif self.runtime == "torch-bf16":
             difference, limit = _rms(found_NK - fp32_NK), BF16_TOLERANCE * float(fp32_NK.std())
@@ -94,6 +100,10 @@ class Scorer:
                 f"{self.uri} gives logits that differ by {difference:.2g} from the packed ones on its probe images "
                 f"(at most {limit:.2g} is allowed) with runtime {self.runtime} on this machine; {remedy}."
             )
+
+
+def _one_line(err: Exception) -> str:
+    return " ".join(str(err).split())[:200]
 
 
 def _rms(values: Floats) -> float:
@@ -141,13 +151,12 @@ def prediction_text(predictions: pd.DataFrame) -> str:
     """Lay predictions out for a terminal: a line an image, and below it its five likeliest classes or its reason."""
     lines = []
     for row in predictions.to_dict("records"):
-        # A name may hold a newline or a terminal's control codes: it is shown, never obeyed.
-        name = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in str(row["uri"]))
+        name = readable(row["uri"])
         if row["status"] != "ok":
-            lines.append(f"{name}\n  {row['status']}: {row['error']}")
+            lines.append(f"{name}\n  {row['status']}: {readable(row['error'])}")
             continue
         top = zip(row["top5_labels"], row["top5_scores"], strict=True)
-        lines += [name + _verdict(row["accept"]), *(f"  {score:6.1%}  {label}" for label, score in top)]
+        lines += [name + _verdict(row["accept"]), *(f"  {score:6.1%}  {readable(label)}" for label, score in top)]
     return "\n".join(lines)
 
 

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from carray.bundle.graph import check_graph
+
 __all__ = ["CALIBRATION", "quantise_model"]
 
 Pixels = npt.NDArray[np.uint8]
@@ -33,11 +35,16 @@ FLOAT_CONVOLUTIONS = 3
 
 
 def quantise_model(model: bytes, views_NHWC: Pixels) -> bytes:
-    """Quantise an ONNX model; `views_NHWC` are uint8 inputs as it will see them."""
+    """Quantise an ONNX model; `views_NHWC` are uint8 inputs as it will see them.
+
+    Raises:
+        BundleError: the model names other files.
+    """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    check_graph(model)
     with tempfile.TemporaryDirectory() as folder, _silence():
         plain, folded, quantised = (str(Path(folder) / name) for name in ("plain.onnx", "folded.onnx", "int8.onnx"))
         Path(plain).write_bytes(model)

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from carray.bundle.format import RUNTIME_FILES, BundleInfo
-from carray.core.errors import SettingsError
+from carray.bundle.graph import check_graph
+from carray.core.errors import BundleError, SettingsError
 from carray.core.progress import say
 
 __all__ = ["OnnxRuntime", "best_batch", "resolve_runtime"]
@@ -76,9 +77,14 @@ class OnnxRuntime:
     """Holds one onnxruntime session; safe to call from several threads."""
 
     def __init__(self, model: bytes, *, threads: int | None = None, device: str = "cpu") -> None:
-        """Open a model's bytes on the CPU, or on an NVIDIA GPU where this onnxruntime has its provider."""
+        """Open a model's bytes on the CPU, or on an NVIDIA GPU where this onnxruntime has its provider.
+
+        Raises:
+            BundleError: the bytes are no ONNX that is whole in itself, or onnxruntime refuses them.
+        """
         import onnxruntime
 
+        check_graph(model)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
         # A spinning pool burns a neighbour's core while this process decodes.
@@ -87,7 +93,11 @@ class OnnxRuntime:
         providers: list[Any] = ["CPUExecutionProvider"]
         if device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))  # TF32 would not pass fp32's probes
-        self._session: Any = onnxruntime.InferenceSession(model, options, providers=providers)
+        try:
+            self._session: Any = onnxruntime.InferenceSession(model, options, providers=providers)
+        except Exception as err:  # one class for each of its status codes, without a common one below Exception
+            reason = " ".join(str(err).split())[:200]
+            raise BundleError(f"onnxruntime refuses the model ({reason}); pack the bundle again.") from None
 
     def score(self, pixels_BHWC: Pixels) -> tuple[Floats, Floats]:
         """Compute logits_BK and embedding_BD, float32; onnxruntime reads the pixels where they lie."""

@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pydantic import ValidationError
+
 from carray.bundle.format import BundleInfo
+from carray.core.errors import BundleError
 
 __all__ = ["TorchRuntime"]
 
@@ -31,8 +34,13 @@ class TorchRuntime:
     def __init__(
         self, weights: bytes, info: BundleInfo, *, device: str = "cpu", threads: int | None = None, batch_images: int
     ) -> None:
-        """Build the network of a bundle's description and load its weights."""
+        """Build the network of a bundle's description and load its weights.
+
+        Raises:
+            BundleError: the weights are damaged, or of another network.
+        """
         import torch
+        from safetensors import SafetensorError
         from safetensors.torch import load
 
         from carray.trials.hyper import read_hyper
@@ -40,8 +48,14 @@ class TorchRuntime:
 
         if threads and device == "cpu":
             torch.set_num_threads(threads)
-        net = build_net(read_hyper(info.net), class_count=len(info.classes), load_weights=False)
-        net.load_state_dict(load(weights))
+        try:
+            net = build_net(read_hyper(info.net), class_count=len(info.classes), load_weights=False)
+            net.load_state_dict(load(weights))
+        except (ValidationError, SafetensorError, RuntimeError) as err:
+            reason = " ".join(str(err).split())[:200]
+            raise BundleError(
+                f"the bundle's weights are damaged or of another network than it says ({reason}); pack it again."
+            ) from None
         self._net = net.eval().to(device).to(memory_format=torch.channels_last)
         self._device, self._batch_images, self._size = device, batch_images, info.pixels.input_size
         self._lock = threading.Lock()

@@ -3,7 +3,8 @@
 From: the environment, and how many CPUs a private Ray may take. To: a `RunningRay`, for the length of a `with` block.
 Invariants: a Ray that merely happens to run on this machine is never attached to; what was started here is shut down
 here; what was found running stays. A private Ray has no dashboard and asks for a token: its ports may be reachable
-from other machines (Ray binds some to every address), so the token, not the address, is what keeps strangers out.
+from other machines (Ray binds some to every address), so the token, not the address, is what keeps strangers out. It
+reports nothing to Ray's makers.
 Cost: a private Ray starts in about 5 s and stops in 2 s.
 """
 
@@ -23,6 +24,7 @@ from ray.exceptions import AuthenticationError
 
 from carray.core.errors import SettingsError
 from carray.core.progress import say
+from carray.core.telemetry import send_nothing
 
 __all__ = ["RunningRay", "is_cluster", "start_ray"]
 
@@ -99,6 +101,7 @@ def _knock(address: str) -> None:
 def _start_private(num_cpus: int | None) -> None:
     global _started_here
     _choose_token()
+    send_nothing()
     # Ray would warn on every start that it chose token authentication; the line below says so once.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     ray.init(

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, ClassVar
 
+from carray.core.text import readable
+
 __all__ = ["Progress", "print_result", "say"]
 
 LOG_EVERY_SECONDS = 10.0
@@ -20,14 +22,16 @@ LOG_EVERY_SECONDS = 10.0
 
 
 def say(text: str) -> None:
-    """Write one line for the person who watches, to standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """Write one line for the person who watches, to standard error; what foreign text it holds is shown, not obeyed."""
+    print(readable(text), file=sys.stderr, flush=True)
 
 
 def print_result(result: Mapping[str, Any]) -> None:
     """Write the command's outcome as one JSON line, the last of standard output."""
     sys.stderr.flush()
-    print(json.dumps(result, ensure_ascii=False, sort_keys=False), flush=True)
+    text = json.dumps(result, ensure_ascii=False, sort_keys=False)
+    # JSON itself lets through what ends a line, or moves a cursor, in Unicode's newer ways.
+    print("".join(letter if readable(letter) == letter else json.dumps(letter)[1:-1] for letter in text), flush=True)
 
 
 class Progress:

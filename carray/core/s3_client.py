@@ -11,7 +11,7 @@ import os
 import threading
 from typing import Any
 
-from carray.core.storage import aws_environment
+from carray.core.storage import aws_environment, s3_endpoint
 
 __all__ = ["POOL", "forget_client", "make_client", "s3_client", "split_uri"]
 
@@ -46,7 +46,7 @@ def make_client(*, region: str | None = None, **options: Any) -> Any:
     from botocore.config import Config
 
     session = botocore.session.get_session()
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = s3_endpoint()
     config = Config(
         max_pool_connections=POOL,
         retries={"mode": "standard", "total_max_attempts": 1},

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from carray.core.s3_client import READ_SECONDS, s3_client
+from carray.core.storage import s3_endpoint
 
 __all__ = ["FastRefusal", "FastUnsure", "fast_read", "note_fast"]
 
@@ -122,7 +123,7 @@ def _make_store(bucket: str, client: Any) -> Any:
         keys = {"access_key_id": frozen.access_key, "secret_access_key": frozen.secret_key}
         return keys | {"token": frozen.token, "expires_at": until}
 
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = s3_endpoint()
     place: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
     return S3Store(
         bucket,

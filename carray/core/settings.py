@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from carray.core.errors import SettingsError
-from carray.core.storage import read_bytes
+from carray.core.errors import SettingsError, StorageError
+from carray.core.storage import read_bytes, read_json
 
-__all__ = ["Settings", "dump_yaml", "load_settings", "parse_settings", "read_yaml"]
+__all__ = ["Settings", "dump_yaml", "load_settings", "parse_settings", "read_record", "read_yaml"]
 
 
 class Settings(BaseModel):
@@ -63,6 +65,19 @@ def parse_settings(model: type[AnySettings], values: Mapping[str, Any]) -> AnySe
         raise SettingsError([_sentence(model, problem) for problem in err.errors()]) from None
 
 
+def read_record(model: type[AnySettings], uri: str, *, found: Any = None) -> AnySettings:
+    """Read one of our own records: a JSON document that a command wrote, and nobody edits; `found` was read before.
+
+    Raises:
+        StorageError: it does not exist, cannot be read, or is not such a record.
+    """
+    try:
+        return model.model_validate(read_json(uri) if found is None else found)
+    except ValidationError as err:
+        problem = _sentence(model, err.errors()[0]).rstrip(".")
+        raise StorageError(f"{uri} is damaged, or of another program ({problem}); move it away.") from None
+
+
 def dump_yaml(settings: BaseModel) -> str:
     """Write settings as YAML text, in the order of their definition."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
@@ -76,8 +91,8 @@ def read_yaml(config: str) -> dict[str, Any]:
         StorageError: the file cannot be read.
     """
     try:
-        values = yaml.safe_load(read_bytes(config))
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        values = _load(read_bytes(config))
+    except _NOT_YAML as err:
         raise SettingsError(f"{config} is not valid YAML ({_one_line(err)}); mend the file.") from None
     if values is None:
         return {}
@@ -88,9 +103,38 @@ def read_yaml(config: str) -> dict[str, Any]:
 
 def _parse_scalar(override: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as err:
-        raise SettingsError(f"--set {override!r} has a value that is not YAML ({_one_line(err)}).") from None
+        return _load(text)
+    except _NOT_YAML as err:
+        raise SettingsError(f"--set {_short(override)} has a value that is not YAML ({_one_line(err)}).") from None
+
+
+_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""PyYAML has an error of its own for bad syntax only: a date of month 13, or a tag with nonsense, raises others."""
+_MOST_NODES = 10_000
+"""What a file may come to with its aliases written out; a few lines of them can stand for a billion values."""
+
+
+def _load(text: bytes | str) -> Any:
+    loader = yaml.SafeLoader(text)
+    try:
+        tree = loader.get_single_node()
+        if tree is None:
+            return None
+        if _node_count(tree, {}) > _MOST_NODES:
+            raise yaml.YAMLError(f"its aliases stand for more than {_MOST_NODES:,} values")
+        return loader.construct_document(tree)
+    finally:
+        loader.dispose()
+
+
+def _node_count(node: yaml.Node, known: dict[int, float]) -> float:
+    """Count a tree's nodes with each alias written out; what holds itself is endless."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inside: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for item in inside for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_node_count(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _defaults(model: type[BaseModel]) -> dict[str, Any]:
@@ -117,7 +161,7 @@ def _sentence(model: type[BaseModel], problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{where} is missing; it has no default, so give it a value."
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{where} is {problem['input']!r}: {message[:1].lower()}{message[1:]}."
+    return f"{where} is {_short(problem['input'])}: {message[:1].lower()}{message[1:]}."
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -132,3 +176,10 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 def _one_line(err: Exception) -> str:
     return " ".join(str(err).split())
+
+
+def _short(value: Any) -> str:
+    """Show a value as Python writes it, cut where it is long or deep: it may be anything at all."""
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = 200
+    return shown.repr(value)

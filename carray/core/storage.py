@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from carray.core.errors import SettingsError, StorageError
@@ -36,6 +38,7 @@ __all__ = [
     "read_bytes",
     "read_json",
     "retry",
+    "s3_endpoint",
     "write_bytes",
     "write_json",
 ]
@@ -61,16 +64,26 @@ def absolute(uri: str | os.PathLike[str]) -> str:
     """Give the URI in its one spelling: `s3://bucket/key` as it is, a local path absolute.
 
     Raises:
-        SettingsError: the scheme is neither s3 nor a local path.
+        SettingsError: the scheme is neither s3 nor a local path, or the URI carries credentials.
     """
     text = os.fspath(uri)
+    if "\0" in text:
+        raise SettingsError(f"{text!r} holds a zero byte, which no file's name does.")
     if is_s3(text):
-        if not text.removeprefix("s3://").split("/", 1)[0]:
+        bucket = text.removeprefix("s3://").split("/", 1)[0]
+        if not bucket:
             raise SettingsError(f"{text!r} names no bucket; write s3://bucket/prefix.")
+        if "@" in bucket:  # which no bucket's name holds; the sentence must not repeat what may be a secret
+            raise SettingsError(
+                f"{'s3://…@' + bucket.rpartition('@')[2]!r} carries credentials, which would end up in logs and "
+                "tables; give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role."
+            )
         return text
-    scheme, colon, _ = text.partition("://")
+    scheme, colon, rest = text.partition("://")
     if colon and scheme.isalnum():
-        raise SettingsError(f"{text!r} has the scheme {scheme!r}; allowed are s3:// and local paths.")
+        # A signed or personal address is as good as a password: only the host is repeated.
+        host = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
+        raise SettingsError(f"{scheme + '://' + host!r}… has the scheme {scheme!r}; allowed are s3:// and local paths.")
     return os.path.abspath(os.path.expanduser(text))
 
 
@@ -99,10 +112,26 @@ def aws_environment() -> tuple[tuple[str, str], ...]:
     return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
 
 
+def s3_endpoint() -> str | None:
+    """Give the address of the store that the environment names; None for AWS's own.
+
+    Raises:
+        SettingsError: the address carries credentials, which errors and so tables would repeat.
+    """
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    if endpoint and "@" in endpoint:
+        host = endpoint.rpartition("@")[2]
+        raise SettingsError(
+            f"AWS_ENDPOINT_URL names {host!r} with credentials before it; give them as AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, a profile or a role."
+        )
+    return endpoint
+
+
 @lru_cache(maxsize=1)
 def _s3(_environment: tuple[tuple[str, str], ...]) -> pafs.S3FileSystem:
     # pyarrow reads credentials and profiles by itself, but not the endpoint variables that every other client honours.
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    endpoint = s3_endpoint()
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region is None and endpoint:  # a custom endpoint has no region to look up
         region = "us-east-1"
@@ -121,6 +150,7 @@ def retry(action: Callable[[], T], *, what: str) -> T:
 
     Raises:
         FileNotFoundError: what is asked for does not exist.
+        pa.ArrowInvalid: it was read, and is damaged: pyarrow says so of some files by an OSError.
         StorageError: the failure is permanent, or outlasted every try.
     """
     started = time.monotonic()
@@ -130,6 +160,9 @@ def retry(action: Callable[[], T], *, what: str) -> T:
         except FileNotFoundError:
             raise
         except OSError as err:
+            # The disk's errors have a number, and each of the store's says whose it is.
+            if type(err) is OSError and err.errno is None and "AWS Error" not in str(err):
+                raise pa.ArrowInvalid(str(err)) from err
             permanent = isinstance(err, _PERMANENT) or any(word in str(err) for word in _PERMANENT_WORDS)
             if permanent or attempt == TRIES or err.errno in _LOCAL_ERRNOS:
                 raise StorageError(_failure(what, err, attempt, time.monotonic() - started)) from err
@@ -211,7 +244,7 @@ def read_json(uri: str) -> Any:
     """
     try:
         return json.loads(read_bytes(uri))
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:  # brackets nested a thousand deep are legal JSON
         raise StorageError(f"{uri} is not valid JSON ({err}); it was damaged or written by another program.") from None
 
 

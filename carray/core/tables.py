@@ -48,8 +48,7 @@ def table_metadata(uri: str) -> dict[str, Any]:
         SchemaError: the file is not Parquet.
     """
     fs, path = filesystem(uri)
-    metadata = _read(lambda: pq.read_schema(path, filesystem=fs), uri).metadata or {}
-    return json.loads(metadata.get(_KEY, b"{}"))
+    return _note(_read(lambda: pq.read_schema(path, filesystem=fs), uri), uri)
 
 
 def file_rows(uri: str) -> int:
@@ -72,7 +71,7 @@ def read_table(uri: str, *, kind: str, required: Sequence[str], columns: Sequenc
     """
     fs, path = filesystem(uri)
     schema = _read(lambda: pq.read_schema(path, filesystem=fs), uri)
-    found = json.loads((schema.metadata or {}).get(_KEY, b"{}")).get("kind", kind)
+    found = _note(schema, uri).get("kind", kind)
     if found != kind:
         raise SchemaError(f"{uri} is a table of {found}, but a {kind} is needed here.")
     missing = [name for name in required if name not in schema.names]
@@ -81,7 +80,24 @@ def read_table(uri: str, *, kind: str, required: Sequence[str], columns: Sequenc
             f"{uri} lacks the column {', '.join(missing)}; a {kind} needs {', '.join(required)} (it has "
             f"{', '.join(schema.names) or 'none'})."
         )
-    return _read(lambda: pq.read_table(path, filesystem=fs, columns=columns and list(columns), partitioning=None), uri)
+    names = columns and list(columns)
+    return _read(lambda: _whole(pq.read_table(path, filesystem=fs, columns=names, partitioning=None)), uri)
+
+
+def _whole(table: pa.Table) -> pa.Table:
+    """Look at every text of a table: Parquet's reader takes it on trust that they are UTF-8."""
+    table.validate(full=True)
+    return table
+
+
+def _note(schema: pa.Schema, uri: str) -> dict[str, Any]:
+    try:
+        note = json.loads((schema.metadata or {}).get(_KEY, b"{}"))
+    except (ValueError, RecursionError):
+        note = None
+    if not isinstance(note, dict):
+        raise SchemaError(f"{uri} carries a note of carray's that is not JSON; it was damaged, so write it again.")
+    return note
 
 
 def _read(action: Any, uri: str) -> Any:
@@ -89,7 +105,7 @@ def _read(action: Any, uri: str) -> Any:
         return retry(action, what=f"reading {uri}")
     except FileNotFoundError:
         raise StorageError(f"{uri} does not exist; check its spelling.") from None
-    except pa.ArrowInvalid as err:
+    except (pa.ArrowException, ValueError, LookupError) as err:
         reason = " ".join(str(err).split())[:200]
         raise SchemaError(
             f"{uri} is not a readable Parquet file ({reason}); it was damaged or is something else."

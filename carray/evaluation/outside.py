@@ -34,7 +34,7 @@ def list_outside(place: str) -> pd.DataFrame:
 
     Raises:
         SchemaError: there is no image, the table lacks `uri`, or its kinds are too many or named `inside`.
-        SettingsError: a table of another format than Parquet.
+        SettingsError: a table of another format than Parquet, or with credentials in a uri.
         StorageError: the place does not exist or cannot be read.
     """
     place = absolute(place)
@@ -74,6 +74,6 @@ def _from_table(place: str) -> pd.DataFrame:
         raise SchemaError(f"{place} has {missing} rows without a uri; leave them out.")
     folder, rows = place.rsplit("/", 1)[0], []
     for uri, kind, source in zip(map(str, columns["uri"]), columns["kind"], columns["source"], strict=True):
-        uri = uri if is_s3(uri) or uri.startswith("/") else join(folder, uri)
+        uri = absolute(uri) if is_s3(uri) or uri.startswith("/") else join(folder, uri)
         rows.append({"uri": uri, "escaped": False, "kind": kind or OUTSIDE, "source": source or uri})
     return pd.DataFrame(rows, columns=_COLUMNS)

@@ -28,6 +28,7 @@ from carray.core.errors import BudgetError, SchemaError, SettingsError
 from carray.core.progress import say
 from carray.core.storage import absolute, exists, join, read_json, write_json
 from carray.core.tables import table_from_rows, write_table
+from carray.core.text import readable
 from carray.evaluation.corruptions import NONE, REENCODED
 from carray.evaluation.doubt import SCORES_SCHEMA, score_images, training_embeddings
 from carray.evaluation.format import METRICS_JSON, OUTLIERS_JSON, ROBUSTNESS_JSON
@@ -122,7 +123,7 @@ def summary_text(results: Mapping[str, Any]) -> str:
         return "\n".join(lines)
     found = results["outliers"]
     for kind, own in found["kinds"].items():
-        lines.append(f"{own['scored']:,} outside images ({kind}, {own['sources']:,} sources): AUROC by score")
+        lines.append(f"{own['scored']:,} outside images ({readable(kind)}, {own['sources']:,} sources): AUROC by score")
         lines += [f"  {score:<15} {value:6.3f}" for score, value in own["auroc"].items()]
     return "\n".join(lines)
 

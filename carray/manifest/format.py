@@ -117,12 +117,21 @@ def read_manifest(uri: str) -> Manifest:
         StorageError: the file does not exist or cannot be read.
     """
     required = MANIFEST_SCHEMA.names
-    table = read_table(uri, kind="manifest", required=required, columns=required).cast(MANIFEST_SCHEMA)
+    table = read_table(uri, kind="manifest", required=required, columns=required)
     note = table_metadata(uri)
+    try:
+        # Under a schema of our own: that of the file may tell pandas anything.
+        table = table.select(required).cast(MANIFEST_SCHEMA).replace_schema_metadata(None)
+    except (pa.ArrowException, ValueError) as err:
+        raise SchemaError(f"{uri} has a column of another type than a manifest's ({_one_line(err)}).") from None
     rows = table.to_pandas(types_mapper={pa.int32(): pd.Int32Dtype(), pa.uint64(): pd.UInt64Dtype()}.get)
+    if rows["uri"].isna().any():
+        raise SchemaError(f"{uri} has rows without a uri; prepare it again.")
     check_unique(rows, uri)
     labels = set(rows["label"].dropna())
-    classes = list(note.get("classes") or sorted(labels))
+    classes = note.get("classes") or sorted(labels)
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise SchemaError(f"{uri} carries classes that are no list of names; prepare it again.")
     if labels - set(classes):
         raise SchemaError(
             f"{uri} has labels outside its classes: {sorted(labels - set(classes))[:3]}; prepare it again."
@@ -144,3 +153,7 @@ def check_unique(rows: pd.DataFrame, uri: str) -> None:
             f"{uri} has the same uri and box more than once ({int(repeated.sum())} repetitions, "
             f"the first is {first!r}); keep one row of each."
         )
+
+
+def _one_line(err: Exception) -> str:
+    return " ".join(str(err).split())[:200]

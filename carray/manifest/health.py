@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from carray.core.text import readable
 from carray.manifest.balance import SET_ASIDE
 from carray.manifest.format import SPLITS
 
@@ -117,7 +118,7 @@ class HealthReport:
         lines = [
             f"{self.out}: {_count(self.rows, 'row')} from {self.source} (layout {self.layout})",
             f"  readable     {self.ok:,}" + (f"; unreadable {_pairs(self.errors)}" if self.errors else ""),
-            *(f"               {_shown(example)}" for example in self.error_examples),
+            *(f"               {readable(example)}" for example in self.error_examples),
             f"  skipped      {_pairs(self.skipped)} (not images by name)" if self.skipped else "",
             f"  classes      {self.classes:,}; images a class {_pairs(self.images_per_class)}" if self.classes else "",
             f"  splits       {_pairs(self.splits)}",
@@ -236,25 +237,19 @@ def _count(number: int, noun: str) -> str:
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{name} {value:,.6g}" if isinstance(value, float) else f"{name} {value:,}" for name, value in values.items()
-    )
-
-
-def _shown(text: str) -> str:
-    # A newline in a name must not break the report's lines.
-    return text if text.isprintable() else repr(text)
+    numbers = {name: f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" for name, value in values.items()}
+    return ", ".join(f"{readable(name)} {number}" for name, number in numbers.items())
 
 
 def _names(what: str, names: list[str]) -> str:
     if not names:
         return ""
     more = f" and {len(names) - EXAMPLES:,} more" if len(names) > EXAMPLES else ""
-    return f"  {what:<12} {', '.join(names[:EXAMPLES])}{more}"
+    return f"  {what:<12} {', '.join(map(readable, names[:EXAMPLES]))}{more}"
 
 
 def _listed(what: str, number: int, examples: list[dict[str, str]]) -> list[str]:
     if not number:
         return []
-    shown = ["; ".join(f"{_shown(uri)} ({value})" for uri, value in example.items()) for example in examples]
+    shown = ["; ".join(f"{readable(uri)} ({value})" for uri, value in example.items()) for example in examples]
     return [f"  {what:<12} {_count(number, 'group')}", *(f"               {line}" for line in shown)]

@@ -73,12 +73,14 @@ def _check_columns(table: pd.DataFrame, uri: str) -> None:
 def _read_parquet(uri: str) -> pd.DataFrame:
     table = read_table(uri, kind="manifest", required=_REQUIRED)
     wanted = [name for name in [*_REQUIRED, "split", "escaped", *_BOX] if name in table.schema.names]
-    table = table.select(wanted)
+    name = ""
     try:
+        # Without the file's own words to pandas, which may be anything.
+        table = table.select(wanted).replace_schema_metadata(None)
         for name in ("uri", "label", "split"):
             if name in wanted:
                 table = table.set_column(wanted.index(name), name, table[name].cast(pa.string()))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as err:
+    except (pa.ArrowException, ValueError, LookupError) as err:
         raise SchemaError(f"{uri} has a column {name} that is not text ({' '.join(str(err).split())[:200]}).") from None
     return table.to_pandas()
 
@@ -89,7 +91,7 @@ def _read_text(uri: str) -> pd.DataFrame:
     try:
         # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
         return pd.read_csv(data, sep=separator, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as err:
+    except (ValueError, OverflowError) as err:  # pandas' own errors of damaged text are ValueErrors, too
         raise SchemaError(
             f"{uri} is not a readable table ({' '.join(str(err).split())}); save it as CSV in UTF-8."
         ) from None

@@ -47,7 +47,7 @@ class InventorySource(Source):
         try:
             self._bucket = str(manifest["sourceBucket"])
             self._format = str(manifest["fileFormat"]).upper()
-            self._files = [(str(file["key"]), file.get("MD5checksum")) for file in manifest["files"]]
+            self._files = [(str(file["key"]), str(file.get("MD5checksum") or "")) for file in manifest["files"]]
             self._store = str(manifest["destinationBucket"]).rsplit(":", 1)[-1]
             self._schema = str(manifest["fileSchema"])
         except (KeyError, TypeError, AttributeError) as err:
@@ -74,7 +74,7 @@ class InventorySource(Source):
                 try:
                     for batch in _READERS[self._format](file.name, self._schema):
                         yield self._current(batch, place)
-                except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError) as err:
+                except (pa.ArrowException, ValueError, LookupError, OSError) as err:  # the copy is local: it is damaged
                     reason = " ".join(str(err).split())[:200]
                     raise SchemaError(f"{place} is not a readable {self._format} inventory ({reason}).") from None
 
@@ -97,10 +97,12 @@ class InventorySource(Source):
         sizes = rows["size"].cast(pa.int64()) if "size" in names else pa.nulls(len(rows), pa.int64())
         uris = pc.binary_join_element_wise(f"s3://{self._bucket}/", keys, "")
         columns = {"uri": uris, "escaped": pa.repeat(False, len(rows)), "etag": etags, "size_bytes": sizes}
-        return pa.record_batch(columns)
+        batch = pa.record_batch(columns)
+        batch.validate(full=True)  # Arrow's readers take it on trust that a text is UTF-8
+        return batch
 
 
-def _copy(place: str, file: Any, md5: str | None) -> None:
+def _copy(place: str, file: Any, md5: str) -> None:
     fs, path = filesystem(place)
 
     def read() -> str:

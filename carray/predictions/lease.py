@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from carray.core.errors import BudgetError, StorageError
 from carray.core.progress import say
-from carray.core.storage import delete, exists, is_s3, read_json, write_json
+from carray.core.settings import Settings, read_record
+from carray.core.storage import delete, exists, is_s3, write_json
 from carray.predictions.format import record_place
 
 __all__ = ["Lease", "hold_run"]
@@ -31,6 +31,15 @@ BEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 20.0
 SETTLE_SECONDS = {"local": 0.1, "s3": 1.0}
 """How long after its first write a driver looks whether another wrote at the same moment."""
+
+
+class _Note(Settings):
+    """Is what driver.json holds."""
+
+    token: str
+    host: str
+    pid: int
+    at: str
 
 
 class Lease:
@@ -84,13 +93,13 @@ class Lease:
 
     def _look(self) -> None:
         found = _read(self._out)
-        if found is not None and found["token"] != self.token:
+        if found is not None and found.token != self.token:
             self._lost = f"{self._out} was taken over by {_name(found)}, so this one stopped; let that one finish."
 
     def _write(self) -> None:
         now = datetime.now(UTC).isoformat()
-        note = {"token": self.token, "host": socket.gethostname(), "pid": os.getpid(), "at": now}
-        write_json(_place(self._out), note)
+        note = _Note(token=self.token, host=socket.gethostname(), pid=os.getpid(), at=now)
+        write_json(_place(self._out), note.model_dump())
 
 
 @contextmanager
@@ -126,23 +135,22 @@ def _wait_for_silence(out: str) -> None:
             )
 
 
-def _is_gone(note: dict[str, Any]) -> bool:
-    return note["host"] == socket.gethostname() and not Path(f"/proc/{note['pid']}").exists()
+def _is_gone(note: _Note) -> bool:
+    return note.host == socket.gethostname() and not Path(f"/proc/{note.pid}").exists()
 
 
-def _name(note: dict[str, Any]) -> str:
-    return f"another driver (process {note['pid']} on {note['host']})"
+def _name(note: _Note) -> str:
+    return f"another driver (process {note.pid} on {note.host})"
 
 
-def _read(out: str) -> dict[str, Any] | None:
+def _read(out: str) -> _Note | None:
     place = _place(out)
     try:
-        note = read_json(place) if exists(place) else None
+        return read_record(_Note, place) if exists(place) else None
     except StorageError:
         if exists(place):
             raise
         return None  # given back between the two looks
-    return dict(note) if note else None
 
 
 def _place(out: str) -> str:

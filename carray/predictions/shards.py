@@ -22,8 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
+from carray.core.errors import StorageError
 from carray.core.images import IMAGE_SUFFIXES, key_suffix
 from carray.core.listing import Gap, Piece
+from carray.core.settings import Settings
 from carray.core.storage import filesystem, list_files, read_bytes, retry, write_bytes
 from carray.manifest.format import row_box
 from carray.predictions.format import ClassifySettings, PlannedImage, record_place
@@ -56,6 +58,15 @@ class ShardNote:
     """Keys in those parts without an image's suffix, by suffix."""
     ordered: bool = True
     """Whether the source has an order; without one, `covers` says nothing."""
+
+
+class _Note(Settings):
+    """Is a ShardNote in its file."""
+
+    images: int
+    covers: list[Gap]
+    skipped: dict[str, int]
+    ordered: bool
 
 
 @dataclass
@@ -194,9 +205,21 @@ def read_shard(out: str, shard: int) -> list[PlannedImage]:
     Raises:
         StorageError: the run has no such shard, or it cannot be read.
     """
-    with pa.ipc.open_file(io.BytesIO(read_bytes(_place(out, shard)))) as reader:
-        rows = reader.read_all().to_pylist()
-    return [PlannedImage(row["uri"], row["escaped"], row_box(row), row["etag"], row["size_bytes"]) for row in rows]
+    place = _place(out, shard)
+    data = read_bytes(place)
+    try:
+        with pa.ipc.open_file(io.BytesIO(data)) as reader:
+            table = reader.read_all()
+        # Arrow takes a file's offsets on trust, and damaged ones would end the process; this looks at each.
+        table.validate(full=True)
+        rows = table.select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA).to_pylist()
+    except (pa.ArrowException, ValueError, LookupError, OSError) as err:
+        raise StorageError(f"{place} is damaged ({' '.join(str(err).split())[:200]}); give another folder.") from None
+    if any(row["uri"] is None for row in rows):
+        raise StorageError(f"{place} is damaged (an image has no uri); give another folder.")
+    return [
+        PlannedImage(row["uri"], bool(row["escaped"]), row_box(row), row["etag"], row["size_bytes"]) for row in rows
+    ]
 
 
 def read_notes(out: str) -> dict[int, ShardNote]:
@@ -255,9 +278,11 @@ def _read_note(place: str) -> ShardNote:
 
     def read() -> bytes:
         with fs.open_input_file(path) as file, pa.ipc.open_file(file) as reader:
-            note: bytes = reader.schema.metadata[_NOTE]
+            note: bytes = (reader.schema.metadata or {})[_NOTE]
             return note
 
-    note = json.loads(retry(read, what=f"reading {place}"))
-    covers = [(after, upto) for after, upto in note["covers"]]
-    return ShardNote(note["images"], covers, Counter(note["skipped"]), note["ordered"])
+    try:
+        note = _Note.model_validate_json(retry(read, what=f"reading {place}"))
+    except (pa.ArrowException, LookupError, ValueError) as err:
+        raise StorageError(f"{place} is damaged ({type(err).__name__}); give another folder.") from None
+    return ShardNote(note.images, note.covers, Counter(note.skipped), note.ordered)

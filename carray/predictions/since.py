@@ -82,6 +82,6 @@ class EarlierRun:
             return retry(action, what=f"reading {self.uri}")
         except FileNotFoundError:
             raise StorageError(f"a file of {self.uri} went away while it was read; let nothing write there.") from None
-        except pa.ArrowInvalid as err:
+        except (pa.ArrowException, ValueError, LookupError) as err:
             reason = " ".join(str(err).split())[:200]
             raise SchemaError(f"{self.uri} holds a file that is not readable Parquet ({reason}).") from None

@@ -31,7 +31,7 @@ __all__ = ["TableSource"]
 
 _ROWS = 32_768
 """Rows read at once."""
-_WHOLE_S3 = r"^s3://[^/]+/(?s:.)"
+_WHOLE_S3 = r"^s3://[^/@]+/(?s:.)"
 _ODD_PATH = r"^[^/]|//|/\.|/$"
 """What a local path that needs completing has; a URI that is neither whole nor plain is looked at by itself."""
 _TYPES = {"uri": "string", "split": "string", "etag": "string", "size_bytes": "Int64", **dict.fromkeys(BOX, "Int32")}
@@ -198,11 +198,15 @@ def _read(source: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
     try:
         with pq.ParquetFile(path, filesystem=fs) as file:
             for batch in file.iter_batches(_ROWS, columns=columns):
-                yield batch.select(columns).cast(schema)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as err:
+                rows = batch.select(columns).cast(schema)
+                rows.validate(full=True)  # Parquet's reader takes it on trust that a text is UTF-8
+                yield rows
+    except (pa.ArrowException, ValueError, LookupError) as err:
         reason = " ".join(str(err).split())[:200]
         raise SchemaError(f"{source} is not a readable table of URIs ({reason}); mend it.") from None
     except OSError as err:
+        if not is_s3(source) and err.errno is None:  # the disk answered: what it holds is damaged
+            raise SchemaError(f"{source} is not a readable table of URIs ({err}); mend it.") from None
         raise StorageError(f"reading {source} broke off ({' '.join(str(err).split())}); run it again.") from err
 
 

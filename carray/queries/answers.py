@@ -19,12 +19,13 @@ from carray.core.errors import SettingsError
 from carray.core.progress import say
 from carray.core.storage import write_bytes
 from carray.core.tables import write_table
+from carray.core.text import readable
 
 __all__ = ["FORMATS", "choose_format", "write_answer"]
 
 FORMATS = ("table", "csv", "json", "parquet")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""What begins a formula: https://owasp.org/www-community/attacks/CSV_Injection"""
+_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+"""What begins a formula, in full width too: https://owasp.org/www-community/attacks/CSV_Injection"""
 _CELL = 80
 """Characters of a text in a table; a longer one is cut."""
 
@@ -67,7 +68,7 @@ def _csv(frame: pd.DataFrame) -> str:
     for name in frame.columns:
         if not _is_text(frame[name]):
             continue
-        texts = frame[name].map(_plain, na_action="ignore")
+        texts = frame[name].astype(object).map(_plain, na_action="ignore")
         formulas = texts.map(lambda value: isinstance(value, str) and value.startswith(_FORMULA)).astype(bool)
         guarded[name] = texts.where(~formulas, "'" + texts.astype("string"))
         count += int(formulas.sum())
@@ -89,13 +90,16 @@ def _table(frame: pd.DataFrame) -> str:
     shown = frame.copy()
     for name in frame.columns:
         if _is_text(frame[name]):
-            shown[name] = frame[name].map(_for_terminal, na_action="ignore")
+            shown[name] = frame[name].astype(object).map(_for_terminal, na_action="ignore")
     shown.columns = [_for_terminal(name) for name in frame.columns]
     return shown.to_string(index=False, max_rows=1000, na_rep="", float_format="{:.4g}".format)
 
 
 def _is_text(column: pd.Series) -> bool:
-    return bool(pd.api.types.is_object_dtype(column.dtype) or pd.api.types.is_string_dtype(column.dtype))
+    kinds = pd.api.types
+    # A dictionary of Arrow's, or an ENUM of DuckDB's, comes as a category of texts.
+    is_category = isinstance(column.dtype, pd.CategoricalDtype)
+    return is_category or bool(kinds.is_object_dtype(column.dtype) or kinds.is_string_dtype(column.dtype))
 
 
 def _plain(value: Any) -> Any:
@@ -118,6 +122,5 @@ def _jsonable(value: Any) -> Any:
 
 
 def _for_terminal(value: Any) -> str:
-    text = str(_plain(value))
-    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    text = readable(_plain(value))
     return text if len(text) <= _CELL else text[: _CELL - 1] + "…"

@@ -28,6 +28,8 @@ def check_sql(connection: Any, sql: str) -> None:
     """
     import duckdb
 
+    if any("\ud800" <= char <= "\udfff" for char in sql):  # a shell's argument that is not UTF-8
+        raise SettingsError(f"the SQL is refused ({ascii(sql)[:80]} is not Unicode); write it in UTF-8.")
     try:
         statements = connection.extract_statements(sql)
     except duckdb.Error as err:
@@ -48,7 +50,13 @@ def check_sql(connection: Any, sql: str) -> None:
 
 def _parsed(connection: Any, sql: str) -> Any:
     """Give the tree of a statement as DuckDB's parser made it."""
-    tree = json.loads(connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()[0][0])
+    text = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()[0][0]
+    try:
+        tree = json.loads(text)
+    except RecursionError:
+        raise SettingsError(
+            "the SQL is refused (it is nested too deep to be looked through); write it flatter."
+        ) from None
     if tree.get("error", True):
         reason = " ".join(str(tree.get("error_message", "not understood")).split())
         raise SettingsError(f"the SQL is refused ({reason}); write one SELECT over the table predictions.")

@@ -11,7 +11,7 @@ import pyarrow.dataset as pads
 
 from carray.core.errors import SchemaError, StorageError
 from carray.core.storage import absolute, exists, filesystem
-from carray.queries.reading import guarded_read
+from carray.queries.reading import column_names, guarded_read
 
 __all__ = ["open_labels"]
 
@@ -34,11 +34,12 @@ def open_labels(path: str) -> pads.Dataset:
         data = guarded_read(lambda: pads.dataset([place], filesystem=fs, format=kind), path)
     except SchemaError:
         raise SchemaError(f"{path} is not a readable table; give a .parquet, .csv or .tsv file.") from None
-    missing = [name for name in _COLUMNS if name not in data.schema.names]
+    names = column_names(data, path)
+    missing = [name for name in _COLUMNS if name not in names]
     if missing:
         raise SchemaError(
             f"{path} lacks the column {', '.join(missing)}; a table of labels has uri and label (it has "
-            f"{', '.join(data.schema.names)})."
+            f"{', '.join(names)})."
         )
     return data
 

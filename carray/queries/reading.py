@@ -20,7 +20,7 @@ from carray.core.errors import SchemaError, SettingsError, StorageError
 from carray.core.progress import say
 from carray.core.storage import absolute, exists, filesystem, join, list_files, retry
 
-__all__ = ["check_columns", "guarded_read", "open_predictions", "read_predictions", "to_frame"]
+__all__ = ["check_columns", "column_names", "guarded_read", "open_predictions", "read_predictions", "to_frame"]
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ def read_predictions(
     data = open_predictions(path)
     check_columns([*(columns or ()), *_filtered_columns(filters)], data.schema)
     chosen, condition = list(columns) if columns is not None else None, _expression(filters, data.schema)
-    return to_frame(guarded_read(lambda: data.to_table(columns=chosen, filter=condition), path))
+    return guarded_read(lambda: to_frame(data.to_table(columns=chosen, filter=condition)), path)
 
 
 def open_predictions(path: str) -> pads.Dataset:
@@ -78,13 +78,23 @@ def open_predictions(path: str) -> pads.Dataset:
     fs, _ = filesystem(path)
     places = [filesystem(uri)[1] for uri in files]
     data = guarded_read(lambda: pads.dataset(places, filesystem=fs, format="parquet"), path)
-    missing = [name for name in ("uri", "status", "score") if name not in data.schema.names]
+    names = column_names(data, path)
+    missing = [name for name in ("uri", "status", "score") if name not in names]
     if missing:
         raise SchemaError(
             f"{path} lacks the column {', '.join(missing)}, so it is no folder of predictions (it has "
-            f"{', '.join(data.schema.names)}); give the --out of carray classify."
+            f"{', '.join(names)}); give the --out of carray classify."
         )
     return data
+
+
+def column_names(data: pads.Dataset, path: str) -> list[str]:
+    """Name the columns of an opened table.
+
+    Raises:
+        SchemaError: a name is not UTF-8, which Arrow finds when it is first asked.
+    """
+    return guarded_read(lambda: list(data.schema.names), path)
 
 
 def guarded_read(action: Callable[[], T], path: str) -> T:
@@ -98,7 +108,7 @@ def guarded_read(action: Callable[[], T], path: str) -> T:
         return retry(action, what=f"reading {path}")
     except FileNotFoundError as err:
         raise StorageError(f"{path} lost a file while it was read ({err}); try again.") from None
-    except pa.ArrowInvalid as err:
+    except (pa.ArrowException, ValueError, LookupError) as err:
         reason = " ".join(str(err).split())[:300]
         raise SchemaError(f"{path} holds a file that is not readable Parquet ({reason}); classify again.") from None
 
@@ -124,6 +134,7 @@ def check_columns(names: Sequence[str], schema: pa.Schema) -> None:
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
     """Give a table as a frame whose whole numbers and booleans stay such beside nulls."""
+    table = table.replace_schema_metadata(None)  # what the file itself tells pandas may be damaged, or anything
     # DuckDB sums whole numbers to 128 bits, which Arrow calls a decimal and pandas would keep as objects.
     for i, field in enumerate(table.schema):
         if pa.types.is_decimal(field.type):

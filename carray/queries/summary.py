@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from carray.core.storage import absolute
+from carray.core.text import readable
 from carray.queries.questions import UNCERTAIN_SCORE
 from carray.queries.reading import check_columns, open_predictions
 from carray.queries.sql import connect
@@ -51,7 +52,7 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     """Say a summary in a few lines for a person."""
 
     def listed(counts: Mapping[str, int]) -> str:
-        return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
+        return ", ".join(f"{readable(name)} {count:,}" for name, count in counts.items()) or "none"
 
     score = "none" if summary["mean_score"] is None else f"{summary['mean_score']:.3f}"
     return "\n".join(

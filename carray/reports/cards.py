@@ -7,29 +7,21 @@ out (`\n`, `\u202e`), so that what is read on the page is what stands in the tab
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
+from carray.core import text
 from carray.core.storage import is_s3
 from carray.reports.thumbnails import Thumbnail
 
 __all__ = ["card", "last_part", "readable"]
 
-_UNSEEN = {"Cc", "Cf", "Co", "Cn", "Zl", "Zp"}
-"""Unicode's categories of letters that show nothing: control, format, private, unassigned, line and paragraph."""
 
-
-def readable(text: Any) -> str:
-    """Give untrusted text with its unseen letters spelled out as Python spells them; empty for a null."""
-    if text is None or pd.isna(text):
-        return ""
-    return "".join(
-        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in _UNSEEN else letter
-        for letter in str(text)
-    )
+def readable(value: Any) -> str:
+    """Give untrusted text as core.text shows it; empty for a null."""
+    return "" if value is None or pd.isna(value) else text.readable(value)
 
 
 def last_part(uri: str) -> str:

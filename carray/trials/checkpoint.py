@@ -44,11 +44,11 @@ def unpack(data: bytes, expected: Mapping[str, Mapping[str, Tensor]]) -> tuple[d
     try:
         given = load(data)
         note = json.loads(safetensors_metadata(data)["note"])
-    except (SafetensorError, KeyError, ValueError) as err:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as err:
         raise SettingsError(f"the checkpoint is cut short or damaged ({err}); the trial has to start anew.") from None
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in given.items():
-        part, name = key.split("/", 1)
+        part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = value
     for part, named in expected.items():
         there = {name: value.shape for name, value in parts.get(part, {}).items()}
@@ -89,4 +89,7 @@ def safetensors_metadata(data: bytes) -> dict[str, str]:
         ValueError: the bytes hold no such header.
     """
     length = int.from_bytes(data[:8], "little")
-    return dict(json.loads(data[8 : 8 + length]).get("__metadata__", {}))
+    try:
+        return {str(key): str(value) for key, value in json.loads(data[8 : 8 + length])["__metadata__"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+        raise ValueError(f"no header of safetensors with notes ({type(err).__name__})") from None

@@ -33,8 +33,10 @@ import pandas as pd
 import pyarrow as pa
 
 from carray.core.errors import SearchError, SettingsError
+from carray.core.settings import read_record
 from carray.core.storage import exists, is_folder, join, list_files, read_json, write_json
 from carray.core.tables import read_table, table_from_rows, write_table
+from carray.trials.checks import LogEntry, SearchDocument, TrialEnd
 
 __all__ = [
     "EPOCHS_SCHEMA",
@@ -129,19 +131,21 @@ def read_search(run: str) -> dict[str, Any]:
 
     Raises:
         SettingsError: no search was ever started there, or by another version of carray.
+        StorageError: its document cannot be read, or is none.
     """
     if not exists(join(run, SEARCH)):
         raise SettingsError(
             f"{run} holds no {SEARCH}, so it is not a run of carray tune; give the folder that --out named."
         )
-    search = dict(read_json(join(run, SEARCH)))
-    if search.get("version") != VERSION:
-        age = "a newer" if (search.get("version") or 0) > VERSION else "an older"
+    found = read_json(join(run, SEARCH))
+    version = (found.get("version") or 0) if isinstance(found, dict) else VERSION  # there was a time without
+    if isinstance(version, int) and version != VERSION:
+        age = "a newer" if version > VERSION else "an older"
         raise SettingsError(
-            f"{run} was written by {age} carray (run version {search.get('version')}, this one reads {VERSION}); "
+            f"{run} was written by {age} carray (run version {version}, this one reads {VERSION}); "
             "use that carray for it, or name another --out."
         )
-    return search
+    return read_record(SearchDocument, join(run, SEARCH), found=found).model_dump()
 
 
 def store_configuration(run: str, number: int, hyper: Mapping[str, Any]) -> None:
@@ -159,9 +163,13 @@ def read_log(run: str) -> list[dict[str, Any]]:
     """Read every (trial, epoch) entry, in the order of decisions.
 
     A killed writer may leave a file of another name beside the entries; it is passed over.
+
+    Raises:
+        StorageError: an entry cannot be read, or is none.
     """
     entries = [uri for uri in list_files(join(run, "log")) if re.fullmatch(r"\d{8}\.json", uri.rsplit("/", 1)[-1])]
-    return sorted(_at_once(read_json, entries), key=lambda entry: entry["sequence"])
+    read = _at_once(lambda uri: read_record(LogEntry, uri).model_dump(), entries)
+    return sorted(read, key=lambda entry: entry["sequence"])
 
 
 def write_log_entry(run: str, entry: Mapping[str, Any]) -> None:
@@ -175,11 +183,15 @@ def write_trial_end(run: str, number: int, *, status: str, reason: str | None) -
 
 
 def read_trial_ends(run: str, count: int) -> dict[int, dict[str, Any]]:
-    """Read how trials ended, by number; a trial that is not there has not ended."""
+    """Read how trials ended, by number; a trial that is not there has not ended.
+
+    Raises:
+        StorageError: a note of an end cannot be read, or is none.
+    """
 
     def read_end(number: int) -> dict[str, Any] | None:
         place = join(trial_folder(run, number), "trial.json")
-        return dict(read_json(place)) if exists(place) else None
+        return read_record(TrialEnd, place).model_dump() if exists(place) else None
 
     if not is_folder(join(run, "trials")):
         return {}

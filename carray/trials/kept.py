@@ -7,12 +7,12 @@ read is as good as none, since an epoch that is run again gives the same figures
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from carray.core.errors import SettingsError
 from carray.core.storage import delete, exists, list_files, read_bytes, write_bytes
 from carray.trials import format as runs
+from carray.trials.checkpoint import safetensors_metadata
 
 __all__ = ["Kept"]
 
@@ -60,12 +60,12 @@ class Kept:
         write_bytes(self._last, fit.checkpoint())
 
     def _read_note(self) -> dict[str, Any]:
-        """Say what best.safetensors holds; its header is 8 bytes of a length, little-endian, then JSON."""
+        """Say what best.safetensors holds."""
         if not exists(self._best):
             return {"epoch": 0, "val_top1": -1.0}
         data = read_bytes(self._best)
         try:
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            header = safetensors_metadata(data)
             return {"epoch": int(header["epoch"]), "val_top1": float(header["val_top1"])}
-        except (ValueError, KeyError):  # damaged, and so no better than none
+        except (ValueError, KeyError, TypeError):  # damaged, and so no better than none
             return {"epoch": 0, "val_top1": -1.0}

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from carray.core.text import readable
 from carray.trials.importance import varied_values
 
 __all__ = ["configurations", "leaderboard_text"]
@@ -83,9 +84,7 @@ def configurations(trials: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 
 def _with_configuration(figures: str, values: Mapping[str, Any], width: int) -> list[str]:
-    words = [
-        _printable(value if name in ("family", "backbone") else f"{name}={value}") for name, value in values.items()
-    ]
+    words = [readable(value if name in ("family", "backbone") else f"{name}={value}") for name, value in values.items()]
     text = " ".join(words)
     if not width or len(figures) + len(text) <= width:
         return [(figures + text).rstrip()]
@@ -103,16 +102,12 @@ def _closing_lines(trials: pd.DataFrame, width: int) -> list[str]:
 
 
 def _wrapped(text: Any, width: int, *, indent: str = _INDENT) -> list[str]:
-    text = _printable(text)
+    text = readable(text)
     return (
         textwrap.wrap(text, max(width, 40), initial_indent=indent, subsequent_indent=indent)
         if width
         else [indent + text]
     )
-
-
-def _printable(value: Any) -> str:
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in str(value))
 
 
 def _terminal_width() -> int:

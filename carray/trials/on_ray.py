@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.search import Searcher
 
 from carray.core.errors import SearchError, StorageError
@@ -100,6 +101,7 @@ def _run_trials(
 ) -> str | None:
     """Run what is missing; gives what ended the search before all was run, in words."""
     _quieten_tune()
+    _withhold_credentials()
     with start_ray() as ray_here, tempfile.TemporaryDirectory(prefix="carray-tune-") as scratch:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         share = share_out(nodes, settings.search, len(configurations))
@@ -178,6 +180,11 @@ def _quieten_tune() -> None:
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer output engine prints boxes even when told to be silent
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1000000"  # nobody reads the state that Tune would write meanwhile
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+
+
+def _withhold_credentials() -> None:
+    """Keep Tune from sending this process's AWS keys to its trials: Ray logs and lists what environment it gives them."""
+    ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
 
 
 def _run_round(trainable: Any, driver: SearchDriver, searcher: Searcher, count: int, scratch: str) -> None:

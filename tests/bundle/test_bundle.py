@@ -178,7 +178,7 @@ def test_printed_names_cannot_command_the_terminal(small_bundle: str, tmp_path: 
     path.touch()
     text = prediction_text(carray.Classifier.load(small_bundle).predict([path]))
     assert "\x1b" not in text
-    assert "\\x1b[2J\\x0aname.jpg" in text
+    assert "\\x1b[2J\\nname.jpg" in text
 
 
 def test_scores_are_calibrated_probabilities(small_bundle: str) -> None:

@@ -126,7 +126,8 @@ def test_a_run_of_another_version_is_a_sentence(run: str, version: int | None, a
 
 def test_a_log_on_a_bucket(s3: str) -> None:
     for sequence in range(1, 41):
-        runs.write_log_entry(f"{s3}/run", {"sequence": sequence, "number": 0, "epoch": sequence})
+        decided = {"sequence": sequence, "decision": "continue", "clock_seconds": 1.0, "devices": 1.0}
+        runs.write_log_entry(f"{s3}/run", an_entry(0, sequence, 0.5, **decided))
     assert [entry["sequence"] for entry in runs.read_log(f"{s3}/run")] == list(range(1, 41))
     runs.write_trial_end(f"{s3}/run", 3, status="finished", reason=None)
     assert list(runs.read_trial_ends(f"{s3}/run", 9)) == [3]

@@ -54,7 +54,7 @@ def test_control_codes_are_shown_and_not_obeyed(run: str) -> None:
     trials = runs.read_trials(run).assign(reason="one\ntwo\x1b[31m")
     text = leaderboard_text(trials)
     assert "\x1b" not in text
-    assert "one\\x0atwo\\x1b[31m" in text
+    assert "one\\ntwo\\x1b[31m" in text
 
 
 def test_a_trial_that_was_never_proposed_has_an_empty_configuration(run: str) -> None:

@@ -1,0 +1,20 @@
+"""Keeps the libraries that carray runs on from telling their makers about it, unless the user has said otherwise.
+
+Ray (a private one too, without a dashboard), MLflow and the model hub's client report by default what runs where. Each
+reads one environment variable, which is set here before the library is imported; one that is set already stays.
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["SWITCHES", "send_nothing"]
+
+SWITCHES = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_DISABLE_TELEMETRY": "1"}
+"""What turns each library's reports off."""
+
+
+def send_nothing() -> None:
+    """Turn the reports off, in this process and in those that it starts."""
+    for name, off in SWITCHES.items():
+        os.environ.setdefault(name, off)

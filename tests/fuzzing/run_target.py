@@ -1,0 +1,35 @@
+"""Is the process in which one target is fuzzed: Atheris in front, libFuzzer's own arguments behind the target's name.
+
+python tests/fuzzing/run_target.py pixels CORPUS -max_total_time=60
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
+
+import atheris
+
+
+def main() -> None:
+    """Fuzz the target until libFuzzer's arguments say that it is enough."""
+    warnings.simplefilter("ignore")
+    logging.disable()
+    with atheris.instrument_imports(include=["carray", "PIL", "yaml", "scipy.io"]):
+        import PIL.Image
+        import scipy.io  # noqa: F401
+        from targets import TARGETS
+
+        PIL.Image.preinit()  # imports the formats, which would otherwise come later, and without instruments
+    name, *arguments = sys.argv[1:]
+    atheris.Setup([name, *arguments], TARGETS[name], enable_python_coverage=True)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
