@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from carray.core.errors import BudgetError, StorageError
+from carray.core.last_words import advise
 from carray.core.progress import say
 from carray.core.storage import delete, exists, is_s3, read_json, write_json
 from carray.predictions.format import record_place
@@ -62,6 +63,7 @@ class Lease:
             BudgetError: another driver has taken it.
         """
         if self._lost:
+            advise("")  # it is the other one that goes on
             raise BudgetError(self._lost)
 
     def give_back(self) -> None:

@@ -21,6 +21,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from carray.core.errors import SearchError, StorageError
+from carray.core.last_words import advise, stopping_on_sigterm
 from carray.core.on_ray import start_ray
 from carray.core.progress import say
 from carray.core.storage import absolute, aws_environment, join, write_json
@@ -42,6 +43,7 @@ from carray.trials.trial_on_ray import TrialRunner
 
 __all__ = ["search"]
 
+_STOPPED = "every logged epoch stays, and the same command goes on from there."
 _MOST_PENDING = 200
 """Trials that wait for resources at once, which is what a growing cluster grows by; Tune's own figure."""
 
@@ -55,6 +57,7 @@ def search(manifest: str, *, run: str, settings: TuneSettings) -> dict[str, Any]
         DataError: an image changed since the manifest was prepared.
         StorageError: the run's place is full or away; what was logged stays, and the same call goes on.
         SearchError: no trial came to a result, whose first cause it names, or the search was interrupted.
+        StoppedError: SIGTERM.
     """
     run = absolute(run)
     source = read_manifest(absolute(manifest))
@@ -135,7 +138,9 @@ def _run_trials(
         for number in set(log.missing) - set(log.running):
             if number in dropped:
                 log.drop(number, dropped[number])
-        return _run_rounds(trainable, run, settings, configurations, log, order, scratch)
+        advise(log.advice)
+        with stopping_on_sigterm(_STOPPED):
+            return _run_rounds(trainable, run, settings, configurations, log, order, scratch)
 
 
 def _run_rounds(

@@ -31,17 +31,9 @@ METRIC = "best_val_top1"
 """What schedulers compare: the best epoch so far, so that one bad last epoch stops nobody."""
 
 CHANGEABLE = {
-    "search.trials",
-    "search.time_budget_minutes",
-    "search.device_hours_budget",
-    "search.money_budget",
-    "search.price_per_device_hour",
-    "search.cpus_per_trial",
-    "search.gpus_per_trial",
-    "search.rung0_margin",
-    "search.refit",
-    "search.refit_epochs",
-    "search.loggers",
+    *("search.trials", "search.time_budget_minutes", "search.device_hours_budget", "search.money_budget"),
+    *("search.price_per_device_hour", "search.cpus_per_trial", "search.gpus_per_trial", "search.rung0_margin"),
+    *("search.refit", "search.refit_epochs", "search.loggers"),
 }
 """How long and on what a search runs, which a later start may say anew; all else decides what its figures mean."""
 
@@ -175,6 +167,7 @@ class SearchLog:
         self._trials = search.trials if count is None else count
         self._entries = runs.read_log(run)
         self._decisions = {(entry["number"], entry["epoch"]): entry["decision"] for entry in self._entries}
+        self._begun = dict.fromkeys(entry["number"] for entry in self._entries)  # in that order
         self._sequence = max((entry["sequence"] for entry in self._entries), default=0)
         self._ended = {number: end["status"] for number, end in runs.read_trial_ends(run, self._trials).items()}
         self._remarks: dict[int, str] = {}
@@ -190,15 +183,18 @@ class SearchLog:
     @property
     def missing(self) -> list[int]:
         """Give the trials that have not ended: those that ran before first, in the order they began, then by number."""
-        begun = dict.fromkeys(entry["number"] for entry in self._entries)
-        numbers = dict.fromkeys([*begun, *range(self._trials)])
+        numbers = dict.fromkeys([*self._begun, *range(self._trials)])
         return [number for number in numbers if number not in self._ended]
 
     @property
     def running(self) -> list[int]:
         """Give the trials that have logged an epoch and not ended, in the order they began."""
-        begun = {entry["number"] for entry in self._entries}
-        return [number for number in self.missing if number in begun]
+        return [number for number in self.missing if number in self._begun]
+
+    @property
+    def advice(self) -> str:
+        """Say what is kept and how to go on, should the search end now."""
+        return f"{self._count()} trials have ended and stay; to go on, run the same command again; OUT={self._run}"
 
     def replayed(self) -> Iterator[dict[str, Any]]:
         """Give every finite epoch of every trial in the order of decisions, with the trial's best so far as METRIC."""
@@ -234,6 +230,7 @@ class SearchLog:
         runs.write_log_entry(self._run, record)
         self._sequence += 1
         self._entries.append(record)
+        self._begun[number] = None
         self._decisions[number, entry["epoch"]] = decision
         self.budget.add(record)
         self._compare(record)
