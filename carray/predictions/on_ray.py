@@ -18,6 +18,7 @@ from typing import Any
 from carray.bundle.format import BundleInfo, open_bundle
 from carray.core.errors import SettingsError, StorageError
 from carray.core.last_words import advise, stopping_on_sigterm
+from carray.core.metrics_on_ray import Meter
 from carray.core.on_ray import RunningRay, is_cluster, start_ray
 from carray.core.progress import Progress, say
 from carray.core.storage import absolute, aws_environment, delete, write_json
@@ -33,6 +34,7 @@ from carray.predictions.ledger import (
     forget_attempts,
     read_run,
 )
+from carray.predictions.metrics_on_ray import ClassifyMetrics
 from carray.predictions.plan import Plan, describe_run, open_plan
 from carray.predictions.since import EarlierRun
 from carray.predictions.workers_on_ray import SHARDS_IN_HAND, run_shards, size_pool
@@ -131,6 +133,7 @@ class _Job:
         """Score what is missing, in rounds, until the listing has ended and all of it is scored."""
         self._ray_seconds, self._ray_ready = ray_seconds, time.monotonic()
         delete(record_place(self._out, "done.json"))
+        self._metrics = ClassifyMetrics(Meter(self._out, private=running.private))
         if self._begun:
             left = len([1 for shard in range(self._plan.shards) if shard not in self._begun])
             say(f"classify: {len(self._begun):,} shards are done already, {left:,} of those listed so far are left")
@@ -173,6 +176,7 @@ class _Job:
         self._scored += entry.scored
         self._finished += entry.shard not in self._again
         self._advise()
+        self._metrics.take(entry, finished=self._finished, listed=self._plan.shards)
         progress.total = self._plan.images - self._done_rows if self._plan.complete else None
         progress.advance(entry.scored, errors=entry.fetch_errors + entry.decode_errors)
         self._watch.see(entry)

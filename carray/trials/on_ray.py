@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 
 from carray.core.errors import SearchError, StorageError
 from carray.core.last_words import advise, stopping_on_sigterm
+from carray.core.metrics_on_ray import Meter
 from carray.core.on_ray import start_ray
 from carray.core.progress import say
 from carray.core.storage import absolute, aws_environment, join, write_json
@@ -32,6 +33,7 @@ from carray.trials.curves import plot_curves
 from carray.trials.draw import candidates, draw_trials, grid_size
 from carray.trials.driver_on_ray import MOST_LOSSES, SearchDriver, SearchStopper
 from carray.trials.loggers import EpochLoggers
+from carray.trials.metrics_on_ray import SearchMetrics
 from carray.trials.population import check_population, population_for
 from carray.trials.population_on_ray import PopulationRunner
 from carray.trials.probe_on_ray import rank_trials
@@ -71,11 +73,12 @@ def search(manifest: str, *, run: str, settings: TuneSettings) -> dict[str, Any]
     log = SearchLog(run, settings.search, count=len(configurations))
     ended_by = log.budget.spent_up() if log.missing else None
     if log.missing and not ended_by:
-        log.loggers = EpochLoggers(run, settings.search.loggers)
+        loggers = EpochLoggers(run, settings.search.loggers)
+        log.listeners.append(loggers)
         try:
             ended_by = _run_trials(run, source, settings, configurations, log)
         finally:
-            log.loggers.close()
+            loggers.close()
     if ended_by:
         say(f"tune: {ended_by}: {len(log.missing)} trials are unfinished; a higher limit goes on with them")
     trials = runs.write_tables(run, ended_by=ended_by)
@@ -107,6 +110,7 @@ def _run_trials(
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         share = share_out(nodes, settings.search, len(configurations))
         log.devices = share.devices
+        log.listeners.append(SearchMetrics(Meter(run, private=ray_here.private), log))
         if ray_here.private:  # on this machine: an image that changed is known before anything is launched
             ensure_block(manifest, settings.pixels)
         say(

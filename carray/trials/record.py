@@ -20,7 +20,7 @@ from carray.manifest.format import Manifest
 from carray.trials import format as runs
 from carray.trials.budget import Budget
 from carray.trials.hyper import CnnHyper, TransferHyper, read_hyper
-from carray.trials.loggers import EpochLoggers
+from carray.trials.loggers import EpochListener
 from carray.trials.nets import check_backbone
 from carray.trials.space import SearchSettings, TuneSettings
 from carray.trials.weights import check_weights
@@ -161,7 +161,7 @@ class SearchLog:
             StorageError: the log cannot be read, or the end of a trial not be written.
         """
         self.devices = devices
-        self.loggers: EpochLoggers | None = None
+        self.listeners: list[EpochListener] = []
         """Who else is told of each epoch and end."""
         self._run, self._search = run, search
         self._trials = search.trials if count is None else count
@@ -169,7 +169,8 @@ class SearchLog:
         self._decisions = {(entry["number"], entry["epoch"]): entry["decision"] for entry in self._entries}
         self._begun = dict.fromkeys(entry["number"] for entry in self._entries)  # in that order
         self._sequence = max((entry["sequence"] for entry in self._entries), default=0)
-        self._ended = {number: end["status"] for number, end in runs.read_trial_ends(run, self._trials).items()}
+        self.ended = {number: end["status"] for number, end in runs.read_trial_ends(run, self._trials).items()}
+        """How each trial ended that has, by number."""
         self._remarks: dict[int, str] = {}
         self._best: tuple[float, str] = (0.0, "none")
         done = read_json(join(run, runs.DONE)) if exists(join(run, runs.DONE)) else {}
@@ -177,14 +178,14 @@ class SearchLog:
         for entry in self._entries:
             self._compare(entry)
             # Killed between the decision and the note of it.
-            if entry["decision"] != "continue" and entry["number"] not in self._ended:
+            if entry["decision"] != "continue" and entry["number"] not in self.ended:
                 self._end(entry["number"], _STATUS[entry["decision"]], self._reason(entry))
 
     @property
     def missing(self) -> list[int]:
         """Give the trials that have not ended: those that ran before first, in the order they began, then by number."""
         numbers = dict.fromkeys([*self._begun, *range(self._trials)])
-        return [number for number in numbers if number not in self._ended]
+        return [number for number in numbers if number not in self.ended]
 
     @property
     def running(self) -> list[int]:
@@ -234,8 +235,8 @@ class SearchLog:
         self._decisions[number, entry["epoch"]] = decision
         self.budget.add(record)
         self._compare(record)
-        if self.loggers is not None:
-            self.loggers.add(record)
+        for listener in self.listeners:
+            listener.add(record)
         if decision != "continue":
             self._end(number, _STATUS[decision], self._reason(record))
         self._say(record)
@@ -267,9 +268,9 @@ class SearchLog:
         # In this order: whatever is killed in between is mended at the next start.
         delete(runs.last_checkpoint(self._run, number))
         runs.write_trial_end(self._run, number, status=status, reason=reason)
-        self._ended[number] = status
-        if self.loggers is not None:
-            self.loggers.end(number, status)
+        self.ended[number] = status
+        for listener in self.listeners:
+            listener.end(number, status)
 
     def _reason(self, entry: Mapping[str, Any]) -> str | None:
         if entry["decision"] == "finish":
@@ -280,7 +281,7 @@ class SearchLog:
         return f"stopped by {who} after epoch {entry['epoch']} with {entry['val_top1']:.1%} validation top-1"
 
     def _count(self) -> str:
-        return f"{len(self._ended)}/{self._trials}"
+        return f"{len(self.ended)}/{self._trials}"
 
     def _compare(self, entry: Mapping[str, Any]) -> None:
         if runs.is_finite(entry) and entry["val_top1"] > self._best[0]:
