@@ -1,13 +1,15 @@
 """The `carray` command: lists the subcommands of `carray.commands`, and turns errors into sentences and exit codes.
 
-Invariants: a user's mistake is one sentence and an exit code (core.errors), never a traceback; results go to standard
-output, progress to standard error. Exit codes: 0 done, 2 settings or tables, 3 bundle, 4 storage, 5 budget, 6 search,
-143 stopped.
+Invariants: a user's mistake is one sentence and an exit code (core.errors), never a traceback; the last lines say what
+happened and what to do, whatever ended the command (core.last_words); results go to standard output, progress to
+standard error. Exit codes: 0 done, 1 a bug, or machines lost, 2 settings or tables, 3 bundle, 4 storage, 5 budget,
+6 search, 130 and 143 stopped.
 """
 
 from __future__ import annotations
 
-import sys
+import os
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -19,8 +21,7 @@ from carray.commands.questions import compare, query
 from carray.commands.score import calibrate, classify, compact, evaluate, predict, quantize
 from carray.commands.search import export, leaderboard, train, tune
 from carray.commands.stress import stress
-from carray.core.errors import CarrayError, SettingsError
-from carray.core.text import readable
+from carray.core.last_words import end_in_words, run_watched
 
 __all__ = ["app", "main"]
 
@@ -57,15 +58,13 @@ for command in (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; ends the process with an exit code."""
-    try:
-        app(args=arguments, prog_name="carray")
-    except CarrayError as err:
-        sys.stdout.flush()
-        problems = err.problems if isinstance(err, SettingsError) else [str(err)]
-        for problem in problems:
-            print(f"carray: {readable(problem)}", file=sys.stderr)
-        raise SystemExit(err.exit_code) from None
+    """Run the command line, this process's own or the one given; ends the process with an exit code.
+
+    On a cluster (`RAY_ADDRESS`) the process's own runs in a child, so that even a lost Ray has a last word.
+    """
+    command = partial(app, args=arguments, prog_name="carray")
+    watched = arguments is None and os.environ.get("RAY_ADDRESS", "") not in ("", "local") and hasattr(os, "fork")
+    raise SystemExit(run_watched(command) if watched else end_in_words(command))
 
 
 if __name__ == "__main__":

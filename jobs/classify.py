@@ -14,4 +14,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from carray.__main__ import main
 
 if __name__ == "__main__":
-    main(["classify", *sys.argv[1:]])
+    sys.argv[1:1] = ["classify"]
+    main()

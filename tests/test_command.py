@@ -168,8 +168,10 @@ def test_a_mistake_is_one_sentence_and_an_exit_code(
 
 def test_a_bug_of_ours_is_not_dressed_up_as_the_users_mistake(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("carray.trials.format.read_trials", lambda run: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run("leaderboard", "anything")
+    code, out, err = run("leaderboard", "anything")
+    assert (code, out) == (1, "")
+    assert "Traceback (most recent call last)" in err
+    assert err.splitlines()[-1].startswith("carray: unexpected ZeroDivisionError: division by zero; ")
 
 
 def test_manifest_without_a_column_names_it(run, tmp_path: Path, image_folder: Path) -> None:

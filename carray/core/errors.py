@@ -10,6 +10,7 @@
       StorageError         exit 4   storage refused, after retries; says how often and how long
       BudgetError          exit 5   a limit the user set, or the only honest one, was passed
       SearchError          exit 6   no trial of a search came to a result; names the first cause
+      ClusterError         exit 1   Ray lost processes, machines or its head, beyond what is made good by itself
       StoppedError         exit 143 SIGTERM ended the command in order; says what is kept
 
 Invariants: a message is one sentence that says what is wrong, the value seen, what is allowed and what to do. Only
@@ -22,6 +23,7 @@ __all__ = [
     "BudgetError",
     "BundleError",
     "CarrayError",
+    "ClusterError",
     "DataError",
     "DecodeError",
     "FetchError",
@@ -100,6 +102,10 @@ class SearchError(CarrayError):
     """Says that a search has no result, and the first trial's reason."""
 
     exit_code = 6
+
+
+class ClusterError(CarrayError):
+    """Says what Ray lost: the command is as right as before, and can be run again."""
 
 
 class StoppedError(CarrayError):

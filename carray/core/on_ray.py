@@ -18,17 +18,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import ray
+from ray import exceptions
 from ray.exceptions import AuthenticationError
 
-from carray.core.errors import SettingsError
+from carray.core.errors import ClusterError, SettingsError
 from carray.core.progress import say
 from carray.core.telemetry import send_nothing
 
 __all__ = ["RunningRay", "is_cluster", "start_ray"]
 
 _KNOCK_SECONDS = 10
+_LOSSES = (
+    *(exceptions.RayActorError, exceptions.WorkerCrashedError, exceptions.OutOfMemoryError, exceptions.NodeDiedError),
+    *(exceptions.ObjectLostError, exceptions.LocalRayletDiedError, exceptions.RpcError, exceptions.OutOfDiskError),
+)
 
 _started_here = False
 """Whether the Ray of this process is a private one that `start_ray` started."""
@@ -59,9 +65,11 @@ def start_ray(*, num_cpus: int | None = None) -> Iterator[RunningRay]:
 
     Raises:
         SettingsError: `RAY_ADDRESS` names no Ray that answers, or is the address of its dashboard.
+        ClusterError: in the `with` block, Ray lost processes or machines in a way that it does not mend.
     """
     if ray.is_initialized():
-        yield _describe()
+        with _naming_losses():
+            yield _describe()
         return
     address = os.environ.get("RAY_ADDRESS", "")
     if address and address != "local":
@@ -69,9 +77,25 @@ def start_ray(*, num_cpus: int | None = None) -> Iterator[RunningRay]:
     else:
         _start_private(num_cpus)
     try:
-        yield _describe()
+        with _naming_losses():
+            yield _describe()
     finally:
         _stop()
+
+
+@contextmanager
+def _naming_losses() -> Iterator[None]:
+    """Say in a sentence what Ray lost; an error in what it ran, a worker's or ours, passes as it is."""
+    try:
+        yield
+    except _LOSSES as err:
+        if "creation task" in str(err):  # what a worker is made of is wrong, not the machine
+            raise
+        said = shorten(" ".join(str(err).split()), 300, placeholder=" ...")
+        raise ClusterError(
+            f"Ray lost what the job ran on ({type(err).__name__}: {said}); look at `ray status`, at the machines' "
+            "memory and at the head node's log."
+        ) from err
 
 
 def _connect(address: str) -> None:

@@ -9,6 +9,8 @@ Cost: see results/classify.csv.
 from __future__ import annotations
 
 import os
+import resource
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +53,8 @@ from carray.predictions.since import EarlierRun
 from carray.vehicles import vehicle_columns
 
 __all__ = ["ShardScorer"]
+
+_PEAK_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class ShardScorer:
@@ -110,8 +114,9 @@ class ShardScorer:
                 lost = set(note.lost) - rows.places - known
                 rows.update({place: failed_row(images[place], LOST) | self._stamp() for place in lost})
                 todo = [place for place in range(len(images)) if place not in rows.places and place not in known]
+                kept_bytes = rows.size_bytes
                 self._score_images(images, todo, note, rows)
-                entry = _entry(shard, rows, known, scored=len(todo), seconds=time.monotonic() - started)
+                entry = _entry(shard, rows, known, scored=len(todo), kept_bytes=kept_bytes, started=started)
                 self._write(entry, rows, known, rewrite=retry_failed)
         finally:
             forget_attempt(self._out, shard)  # the worker lives, so no image is to blame for anything
@@ -250,7 +255,9 @@ def _ranges(places: Sequence[int]) -> list[list[int]]:
     return ranges
 
 
-def _entry(shard: int, rows: ShardRows, known: set[int], *, scored: int, seconds: float) -> LedgerEntry:
+def _entry(
+    shard: int, rows: ShardRows, known: set[int], *, scored: int, kept_bytes: int, started: float
+) -> LedgerEntry:
     return LedgerEntry(
         shard=shard,
         rows=len(rows.places),
@@ -261,5 +268,7 @@ def _entry(shard: int, rows: ShardRows, known: set[int], *, scored: int, seconds
         error_codes=dict(rows.error_codes.most_common()),
         examples=rows.examples,
         known=len(known),
-        seconds=round(seconds, 3),
+        seconds=round(time.monotonic() - started, 3),
+        read_bytes=rows.size_bytes - kept_bytes,
+        worker_peak_bytes=_PEAK_UNIT * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     )

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from carray.core.errors import BudgetError, StorageError
+from carray.core.last_words import advise
 from carray.core.progress import say
 from carray.core.settings import Settings, read_record
 from carray.core.storage import delete, exists, is_s3, write_json
@@ -71,6 +72,7 @@ class Lease:
             BudgetError: another driver has taken it.
         """
         if self._lost:
+            advise("")  # it is the other one that goes on
             raise BudgetError(self._lost)
 
     def give_back(self) -> None:

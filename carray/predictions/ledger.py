@@ -92,6 +92,10 @@ class LedgerEntry(Settings):
     known: int = 0
     """Images that have no row because an earlier run's is still true of them (setting `since`)."""
     seconds: float
+    read_bytes: int = 0
+    """Of the originals that were read for the last writing."""
+    worker_peak_bytes: int = 0
+    """Most memory that its worker had held by then, this shard or an earlier one."""
 
 
 class Attempt(Settings):

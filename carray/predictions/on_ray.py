@@ -9,8 +9,6 @@ Cost: see results/classify.csv.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -18,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from carray.bundle.format import BundleInfo, open_bundle
-from carray.core.errors import SettingsError, StoppedError, StorageError
+from carray.core.errors import SettingsError, StorageError
+from carray.core.last_words import advise, stopping_on_sigterm
+from carray.core.metrics_on_ray import Meter
 from carray.core.on_ray import RunningRay, is_cluster, start_ray
 from carray.core.progress import Progress, say
 from carray.core.storage import absolute, aws_environment, delete, write_json
@@ -34,12 +34,14 @@ from carray.predictions.ledger import (
     forget_attempts,
     read_run,
 )
+from carray.predictions.metrics_on_ray import ClassifyMetrics
 from carray.predictions.plan import Plan, describe_run, open_plan
 from carray.predictions.since import EarlierRun
 from carray.predictions.workers_on_ray import SHARDS_IN_HAND, run_shards, size_pool
 
 __all__ = ["classify"]
 
+_STOPPED = "finished shards stay, and the same command goes on from there."
 _FIRST_ROUND_SECONDS = 3.0
 """How long the first round waits for the listing, that it may give every worker something to do."""
 
@@ -114,12 +116,13 @@ class _Job:
         done = done_shards(out, plan.shards)
         self._begun = set(done)
         self._retries = [entry for entry in done.values() if settings.retry_failed and entry.fetch_errors]
+        self._again = {entry.shard for entry in self._retries}
         self._done_rows = sum(entry.rows + entry.known for entry in done.values())
         self._done_rows -= sum(entry.fetch_errors for entry in self._retries)
         for entry in done.values():
-            if entry not in self._retries:
+            if entry.shard not in self._again:
                 self._watch.see(entry)
-        self._scored = 0
+        self._scored, self._finished = 0, len(done)
         self._ray_seconds = self._ray_ready = self._first = 0.0
 
     def is_done(self) -> bool:
@@ -130,10 +133,12 @@ class _Job:
         """Score what is missing, in rounds, until the listing has ended and all of it is scored."""
         self._ray_seconds, self._ray_ready = ray_seconds, time.monotonic()
         delete(record_place(self._out, "done.json"))
+        self._metrics = ClassifyMetrics(Meter(self._out, private=running.private))
         if self._begun:
             left = len([1 for shard in range(self._plan.shards) if shard not in self._begun])
             say(f"classify: {len(self._begun):,} shards are done already, {left:,} of those listed so far are left")
-        with _stopping_on_sigterm(), Progress("classify", total=None) as progress:
+        self._advise()
+        with stopping_on_sigterm(_STOPPED), Progress("classify", total=None) as progress:
             self._wait_for_some(running)
             while todo := self._next_round():
                 with closing(self._round(running, todo)) as entries:
@@ -169,10 +174,21 @@ class _Job:
         self._lease.check()
         self._first = self._first or time.monotonic()
         self._scored += entry.scored
+        self._finished += entry.shard not in self._again
+        self._advise()
+        self._metrics.take(entry, finished=self._finished, listed=self._plan.shards)
         progress.total = self._plan.images - self._done_rows if self._plan.complete else None
         progress.advance(entry.scored, errors=entry.fetch_errors + entry.decode_errors)
         self._watch.see(entry)
         self._watch.check()
+
+    def _advise(self) -> None:
+        """Keep at hand what is to be said, should this job end now."""
+        known = f"{self._plan.shards:,}" + ("" if self._plan.complete else " listed so far")
+        advise(
+            f"{self._finished:,} of {known} shards are finished and stay; to go on, run the same command again; "
+            f"OUT={self._out}"
+        )
 
     def _wait_for_some(self, running: RunningRay) -> None:
         until = time.monotonic() + _FIRST_ROUND_SECONDS
@@ -205,30 +221,6 @@ class _Job:
             "environment": dict(aws_environment()) if running.private else {},
         }
         return run_shards(job, todo, pool)
-
-
-class _Stop(BaseException):
-    """Passes through Ray Data, which prints a stack of every Exception."""
-
-
-@contextmanager
-def _stopping_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM, which a spot machine or `ray job stop` sends, into an orderly end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_number: int, _frame: Any) -> None:
-        raise _Stop
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except _Stop:
-        sentence = "stopped by SIGTERM; finished shards stay, and the same command goes on from there."
-        raise StoppedError(sentence) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -33,12 +33,15 @@ class ShardRows:
         """Places of the images that have a row."""
         self.statuses: Counter[str] = Counter()
         self.error_codes: Counter[str] = Counter()
+        self.size_bytes = 0
+        """Of the originals of all rows, as far as they were read."""
 
     def update(self, rows: Mapping[int, Mapping[str, Any]]) -> None:
         """Add rows, by their images' places in the shard, each once."""
         for place, row in rows.items():
             self.places.add(place)
             self.statuses[row["status"]] += 1
+            self.size_bytes += row.get("size_bytes") or 0
             if code := row.get("error_code"):
                 self.error_codes[code] += 1
                 self._examples[code] = min((place, row["uri"]), self._examples.get(code, (place, row["uri"])))

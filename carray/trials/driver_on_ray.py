@@ -17,6 +17,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.stopper import Stopper
 
 from carray.core.errors import CarrayError, DataError, StorageError
+from carray.core.last_words import advise
 from carray.trials.population import Population
 from carray.trials.record import SearchLog
 from carray.trials.schedulers_on_ray import FamilyScheduler
@@ -65,6 +66,8 @@ class SearchDriver(FamilyScheduler):
         except StorageError as err:
             self.trouble = err
             return str(TrialScheduler.NOOP)
+        finally:
+            advise(self.log.advice)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Take a trial's last result, or the news that the place of all trials is out of order."""

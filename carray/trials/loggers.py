@@ -22,7 +22,7 @@ from carray.core.storage import absolute, is_s3, join
 from carray.core.telemetry import send_nothing
 from carray.trials import format as runs
 
-__all__ = ["EpochLoggers"]
+__all__ = ["EpochListener", "EpochLoggers"]
 
 _METRICS = (
     *("val_top1", "val_top5", "val_loss", "train_loss"),
@@ -34,6 +34,16 @@ _CLOSE_SECONDS = 30.0
 """How long the end of a search waits for entries that are still under way."""
 _MLFLOW_STATUS = {"failed": "FAILED", "non_finite": "FAILED"}
 """A trial that was stopped early did what it was meant to do: all others are FINISHED."""
+
+
+class EpochListener(Protocol):
+    """Is told of what a search logs, once it is logged."""
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Take one logged epoch."""
+
+    def end(self, number: int, status: str) -> None:
+        """Take how a trial ended."""
 
 
 class EpochLoggers:

@@ -22,6 +22,8 @@ from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.search import Searcher
 
 from carray.core.errors import SearchError, StorageError
+from carray.core.last_words import advise, stopping_on_sigterm
+from carray.core.metrics_on_ray import Meter
 from carray.core.on_ray import start_ray
 from carray.core.progress import say
 from carray.core.storage import absolute, aws_environment, join, write_json
@@ -32,6 +34,7 @@ from carray.trials.curves import plot_curves
 from carray.trials.draw import candidates, draw_trials, grid_size
 from carray.trials.driver_on_ray import MOST_LOSSES, SearchDriver, SearchStopper
 from carray.trials.loggers import EpochLoggers
+from carray.trials.metrics_on_ray import SearchMetrics
 from carray.trials.population import check_population, population_for
 from carray.trials.population_on_ray import PopulationRunner
 from carray.trials.probe_on_ray import rank_trials
@@ -43,6 +46,7 @@ from carray.trials.trial_on_ray import TrialRunner
 
 __all__ = ["search"]
 
+_STOPPED = "every logged epoch stays, and the same command goes on from there."
 _MOST_PENDING = 200
 """Trials that wait for resources at once, which is what a growing cluster grows by; Tune's own figure."""
 
@@ -56,6 +60,7 @@ def search(manifest: str, *, run: str, settings: TuneSettings) -> dict[str, Any]
         DataError: an image changed since the manifest was prepared.
         StorageError: the run's place is full or away; what was logged stays, and the same call goes on.
         SearchError: no trial came to a result, whose first cause it names, or the search was interrupted.
+        StoppedError: SIGTERM.
     """
     run = absolute(run)
     source = read_manifest(absolute(manifest))
@@ -69,11 +74,12 @@ def search(manifest: str, *, run: str, settings: TuneSettings) -> dict[str, Any]
     log = SearchLog(run, settings.search, count=len(configurations))
     ended_by = log.budget.spent_up() if log.missing else None
     if log.missing and not ended_by:
-        log.loggers = EpochLoggers(run, settings.search.loggers)
+        loggers = EpochLoggers(run, settings.search.loggers)
+        log.listeners.append(loggers)
         try:
             ended_by = _run_trials(run, source, settings, configurations, log)
         finally:
-            log.loggers.close()
+            loggers.close()
     if ended_by:
         say(f"tune: {ended_by}: {len(log.missing)} trials are unfinished; a higher limit goes on with them")
     trials = runs.write_tables(run, ended_by=ended_by)
@@ -106,6 +112,7 @@ def _run_trials(
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         share = share_out(nodes, settings.search, len(configurations))
         log.devices = share.devices
+        log.listeners.append(SearchMetrics(Meter(run, private=ray_here.private), log))
         if ray_here.private:  # on this machine: an image that changed is known before anything is launched
             ensure_block(manifest, settings.pixels)
         say(
@@ -137,7 +144,9 @@ def _run_trials(
         for number in set(log.missing) - set(log.running):
             if number in dropped:
                 log.drop(number, dropped[number])
-        return _run_rounds(trainable, run, settings, configurations, log, order, scratch)
+        advise(log.advice)
+        with stopping_on_sigterm(_STOPPED):
+            return _run_rounds(trainable, run, settings, configurations, log, order, scratch)
 
 
 def _run_rounds(

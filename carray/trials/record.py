@@ -20,7 +20,7 @@ from carray.manifest.format import Manifest
 from carray.trials import format as runs
 from carray.trials.budget import Budget
 from carray.trials.hyper import CnnHyper, TransferHyper, read_hyper
-from carray.trials.loggers import EpochLoggers
+from carray.trials.loggers import EpochListener
 from carray.trials.nets import check_backbone
 from carray.trials.space import SearchSettings, TuneSettings
 from carray.trials.weights import check_weights
@@ -31,17 +31,9 @@ METRIC = "best_val_top1"
 """What schedulers compare: the best epoch so far, so that one bad last epoch stops nobody."""
 
 CHANGEABLE = {
-    "search.trials",
-    "search.time_budget_minutes",
-    "search.device_hours_budget",
-    "search.money_budget",
-    "search.price_per_device_hour",
-    "search.cpus_per_trial",
-    "search.gpus_per_trial",
-    "search.rung0_margin",
-    "search.refit",
-    "search.refit_epochs",
-    "search.loggers",
+    *("search.trials", "search.time_budget_minutes", "search.device_hours_budget", "search.money_budget"),
+    *("search.price_per_device_hour", "search.cpus_per_trial", "search.gpus_per_trial", "search.rung0_margin"),
+    *("search.refit", "search.refit_epochs", "search.loggers"),
 }
 """How long and on what a search runs, which a later start may say anew; all else decides what its figures mean."""
 
@@ -169,14 +161,16 @@ class SearchLog:
             StorageError: the log cannot be read, or the end of a trial not be written.
         """
         self.devices = devices
-        self.loggers: EpochLoggers | None = None
+        self.listeners: list[EpochListener] = []
         """Who else is told of each epoch and end."""
         self._run, self._search = run, search
         self._trials = search.trials if count is None else count
         self._entries = runs.read_log(run)
         self._decisions = {(entry["number"], entry["epoch"]): entry["decision"] for entry in self._entries}
+        self._begun = dict.fromkeys(entry["number"] for entry in self._entries)  # in that order
         self._sequence = max((entry["sequence"] for entry in self._entries), default=0)
-        self._ended = {number: end["status"] for number, end in runs.read_trial_ends(run, self._trials).items()}
+        self.ended = {number: end["status"] for number, end in runs.read_trial_ends(run, self._trials).items()}
+        """How each trial ended that has, by number."""
         self._remarks: dict[int, str] = {}
         self._best: tuple[float, str] = (0.0, "none")
         done = read_json(join(run, runs.DONE)) if exists(join(run, runs.DONE)) else {}
@@ -184,21 +178,24 @@ class SearchLog:
         for entry in self._entries:
             self._compare(entry)
             # Killed between the decision and the note of it.
-            if entry["decision"] != "continue" and entry["number"] not in self._ended:
+            if entry["decision"] != "continue" and entry["number"] not in self.ended:
                 self._end(entry["number"], _STATUS[entry["decision"]], self._reason(entry))
 
     @property
     def missing(self) -> list[int]:
         """Give the trials that have not ended: those that ran before first, in the order they began, then by number."""
-        begun = dict.fromkeys(entry["number"] for entry in self._entries)
-        numbers = dict.fromkeys([*begun, *range(self._trials)])
-        return [number for number in numbers if number not in self._ended]
+        numbers = dict.fromkeys([*self._begun, *range(self._trials)])
+        return [number for number in numbers if number not in self.ended]
 
     @property
     def running(self) -> list[int]:
         """Give the trials that have logged an epoch and not ended, in the order they began."""
-        begun = {entry["number"] for entry in self._entries}
-        return [number for number in self.missing if number in begun]
+        return [number for number in self.missing if number in self._begun]
+
+    @property
+    def advice(self) -> str:
+        """Say what is kept and how to go on, should the search end now."""
+        return f"{self._count()} trials have ended and stay; to go on, run the same command again; OUT={self._run}"
 
     def replayed(self) -> Iterator[dict[str, Any]]:
         """Give every finite epoch of every trial in the order of decisions, with the trial's best so far as METRIC."""
@@ -234,11 +231,12 @@ class SearchLog:
         runs.write_log_entry(self._run, record)
         self._sequence += 1
         self._entries.append(record)
+        self._begun[number] = None
         self._decisions[number, entry["epoch"]] = decision
         self.budget.add(record)
         self._compare(record)
-        if self.loggers is not None:
-            self.loggers.add(record)
+        for listener in self.listeners:
+            listener.add(record)
         if decision != "continue":
             self._end(number, _STATUS[decision], self._reason(record))
         self._say(record)
@@ -270,9 +268,9 @@ class SearchLog:
         # In this order: whatever is killed in between is mended at the next start.
         delete(runs.last_checkpoint(self._run, number))
         runs.write_trial_end(self._run, number, status=status, reason=reason)
-        self._ended[number] = status
-        if self.loggers is not None:
-            self.loggers.end(number, status)
+        self.ended[number] = status
+        for listener in self.listeners:
+            listener.end(number, status)
 
     def _reason(self, entry: Mapping[str, Any]) -> str | None:
         if entry["decision"] == "finish":
@@ -283,7 +281,7 @@ class SearchLog:
         return f"stopped by {who} after epoch {entry['epoch']} with {entry['val_top1']:.1%} validation top-1"
 
     def _count(self) -> str:
-        return f"{len(self._ended)}/{self._trials}"
+        return f"{len(self.ended)}/{self._trials}"
 
     def _compare(self, entry: Mapping[str, Any]) -> None:
         if runs.is_finite(entry) and entry["val_top1"] > self._best[0]:

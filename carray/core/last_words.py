@@ -1,0 +1,195 @@
+"""Sees to it that the last lines of a command's log say what happened and what to do, whatever ended it.
+
+From: a command, and what its stages advise while it runs. To: the last lines of standard error, and an exit code.
+On a cluster Ray's own code ends a driver without a word when the head node is lost, and the kernel when memory is; so
+a job runs in a child process, and the parent speaks once the child, and all that Ray still had to say, is gone.
+Invariants: the child decides the exit code where it ends by itself; a signal that kills it is 128 + its number, as in a
+shell; SIGTERM reaches the child however it is sent, and its second coming is no other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from textwrap import shorten
+from typing import Any
+
+from carray.core.errors import CarrayError, SettingsError, StoppedError
+from carray.core.text import readable
+
+__all__ = ["advise", "end_in_words", "run_watched", "stopping_on_sigterm"]
+
+_BOARD_BYTES = 64 * 1024
+_MOST_CHARACTERS = 400
+"""Of what an error of other people's says: some carry whole stacks."""
+_PR_SET_PDEATHSIG = 1
+
+_board: mmap.mmap | None = None
+"""What this process and the parent that watches it can both see; None where nobody watches."""
+_advice = ""
+
+
+def advise(text: str) -> None:
+    """Say what is to be done should the command end before its time; a later call replaces it, "" takes it back."""
+    global _advice
+    _advice = text
+    _write_board(advice=text)
+
+
+def end_in_words(command: Callable[[], Any]) -> int:
+    """Run a command to its end, say its last words or leave them to the parent that watches; gives its exit code."""
+    advise("")
+    code, lines = _outcome(command)
+    lines += [_advice] if lines and _advice else []
+    sys.stdout.flush()
+    if _board is None:
+        _say(lines)
+    else:
+        _write_board(code=code, lines=lines)
+    return code
+
+
+def run_watched(command: Callable[[], Any]) -> int:
+    """Run a command as `end_in_words` does, in a child process, and say its last words when that is gone.
+
+    Gives the exit code, in the child and in the parent alike: each of them is to end with it.
+    """
+    global _board
+    board = mmap.mmap(-1, _BOARD_BYTES)  # anonymous, and shared with a child
+    _hold_signals(signal.SIG_BLOCK)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        _hold_signals(signal.SIG_UNBLOCK)
+        _die_with_the_parent()
+        _board = board
+        return end_in_words(command)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child, too
+    signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
+    _hold_signals(signal.SIG_UNBLOCK)
+    _, status = os.waitpid(child, 0)
+    code, lines = _last_words(os.waitstatus_to_exitcode(status), _read_board(board))
+    _say(lines)
+    return code
+
+
+class _Stop(BaseException):
+    """Passes through Ray's libraries, which print a stack of every Exception, or take it for a trial's."""
+
+
+@contextmanager
+def stopping_on_sigterm(sentence: str) -> Iterator[None]:
+    """Turn SIGTERM, which a spot machine or `ray job stop` sends, into an orderly end.
+
+    Raises:
+        StoppedError: it came; `sentence` says what is kept.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_number: int, _frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one who stops a job may send it to parent and child
+        _say([f"stopping on SIGTERM; {sentence}"])  # now: `ray job stop` kills after three seconds
+        raise _Stop
+
+    before = signal.signal(signal.SIGTERM, stop)
+    stopped = False
+    try:
+        yield
+    except _Stop:
+        stopped = True
+        raise StoppedError(f"stopped by SIGTERM; {sentence}") from None
+    finally:
+        if not stopped:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _outcome(command: Callable[[], Any]) -> tuple[int, list[str]]:
+    """Run a command; gives its exit code and what is to be said of it."""
+    try:
+        command()
+    except CarrayError as err:
+        return err.exit_code, list(err.problems) if isinstance(err, SettingsError) else [str(err)]
+    except SystemExit as err:
+        if err.code == signal.SIGTERM:  # Ray's own answer to it, where none of ours was in place yet
+            return 143, ["stopped by SIGTERM."]
+        if err.code == 130:  # so does Typer end
+            return 130, ["stopped by Ctrl-C."]
+        return err.code if isinstance(err.code, int) else int(err.code is not None), []
+    except Exception as err:
+        sys.stdout.flush()
+        traceback.print_exc()  # for whoever mends it
+        return 1, [f"unexpected {_name(err)}; the lines above say where: please report them."]
+    return 0, []
+
+
+def _name(err: Exception) -> str:
+    """Name an error by its kind and the last line of what it says: Ray's carry a worker's whole stack before it."""
+    said = [line.strip() for line in str(err).splitlines() if line.strip()]
+    text = f"{type(err).__name__}: {said[-1]}" if said else type(err).__name__
+    return shorten(text, _MOST_CHARACTERS, placeholder=" ...")
+
+
+def _last_words(ended: int, board: dict[str, Any]) -> tuple[int, list[str]]:
+    """Give the exit code and the last lines of a child that ended with code `ended`, below 0 by a signal."""
+    if "code" in board:
+        return board["code"], board["lines"]
+    if ended == 0:
+        return 0, []
+    return ended if ended > 0 else 128 - ended, [_silent_end(ended), *([board["advice"]] if board["advice"] else [])]
+
+
+def _silent_end(ended: int) -> str:
+    if ended == -signal.SIGTERM:
+        return "stopped by SIGTERM."
+    if ended == -signal.SIGKILL:
+        return (
+            "the driver was killed (SIGKILL): most often for want of memory on its machine, else by whoever stopped "
+            "the job."
+        )
+    if ended < 0:
+        return f"the driver crashed ({signal.Signals(-ended).name}); Ray's lines above may say where."
+    return (
+        f"Ray ended the driver (exit code {ended}): most often its head node, or the Ray of this machine, is gone; see "
+        "Ray's lines above, and `ray status`."
+    )
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        print(f"carray: {readable(line)}", file=sys.stderr, flush=True)
+
+
+def _write_board(**values: Any) -> None:
+    if _board is not None:
+        text = json.dumps({"advice": _advice, **values}).encode()
+        if len(text) < _BOARD_BYTES:
+            _board[: len(text) + 1] = text + b"\0"
+
+
+def _read_board(board: mmap.mmap) -> dict[str, Any]:
+    try:
+        return {"advice": "", **json.loads(board[:].split(b"\0", 1)[0])}
+    except ValueError:  # killed while it wrote
+        return {"advice": ""}
+
+
+def _hold_signals(how: int) -> None:
+    """Let no signal fall between the fork and the handlers."""
+    signal.pthread_sigmask(how, {signal.SIGTERM, signal.SIGINT})
+
+
+def _die_with_the_parent() -> None:
+    """Let a driver not outlive the process that Ray's job server knows: another may take the run over."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
