@@ -14,17 +14,19 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
+from types import MappingProxyType
 
 import ray
 from ray import exceptions
 from ray.exceptions import AuthenticationError
 
 from carray.core.errors import ClusterError, SettingsError
+from carray.core.growth_on_ray import can_grow, wait_for_machine
 from carray.core.progress import say
 from carray.core.telemetry import send_nothing
 
@@ -54,17 +56,23 @@ class RunningRay:
     """GPUs of all nodes together."""
     cpus_per_gpu: int = 0
     """A GPU's share of its node's CPUs, where that is smallest: what there is to feed it with."""
+    grows: bool = False
+    """Whether an autoscaler adds nodes when there is more to do than these can."""
 
 
 @contextmanager
-def start_ray(*, num_cpus: int | None = None) -> Iterator[RunningRay]:
+def start_ray(
+    *, num_cpus: int | None = None, worker: Mapping[str, float] = MappingProxyType({"CPU": 1.0})
+) -> Iterator[RunningRay]:
     """Give the Ray to run on: the one this process has, else `RAY_ADDRESS` (which a job has), else a private local one.
 
     Args:
         num_cpus: CPUs of a private Ray, as many as the machine has when None; another Ray keeps its own.
+        worker: What one worker needs at least; a cluster that has no such machine yet, but may add one, is waited for.
 
     Raises:
-        SettingsError: `RAY_ADDRESS` names no Ray that answers, or is the address of its dashboard.
+        SettingsError: `RAY_ADDRESS` names no Ray that answers, or is the address of its dashboard; or the cluster has
+            no machine for a worker, and none came.
         ClusterError: in the `with` block, Ray lost processes or machines in a way that it does not mend.
     """
     if ray.is_initialized():
@@ -78,6 +86,8 @@ def start_ray(*, num_cpus: int | None = None) -> Iterator[RunningRay]:
         _start_private(num_cpus)
     try:
         with _naming_losses():
+            if not _started_here:
+                wait_for_machine(worker)
             yield _describe()
     finally:
         _stop()
@@ -172,4 +182,5 @@ def _describe() -> RunningRay:
         cpus_per_gpu=min(
             (int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1), default=0
         ),
+        grows=not _started_here and can_grow(),
     )

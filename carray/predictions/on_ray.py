@@ -63,7 +63,8 @@ def classify(bundle: str, source: str, *, out: str, settings: ClassifySettings |
     info = open_bundle(bundle)
     with ExitStack() as stack:
         # Only a cluster knows whether it has GPUs; a Ray of our own starts when there is something to score.
-        running = stack.enter_context(start_ray()) if is_cluster() else None
+        needs = {"CPU": 1.0, "GPU": float(settings.device == "cuda")}
+        running = stack.enter_context(start_ray(worker=needs)) if is_cluster() else None
         device = _device(settings, running)
         wanted = describe_run(info, bundle, source, _pinned(out, info, settings), device=device)
         check_folder(out, wanted)

@@ -47,12 +47,15 @@ class Pool:
     decoders: int = 0
     """Decoding processes of each worker, elsewhere; it decodes by itself when 0."""
     decoder_cpus: int = 1
+    most_workers: int = 0
+    """How many there may be once the cluster has grown; `workers` when 0."""
 
     def __str__(self) -> str:
         each = f"{self.cpus} CPU" + (f" and {self.gpus} GPU" if self.gpus else "")
         fewest = f"{self.min_workers} to " if self.min_workers < self.workers else ""
         staged = f", each with {self.decoders} decoding processes" if self.decoders else ""
-        return f"{fewest}{self.workers} workers of {each}{staged}"
+        more = ", more as machines are added" if self.most_workers > self.workers else ""
+        return f"{fewest}{self.workers} workers of {each}{staged}{more}"
 
 
 def size_pool(running: RunningRay, settings: ClassifySettings, *, shards: int, device: str) -> Pool:
@@ -65,7 +68,8 @@ def size_pool(running: RunningRay, settings: ClassifySettings, *, shards: int, d
     workers = min(settings.workers or max(1, most), shards)
     fewest = min(settings.min_workers, workers)
     if not staged:
-        return Pool(workers, fewest, cpus, gpus)
+        grown = shards if running.grows and not settings.workers else 0
+        return Pool(workers, fewest, cpus, gpus, most_workers=grown)
     spare = running.cpus - workers * cpus
     return Pool(workers, fewest, cpus, gpus, decoders=max(1, spare // workers), decoder_cpus=int(spare >= workers))
 
@@ -102,7 +106,7 @@ def run_shards(job: dict[str, Any], todo: list[dict[str, Any]], pool: Pool) -> G
         # shard's own notes (ledger.Attempt) bound that, and step over what killed it.
         compute=ActorPoolStrategy(
             min_size=pool.min_workers,
-            max_size=pool.workers,
+            max_size=max(pool.workers, pool.most_workers),
             initial_size=pool.workers,
             max_tasks_in_flight_per_actor=SHARDS_IN_HAND,
             max_concurrent_calls_per_actor=SHARDS_IN_HAND,

@@ -108,7 +108,8 @@ def _run_trials(
     """Run what is missing; gives what ended the search before all was run, in words."""
     _quieten_tune()
     _withhold_credentials()
-    with start_ray() as ray_here, tempfile.TemporaryDirectory(prefix="carray-tune-") as scratch:
+    needs = {"CPU": settings.search.cpus_per_trial or 1.0, "GPU": settings.search.gpus_per_trial or 0.0}
+    with start_ray(worker=needs) as ray_here, tempfile.TemporaryDirectory(prefix="carray-tune-") as scratch:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         share = share_out(nodes, settings.search, len(configurations))
         log.devices = share.devices

@@ -12,6 +12,7 @@ ONE = RunningRay(private=True, cpus=1, node_cpus=1)
 FOUR_MACHINES = RunningRay(private=False, cpus=32, node_cpus=8)
 RICH_GPUS = RunningRay(private=False, cpus=64, node_cpus=32, gpus=4, cpus_per_gpu=16)
 POOR_GPU = RunningRay(private=False, cpus=36, node_cpus=32, gpus=1, cpus_per_gpu=4)
+GROWING = RunningRay(private=False, cpus=4, node_cpus=4, grows=True)
 LONELY_GPU = RunningRay(private=True, cpus=4, node_cpus=4, gpus=1, cpus_per_gpu=4)
 
 
@@ -27,6 +28,8 @@ LONELY_GPU = RunningRay(private=True, cpus=4, node_cpus=4, gpus=1, cpus_per_gpu=
         (POOR_GPU, "cuda", {}, Pool(1, 1, 4, 1, decoders=32)),
         (POOR_GPU, "cuda", {"layout": "fused"}, Pool(1, 1, 4, 1)),
         (LONELY_GPU, "cuda", {}, Pool(1, 1, 4, 1)),
+        (GROWING, "cpu", {}, Pool(4, 1, 1, most_workers=1_000)),
+        (GROWING, "cpu", {"workers": 64}, Pool(64, 1, 1)),
         (FOUR_MACHINES, "cpu", {"layout": "staged"}, Pool(8, 1, 1, decoders=3)),
         (ONE, "cpu", {"layout": "staged"}, Pool(1, 1, 1, decoders=1, decoder_cpus=0)),
     ],
