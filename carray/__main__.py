@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from carray import __version__
-from carray.commands.before import doctor
+from carray.commands.before import doctor, estimate
 from carray.commands.data import demo, prepare
 from carray.commands.pages import report
 from carray.commands.questions import compare, query
@@ -54,6 +54,7 @@ for command in (
     *(evaluate, stress, classify, compact, predict, query, report, compare, doctor, demo),
 ):
     app.command()(command)
+app.add_typer(estimate, name="estimate")
 
 
 def main(arguments: list[str] | None = None) -> None:

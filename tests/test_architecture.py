@@ -30,8 +30,8 @@ LAYERS = [
     {"predictions"},
     {"evaluation"},
     {"queries", "silhouettes"},
-    {"comparison", "reports", "drawing", "doctor", "estimates"},
-    {"demo"},
+    {"comparison", "reports", "drawing", "doctor"},
+    {"demo", "estimates"},
     {"commands"},
     {"__main__", "__init__"},
 ]
