@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from carray import __version__
+from carray.commands.before import doctor, estimate
 from carray.commands.data import demo, prepare
 from carray.commands.pages import report
 from carray.commands.questions import compare, query
@@ -52,9 +53,10 @@ def _root(
 # In the order in which a user meets them, which is the order of `carray --help`.
 for command in (
     *(prepare, tune, train, leaderboard, export, quantize, calibrate),
-    *(evaluate, stress, classify, compact, predict, query, report, compare, demo),
+    *(evaluate, stress, classify, compact, predict, query, report, compare, doctor, demo),
 ):
     app.command()(command)
+app.add_typer(estimate, name="estimate")
 
 
 def main(arguments: list[str] | None = None) -> None:

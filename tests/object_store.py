@@ -52,6 +52,12 @@ class S3Server:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
+    @property
+    def reader_environment(self) -> dict[str, str]:
+        """Give the AWS variables of one who may list and read, and nothing else."""
+        keys = {"AWS_ACCESS_KEY_ID": f"{self.access_key}r", "AWS_SECRET_ACCESS_KEY": f"{self.secret_key}r"}
+        return self.environment | keys
+
     def client(self) -> Any:
         """Make a botocore client of the tests' own, so that what is checked is not checked by itself."""
         import botocore.session
@@ -111,7 +117,9 @@ def start_store(folder: Path) -> Iterator[S3Server]:
     )
     credentials = [{"accessKey": server.access_key, "secretKey": server.secret_key}]
     identity = {"name": "tests", "credentials": credentials, "actions": ["Admin"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    reader = [{"accessKey": f"{server.access_key}r", "secretKey": f"{server.secret_key}r"}]
+    reading = {"name": "reader", "credentials": reader, "actions": ["Read", "List"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity, reading]}))
     try:
         server.start()
         yield server

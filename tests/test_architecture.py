@@ -31,12 +31,12 @@ LAYERS = [
     {"predictions"},
     {"evaluation"},
     {"queries", "silhouettes"},
-    {"comparison", "reports", "drawing"},
-    {"demo"},
+    {"comparison", "reports", "drawing", "doctor"},
+    {"demo", "estimates"},
     {"commands"},
     {"__main__", "__init__"},
 ]
-ENTRIES = {"queries", "comparison", "demo", "commands", "__main__", "__init__"}
+ENTRIES = {"queries", "comparison", "doctor", "estimates", "demo", "commands", "__main__", "__init__"}
 """Where commands begin: these may call a stage's `build`, `on_ray` and the like directly."""
 DOORS = {
     "tensors.batches",

@@ -21,9 +21,9 @@ from carray.manifest.format import read_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
-    "prepare tune train leaderboard export quantize calibrate evaluate stress classify predict query report compare "
-    "demo"
-).split()
+    "prepare,tune,train,leaderboard,export,quantize,calibrate,evaluate,stress,classify,predict,query,report,compare,"
+    "doctor,estimate classify,demo"
+).split(",")
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def run(capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_says_what_it_reads_writes_and_costs_with_an_example(run, command: str) -> None:
-    code, out, _ = run(command, "--help")
+    code, out, _ = run(*command.split(), "--help")
     assert code == 0
     text = re.sub(r"\s+", " ", out)
     assert "Reads" in text
@@ -58,6 +58,22 @@ def test_version_is_the_packages(run) -> None:
 
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert run("--version")[1].strip() == f"carray {version}"
+
+
+def test_doctor_ends_in_what_failed_and_says_it_as_json(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, out, _ = run("doctor", tmp_path, "--out", tmp_path / "out")
+    *lines, last = out.splitlines()
+    assert code == 0
+    assert json.loads(last) == {"ok": len(lines) - 1, "warn": 1, "fail": 0, "scoring": True, "search": True}
+    assert [line for line in lines if line.startswith("warn")] == [
+        f"warn  reads             {tmp_path}: no file in it; check its spelling"
+    ]
+    code, out, _ = run("doctor", tmp_path / "absent", "--json")
+    found = json.loads(out)
+    assert code == 4
+    assert found["fail"] == 1
+    assert {"name": "python", "status": "ok"}.items() <= found["findings"][0].items()
 
 
 def test_nothing_to_classify_is_a_sentence(run, small_bundle: str, tmp_path: Path) -> None:
@@ -135,6 +151,8 @@ def test_nothing_to_classify_is_a_sentence(run, small_bundle: str, tmp_path: Pat
         (["classify", "{bundle}", "{images}", "--out", "{tmp}/o", "--split", "dev"], 2, ["'dev'"]),
         (["classify", "{bundle}", "{images}", "--out", "{tmp}/o", "--set", "runtime=int4"], 2, ["'int4'"]),
         (["query", "{tmp}"], 2, ["{tmp}"]),
+        (["doctor", "--cluster"], 2, ["RAY_ADDRESS names no cluster"]),
+        (["doctor", "gs://bucket/x"], 2, ["'gs'", "s3://"]),
     ],
 )
 def test_a_mistake_is_one_sentence_and_an_exit_code(

@@ -6,4 +6,5 @@
 4. stress      a bundle -> what corrupted pictures and images from outside do to it
 5. questions   predictions -> answers; two runs -> what changed
 6. pages       predictions -> a page to look at
+7. before      a machine, a cluster -> what it lacks; a job -> what it will take
 """

@@ -41,22 +41,22 @@ def forget_client() -> None:
 
 
 def make_client(*, region: str | None = None, **options: Any) -> Any:
-    """Make a client by this process's environment; `options` are botocore's, beside ours."""
+    """Make a client by this process's environment; `options` are botocore's, beside ours or in their place."""
     import botocore.session
     from botocore.config import Config
 
     session = botocore.session.get_session()
     endpoint = s3_endpoint()
-    config = Config(
-        max_pool_connections=POOL,
-        retries={"mode": "standard", "total_max_attempts": 1},
-        connect_timeout=10,
-        read_timeout=READ_SECONDS,
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        s3={"addressing_style": "path"} if endpoint else None,
-        **options,
-    )
+    ours: dict[str, Any] = {
+        "max_pool_connections": POOL,
+        "retries": {"mode": "standard", "total_max_attempts": 1},
+        "connect_timeout": 10,
+        "read_timeout": READ_SECONDS,
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+        "s3": {"addressing_style": "path"} if endpoint else None,
+    }
+    config = Config(**(ours | options))
     region = region or os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
     return session.create_client("s3", config=config, region_name=region)
 

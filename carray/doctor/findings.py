@@ -1,0 +1,144 @@
+"""Says what a check found: one line, ok, warn or fail, with what to do about it.
+
+Invariants: a check that raises or hangs is a line, too; no line holds a password of an address or a control code.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+__all__ = [
+    "Check",
+    "Finding",
+    "as_json",
+    "exit_code",
+    "finding_text",
+    "merge_hosts",
+    "one_line",
+    "run_checks",
+    "summary",
+]
+
+Status = Literal["ok", "warn", "fail"]
+STATUSES: tuple[Status, ...] = ("ok", "warn", "fail")
+_NAME_LETTERS = 17
+_MOST_LETTERS = 300
+"""Of what a library says; its beginning tells what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Is one line of the report."""
+
+    name: str
+    """What was looked at: cores, memory, ..."""
+    status: Status
+    seen: str
+    remedy: str = ""
+    """What to do; empty where all is well."""
+    absent: bool = False
+    """Whether an optional part is not there, which is no failure."""
+    storage: bool = False
+    """Whether it is of a place, whose failures have an exit code of their own."""
+    host: str = ""
+    """Which machine of a cluster; empty for this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Is one thing to look at, and how long it may take."""
+
+    name: str
+    look: Callable[[], Iterable[Finding]]
+    seconds: float = 10.0
+    storage: bool = False
+
+
+def run_checks(checks: Sequence[Check]) -> Iterator[Finding]:
+    """Run checks side by side; gives their findings in the checks' order, each as soon as it is known."""
+    found: dict[int, list[Finding]] = {}
+    started = time.monotonic()
+
+    def run(number: int, check: Check) -> None:
+        try:
+            found[number] = list(check.look())
+        except Exception as err:  # a half-broken machine raises anything at all, and the other lines still count
+            reason = f"could not be looked at ({type(err).__name__}: {one_line(err)})"
+            found[number] = [_broken(check, reason, "mend what it names, and ask again")]
+
+    threads = [threading.Thread(target=run, args=pair, daemon=True) for pair in enumerate(checks)]
+    for thread in threads:
+        thread.start()
+    for number, (thread, check) in enumerate(zip(threads, checks, strict=True)):
+        thread.join(max(0.0, started + check.seconds - time.monotonic()))
+        late = f"no answer within {check.seconds:.0f} s"
+        yield from found.get(number) or [_broken(check, late, "look whether it hangs by itself")]
+
+
+def _broken(check: Check, seen: str, remedy: str) -> Finding:
+    return Finding(check.name, "fail", seen, remedy, storage=check.storage)
+
+
+def finding_text(found: Finding) -> str:
+    """Lay one finding out: status, name, what was seen; what to do."""
+    seen = f"{found.seen}; {found.remedy}" if found.remedy else found.seen
+    where = f" [{found.host}]" if found.host else ""
+    return one_line(f"{found.status:<4}  {found.name:<{_NAME_LETTERS}} {seen}{where}", most=10_000, keep_spaces=True)
+
+
+def one_line(text: object, *, most: int = _MOST_LETTERS, keep_spaces: bool = False) -> str:
+    """Give a text in one line, without control codes and without the password of an address."""
+    line = str(text) if keep_spaces else " ".join(str(text).split())
+    line = re.sub(r"//[^/@\s]*@", "//…@", line)
+    return "".join(char if char.isprintable() else "?" for char in line)[:most]
+
+
+def summary(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Count the findings, and say what can be done here: search, scoring."""
+    counts: dict[str, Any] = {status: sum(found.status == status for found in findings) for status in STATUSES}
+    bad = {found.name for found in findings if found.status == "fail" or found.absent}
+    scoring = not bad & {"python", "packages", "decoders", "scoring"}
+    return {**counts, "scoring": scoring, "search": scoring and not bad & {"search packages", "training"}}
+
+
+def exit_code(findings: Iterable[Finding]) -> int:
+    """Give 0 where nothing failed, 4 where only storage did, as a job would end there, else 2."""
+    failed = [found for found in findings if found.status == "fail"]
+    return 0 if not failed else 4 if all(found.storage for found in failed) else 2
+
+
+def merge_hosts(by_host: dict[str, list[Finding]]) -> list[Finding]:
+    """Put several machines' findings together: what all agree on is one line, and so is each other kind of trouble."""
+    merged: list[Finding] = []
+    names = list(dict.fromkeys(found.name for findings in by_host.values() for found in findings))
+    for name in names:
+        groups: dict[Finding, list[str]] = {}
+        fine: list[str] = []
+        for host, findings in by_host.items():
+            for found in (one for one in findings if one.name == name):
+                if found.status == "ok":
+                    fine.append(host)
+                groups.setdefault(found, []).append(host)
+        well = [found for found in groups if found.status == "ok"]
+        if len(well) > 1:  # machines may differ in what is no trouble: the first stands for them
+            merged.append(replace(well[0], host=_hosts([groups[well[0]][0]], others=len(set(fine)) - 1)))
+        elif well:
+            merged.append(replace(well[0], host=_hosts(groups[well[0]])))
+        merged += [replace(found, host=_hosts(hosts)) for found, hosts in groups.items() if found.status != "ok"]
+    return merged
+
+
+def _hosts(hosts: Sequence[str], *, others: int = 0) -> str:
+    if others:
+        return f"{hosts[0]}; {others} other{'s' if others > 1 else ''} ok, too"
+    return f"all {len(hosts)} machines" if len(hosts) > 3 else ", ".join(hosts)
+
+
+def as_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    """Give findings in plain values; what is empty is left out."""
+    return [{name: value for name, value in asdict(found).items() if value} for found in findings]

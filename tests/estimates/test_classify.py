@@ -1,0 +1,172 @@
+"""What is said of a classification beforehand: by its own code, as ranges, and within what then happens."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from carray.core.errors import BundleError, SettingsError
+from carray.core.storage import write_bytes
+from carray.estimates import classify, scoring
+from carray.estimates.classify import Machines, Probe, classify_text, estimate_classify
+from carray.estimates.ranges import Range, middle
+from carray.estimates.requests import Prices
+from carray.predictions.format import ClassifySettings
+
+
+def estimate(bundle: str, source: object, **wanted: object):
+    given = {"settings": ClassifySettings(), "prices": Prices(machine_hour=0.5), "probe": Probe(workers=1)}
+    return estimate_classify(bundle, str(source), **({"machines": Machines(2, 4)} | given | wanted))
+
+
+def test_an_estimate_is_of_ranges_and_of_this_source(small_bundle, image_folder):
+    (image_folder / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    (image_folder / "notes.txt").write_text("no image")
+    found = estimate(small_bundle, image_folder)
+    assert (found.images, found.shards, found.listed) == (13, 1, True)
+    assert found.cost.error_codes == {"truncated": 1}
+    assert 0 < found.cost.seconds.low <= found.cost.seconds.high
+    assert 0 < found.cost.decode_seconds < found.cost.seconds.high
+    said = json.loads(json.dumps(found.as_json()))
+    assert said["list_requests"] == said["get_requests"] == said["put_requests"] == [0, 0]
+    for name in ("seconds", "machine_hours", "core_hours", "machine_money"):
+        low, high = said[name]
+        assert 0 < low < high
+    assert said["core_hours"][1] == pytest.approx(said["machine_hours"][1] * 4, rel=0.01)
+    assert said["machine_money"][1] == pytest.approx(said["machine_hours"][1] * 0.5, rel=0.01)
+    text = classify_text(found)
+    assert "13 images" in text
+    assert "1 of them failed (1 truncated)" in text
+    assert "Only 1 of 8 cores have work" in text
+
+
+def test_more_images_on_as_many_machines_take_longer(small_bundle, image_folder):
+    few = estimate(small_bundle, image_folder)
+    million = Probe(workers=1, total_images=1_000_000)
+    many = estimate(small_bundle, image_folder, probe=million)
+    assert many.images == 1_000_000
+    assert many.shards > 400
+    assert many.seconds.low > few.seconds.high
+    more = estimate(small_bundle, image_folder, machines=Machines(20, 4), probe=million)
+    assert more.seconds.high < many.seconds.high / 2
+
+
+def test_images_on_s3_are_counted_in_requests_and_money(s3, small_bundle, make_image):
+    for i in range(40):
+        write_bytes(f"{s3}/photos/{i:02d}.jpg", make_image(i))
+    found = estimate(small_bundle, f"{s3}/photos", prices=Prices(gets=10.0))
+    least, most = found.requests
+    assert 40 < least.gets < most.gets
+    assert least.lists >= 1
+    assert found.request_money.low >= 0.4
+    local = estimate(small_bundle, f"{s3}/photos", out="/results")
+    assert local.requests[0].gets == 40
+    assert local.requests[0].puts == 0
+    assert "not priced" in classify_text(estimate(small_bundle, f"{s3}/photos", prices=Prices()))
+
+
+def test_a_listing_that_is_stopped_says_at_least(small_bundle, tmp_path, make_image, monkeypatch):
+    from carray.estimates import sampling
+
+    for i in range(200):
+        (tmp_path / f"{i:03d}.jpg").write_bytes(make_image(i % 5))
+    settings = ClassifySettings(shard_images_first=16, shard_images_max=16)
+    monkeypatch.setattr(sampling, "open_plan", stopped_plan(sampling.open_plan))
+    found = estimate(small_bundle, tmp_path, settings=settings, probe=Probe(workers=1, listing_seconds=0.0))
+    assert not found.listed
+    text = classify_text(found)
+    assert f"at least {found.images:,} images" in text
+    assert "--total-images" in text
+
+
+def stopped_plan(open_plan):
+    """Let a plan be as one whose listing goes on for long: some shards, and no end."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def opened(*arguments, **named):
+        with open_plan(*arguments, **named) as plan:
+            plan.totals()
+            plan._totals = None
+            yield plan
+
+    return opened
+
+
+def test_a_bundle_that_is_damaged_is_its_own_error(small_bundle, image_folder, tmp_path):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(small_bundle, broken)
+    (broken / "model.onnx").write_bytes(b"no network")
+    with pytest.raises(BundleError, match="model.onnx"):
+        estimate(str(broken), image_folder)
+
+
+@pytest.mark.parametrize("wanted", [{"layout": "staged"}, {"device": "cuda"}])
+def test_what_is_not_measured_is_refused(small_bundle, image_folder, wanted):
+    with pytest.raises(SettingsError, match="measures layout fused on cpu"):
+        estimate(small_bundle, image_folder, settings=ClassifySettings(**wanted))
+
+
+def measured(seconds: float, core_seconds: float, decode: list[float]):
+    return scoring._Measured(100, seconds, core_seconds, 1.0, decode, 5_000, {"empty": 1})
+
+
+def test_the_range_goes_from_the_processors_time_to_the_clocks():
+    cost = scoring._cost([measured(2.0, 1.0, [0.01] * 100), measured(2.0, 1.0, [0.01] * 100)])
+    assert cost.seconds.low == pytest.approx(0.01)
+    assert cost.seconds.high == pytest.approx(0.02)
+    assert cost.error_codes == {"empty": 2}
+    assert cost.bytes_per_image == 50
+    uneven = scoring._cost([measured(2.0, 2.0, [0.0] * 90 + [0.15] * 10)])
+    assert uneven.seconds.low < 0.02 < uneven.seconds.high
+
+
+def test_processes_take_disjoint_parts_and_all_where_images_are_few(monkeypatch):
+    taken = []
+
+    def together(work, arguments):
+        taken.extend([list(one[-1]) for one in arguments])
+        return [measured(1.0, 1.0, [0.01]) for _ in arguments]
+
+    class Settings:
+        def model_dump(self):
+            return {}
+
+    monkeypatch.setattr(scoring, "run_together", together)
+    scoring.measure_scoring("b", Settings(), Settings(), list(range(100)), workers=2)
+    assert Counter(taken[0]) + Counter(taken[1]) == Counter(range(100))
+    taken.clear()
+    scoring.measure_scoring("b", Settings(), Settings(), list(range(40)), workers=2)
+    assert sorted(taken[0]) == sorted(taken[1]) == list(range(40))
+
+
+def test_ranges():
+    assert Range(1, 2) + 1 == Range(2, 3)
+    assert Range(1, 2) * Range(2, 3) == Range(2, 6)
+    assert Range(1, 2).widened(2) == Range(0.5, 4)
+    assert Range(1, 2).at_most(1.5) == Range(1, 1.5)
+    assert middle(list(range(101))) == Range(10, 90)
+
+
+def test_many_workers_beside_s3_are_throttled(monkeypatch):
+    cost = scoring.Cost(Range(0.001, 0.002), 0.001, 1.0, 100, 1e5, {})
+    from carray.estimates.sampling import Sample
+    from carray.predictions.format import PlannedImage
+    from carray.predictions.ledger import RunRecord
+
+    run = RunRecord.model_construct(source="s3://b/photos", runtime="int8")
+    sample = Sample(10_000_000, True, 10_000_000, 1.0, [PlannedImage("s3://b/photos/a.jpg")])
+    found = classify._scale(run, ClassifySettings(), sample, cost, Machines(100, 16), Prices(), out=None, total=None)
+    assert found.throttled
+    assert found.seconds.high > 10_000_000 / 5_500
+    assert "SlowDown" in classify_text(found)
+
+
+def test_paths_are_as_the_job_takes_them(small_bundle, image_folder, monkeypatch):
+    monkeypatch.chdir(image_folder.parent)
+    assert estimate(small_bundle, "images/").source == str(Path(image_folder))
