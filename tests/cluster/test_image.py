@@ -1,4 +1,4 @@
-"""cluster/Dockerfile: its linter, and a classification where nothing that the scoring image leaves out can be imported."""
+"""cluster/Dockerfile: its linter, and a job where nothing that the scoring image leaves out can be imported."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_a_loose_or_wrong_policy_is_found(change: dict[str, Any], complaint: str
 
 
 def action_of(method: str, path: str) -> tuple[str, str]:
-    """Give the IAM action of an S3 request, and the resource it is about; as in AWS's Service Authorization Reference."""
+    """Give the IAM action of an S3 request, and what it is about, as AWS's Service Authorization Reference has them."""
     parts = urlsplit(path)
     query = parse_qs(parts.query, keep_blank_values=True)
     bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
@@ -128,8 +128,10 @@ def watched(
             forget_client()
             for command in commands:
                 carray(*command)
-        asked = [action_of(method, path.replace(images, "images-bucket").replace(results, "results-bucket"))
-                 for method, path in seen]
+        asked = [
+            action_of(method, path.replace(images, "images-bucket").replace(results, "results-bucket"))
+            for method, path in seen
+        ]
         rights = {request: right_for(*request, policy) for request in asked}
         refused = {" ".join(request) for request, right in rights.items() if right is None}
         used = {" ".join(right) for right in rights.values() if right is not None}
