@@ -1,7 +1,12 @@
-"""Classifies a bucket on the Ray this job runs under; takes the arguments of `carray classify`.
+r"""Classifies a bucket on the Ray this job runs under; takes the arguments of `carray classify`.
 
-Submit: ray job submit --working-dir . -- python jobs/classify.py s3://bucket/run/bundle s3://bucket/photos
-    --out s3://bucket/predictions
+Submit, from the clone:
+
+    ray job submit --working-dir . -- python jobs/classify.py s3://BUCKET/run/bundle s3://BUCKET/photos \
+        --out s3://BUCKET/predictions
+
+Where carray is installed on the nodes, from anywhere: the same with `python -m carray classify` for
+`python jobs/classify.py`, and without --working-dir.
 Cost: see `classify_*` in results/cars.csv; one GET an image.
 """
 

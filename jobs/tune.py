@@ -1,8 +1,12 @@
-"""Searches for the best network on the Ray this job runs under; takes the arguments of `carray tune`.
+r"""Searches for the best network on the Ray this job runs under; takes the arguments of `carray tune`.
 
-Submit: ray job submit --working-dir . -- python jobs/tune.py --manifest s3://bucket/manifest.parquet --out
-s3://bucket/run
-    --config jobs/configs/cars-cpu.yaml
+Submit, from the clone:
+
+    ray job submit --working-dir . -- python jobs/tune.py --manifest s3://BUCKET/manifest.parquet \
+        --out s3://BUCKET/run --config jobs/configs/cars-cpu.yaml
+
+Where carray is installed on the nodes, from anywhere: the same with `python -m carray tune` for `python jobs/tune.py`,
+and without --working-dir; --config may be a file in a bucket.
 Cost: what the configuration says; cars-cpu.yaml is meant for an hour of two cores.
 """
 

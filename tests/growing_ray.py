@@ -1,7 +1,7 @@
 """Starts a Ray whose head has no CPUs and whose own autoscaler adds machines: Ray's fake ones, processes on this host.
 
-The scaling is Ray's real one (its second autoscaler, as `ray up` and KubeRay use it); only the cloud is not there. Cost:
-ready in about 6 s, a machine 4 s after it is asked for.
+The scaling is Ray's real one (its second autoscaler, as `ray up` and KubeRay use it); only the cloud is not there.
+Cost: ready in about 6 s, a machine 4 s after it is asked for.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def start_growing_ray(folder: Path, *, machine: dict[str, int], most: int) -> It
         _wait_ready(head, folder / "head.log")
         yield {**named, "RAY_ADDRESS": address}
     finally:
+        # Machines are the autoscaler's children, and it the head's: one group. Politely it would take half a minute.
         with suppress(ProcessLookupError):
-            os.killpg(head.pid, signal.SIGTERM)
+            os.killpg(head.pid, signal.SIGKILL)
         head.wait()
 
 

@@ -85,9 +85,11 @@ def _is_refused(group: str) -> bool:
 
 
 def _autoscaling_state() -> Any:
-    """Read what the autoscaler last told Ray's control store; all zeros where there is none."""
-    from ray._raylet import GcsClient
-    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+    """Read what the autoscaler last told Ray's control store; all zeros where there is none, or no way to ask."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
 
+    if ray.util.client.ray.is_connected():  # a ray:// address: the store is inside the cluster
+        return GetClusterStatusReply().autoscaling_state
     client = GcsClient(address=ray.get_runtime_context().gcs_address)
     return GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=10)).autoscaling_state
