@@ -1,8 +1,7 @@
 """Reads one variable of a MATLAB file in a process of its own: scipy's reader ends its process on some damaged files.
 
 From: the bytes of a .mat file. To: plain values, as JSON carries them: a list of texts and numbers, or of structs.
-Invariants: the child has SECONDS of a core and 4 GB of addresses; whatever becomes of it is a reason, never the caller's
-end.
+Invariants: the child has SECONDS of a core and 4 GB of addresses; its end is a reason, never its caller's end.
 Cost: a second for starting Python and scipy.
 """
 

@@ -177,9 +177,13 @@ def fuzz_books(data: bytes) -> None:
 def fuzz_lease(data: bytes) -> None:
     """Take over a run that another driver's note, these bytes, may hold."""
     hasty = {"PATIENCE_SECONDS": 0.0, "SETTLE_SECONDS": {"local": 0.0}, "say": lambda text: None}
-    with folder_with({"_carray/driver.json": data}) as place, changed(lease, **hasty):
-        with suppress(CarrayError), hold_run(str(place)) as held:
-            held.check()
+    with (
+        folder_with({"_carray/driver.json": data}) as place,
+        changed(lease, **hasty),
+        suppress(CarrayError),
+        hold_run(str(place)) as held,
+    ):
+        held.check()
 
 
 def fuzz_shard(data: bytes) -> None:

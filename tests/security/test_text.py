@@ -1,4 +1,4 @@
-"""Keys, labels and reasons are foreign text: a terminal, a log, a spreadsheet and a page show it, and obey none of it."""
+"""Keys, labels and reasons are foreign text: a terminal, a log and a spreadsheet show it, and obey none of it."""
 
 from __future__ import annotations
 
