@@ -35,11 +35,12 @@ demo: venv ## Search, pack and classify end to end on generated vehicles, in a f
 test: venv ## Run the tests (they start a real object store and a real Ray on this machine)
 	@$(RUN) -m pytest $(ARGS)
 
-check: venv ## Lint, formatting, types and the house rules; changes nothing
+check: venv ## Lint, formatting, types, the house rules and known vulnerabilities; changes nothing
 	$(RUN) -m ruff check $(PACKAGES)
 	$(RUN) -m ruff format --check $(PACKAGES)
 	$(RUN) -m mypy carray $(wildcard jobs/*.py)
 	$(RUN) -m pytest -q tests/test_architecture.py
+	@$(RUN) jobs/audit.py
 
 format: venv ## Format the code and mend what the linter can
 	$(RUN) -m ruff check --fix $(PACKAGES)

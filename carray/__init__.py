@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from carray.core.telemetry import send_nothing
+
 if TYPE_CHECKING:
     from carray.bundle.predict import Classifier
     from carray.queries import read_predictions
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Classifier", "__version__", "read_predictions"]
 
 __version__ = "0.1.0"
+
+send_nothing()  # before anything imports onnxruntime, Ray, MLflow or the hub's client
 
 
 def __getattr__(name: str) -> Any:

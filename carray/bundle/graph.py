@@ -1,7 +1,7 @@
 """Looks into an ONNX file before onnxruntime opens it: it must be whole in itself, and so name no other file.
 
-Why: given bytes, onnxruntime reads a tensor's external data from below the working directory (seen on 1.32), so that the
-answers of a hostile model could carry away the files that lie there: in a container all, at home `.aws/credentials`.
+Why: given bytes, onnxruntime reads a tensor's external data from below the working directory (seen on 1.32), so that
+the answers of a hostile model could carry the files there away: in a container all, at home `.aws/credentials`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
 from pydantic import ValidationError
 
 from carray.bundle.format import BundleInfo

@@ -28,7 +28,6 @@ from ray.exceptions import AuthenticationError
 from carray.core.errors import ClusterError, SettingsError
 from carray.core.growth_on_ray import can_grow, wait_for_machine
 from carray.core.progress import say
-from carray.core.telemetry import send_nothing
 
 __all__ = ["RunningRay", "is_cluster", "start_ray"]
 
@@ -135,7 +134,6 @@ def _knock(address: str) -> None:
 def _start_private(num_cpus: int | None) -> None:
     global _started_here
     _choose_token()
-    send_nothing()
     # Ray would warn on every start that it chose token authentication; the line below says so once.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     ray.init(

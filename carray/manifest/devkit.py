@@ -1,18 +1,18 @@
 """Reads Stanford Cars' devkit: class names in index order, and each annotated image's name, class and box.
 
 From: SOURCE/devkit/*.mat beside SOURCE/cars_train/ and SOURCE/cars_test/, local or S3. To: annotations by split.
-Invariants: .mat files are read by scipy, which runs none of their content; boxes there are 1-based and inclusive, and
-leave here 0-based with x2, y2 exclusive.
+Invariants: .mat files are read by scipy, which runs none of their content, in a process of its own (manifest.matlab);
+boxes there are 1-based and inclusive, and leave here 0-based with x2, y2 exclusive.
 """
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
 from carray.core.errors import SchemaError
 from carray.core.storage import exists, join, read_bytes
+from carray.manifest.matlab import read_variable
 from carray.pixels import Box
 
 __all__ = ["Annotation", "DevkitPlaces", "devkit_places", "read_devkit"]
@@ -64,34 +64,29 @@ def read_devkit(source: str) -> tuple[dict[str, list[Annotation]], list[str]]:
     return annotated, classes
 
 
-def _variable(place: str, name: str) -> Any:
-    """Give one MATLAB variable as a one-dimensional array."""
-    import numpy as np
-    from scipy.io import loadmat
-
+def _variable(place: str, name: str) -> list[Any]:
     data = read_bytes(place)
     try:
-        values = loadmat(io.BytesIO(data), squeeze_me=True, variable_names=[name])
-    except Exception as err:  # scipy's reader raises anything at all on damaged files
-        reason = " ".join(str(err).split()) or type(err).__name__
+        values = read_variable(data, name)
+    except ValueError as err:
         raise SchemaError(
-            f"{place} is not a MATLAB file of version 4 to 7.2 ({reason}); fetch the devkit again."
+            f"{place} is not a MATLAB file of version 4 to 7.2 ({err}); fetch the devkit again."
         ) from None
-    if name not in values:
+    if values is None:
         raise SchemaError(f"{place} has no variable {name}; it is not part of a Stanford Cars devkit.")
-    return np.atleast_1d(values[name])
+    return values
 
 
 def _annotation(entry: Any, classes: list[str], place: str) -> Annotation:
-    fields = getattr(getattr(entry, "dtype", None), "names", None) or ()
+    fields = entry if isinstance(entry, dict) else {}
     missing = [name for name in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "fname") if name not in fields]
     if missing:
         raise SchemaError(f"{place} has annotations without {', '.join(missing)}; it is not a Stanford Cars devkit's.")
     # Only the name counts: some copies write a path before it.
-    name = str(entry["fname"]).rsplit("/", 1)[-1]
+    name = str(fields["fname"]).rsplit("/", 1)[-1]
     try:
-        x1, y1, x2, y2 = (int(entry[f"bbox_{corner}"]) for corner in ("x1", "y1", "x2", "y2"))
-        index = int(entry["class"]) if "class" in fields else None
+        x1, y1, x2, y2 = (int(fields[f"bbox_{corner}"]) for corner in ("x1", "y1", "x2", "y2"))
+        index = int(fields["class"]) if "class" in fields else None
     except (ValueError, TypeError, OverflowError):
         raise SchemaError(f"{place} gives {name!r} a box or a class that is no number; fetch it again.") from None
     if index is None:

@@ -7,6 +7,7 @@ many did is said. A uri begins with s3:// or /, so none is touched. JSON and Par
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -64,7 +65,7 @@ def write_answer(frame: pd.DataFrame, *, format: str, out: str | None, origin: M
 
 
 def _csv(frame: pd.DataFrame) -> str:
-    guarded, count = frame.copy(), 0
+    guarded, count, quoting = frame.copy(), 0, csv.QUOTE_MINIMAL
     for name in frame.columns:
         if not _is_text(frame[name]):
             continue
@@ -72,9 +73,12 @@ def _csv(frame: pd.DataFrame) -> str:
         formulas = texts.map(lambda value: isinstance(value, str) and value.startswith(_FORMULA)).astype(bool)
         guarded[name] = texts.where(~formulas, "'" + texts.astype("string"))
         count += int(formulas.sum())
+        # Left bare, a carriage return inside a cell would begin a row, and what follows it a cell of its own.
+        if texts.map(lambda value: isinstance(value, str) and "\r" in value).any():
+            quoting = csv.QUOTE_NONNUMERIC
     if count:
         say(f"{count:,} cells begin like a formula and got an apostrophe; JSON and Parquet keep them as they are.")
-    return guarded.to_csv(index=False, lineterminator="\n").rstrip("\n")
+    return guarded.to_csv(index=False, lineterminator="\n", quoting=quoting).rstrip("\n")
 
 
 def _json(frame: pd.DataFrame) -> str:

@@ -19,7 +19,6 @@ from typing import Any, Protocol
 from carray.core.errors import SettingsError
 from carray.core.progress import say
 from carray.core.storage import absolute, is_s3, join
-from carray.core.telemetry import send_nothing
 from carray.trials import format as runs
 
 __all__ = ["EpochListener", "EpochLoggers"]
@@ -181,7 +180,6 @@ class _MLflow:
         self._ids: dict[int, str] = {}
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        send_nothing()
         from mlflow.entities import Metric
 
         number = entry["number"]

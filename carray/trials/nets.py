@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from carray.core.errors import SettingsError
-from carray.core.telemetry import send_nothing
 from carray.pixels import PixelSettings
 from carray.tensors.batches import view_batches
 from carray.tensors.format import Block
@@ -124,7 +123,6 @@ def _build_cnn(hyper: CnnHyper, class_count: int) -> Net:
 
 
 def _build_transfer(hyper: TransferHyper, class_count: int, *, load_weights: bool) -> Net:
-    send_nothing()
     import timm
 
     check_backbone(hyper.backbone)
@@ -162,7 +160,6 @@ def check_backbone(name: str) -> None:
     Raises:
         SettingsError: it does not; names the nearest ones.
     """
-    send_nothing()
     import timm
 
     if timm.is_model(name):

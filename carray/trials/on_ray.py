@@ -193,7 +193,7 @@ def _quieten_tune() -> None:
 
 
 def _withhold_credentials() -> None:
-    """Keep Tune from sending this process's AWS keys to its trials: Ray logs and lists what environment it gives them."""
+    """Keep Tune from sending this process's AWS keys to its trials, whose environment Ray logs and lists."""
     ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from carray.core.errors import SettingsError
-from carray.core.telemetry import send_nothing
 
 __all__ = ["WEIGHT_PACKAGES", "check_weights", "load_trunk_weights", "package_file"]
 
@@ -133,7 +132,6 @@ def _load_from_hub(trunk: torch.nn.Module, backbone: str) -> None:
 
 
 def _fetch_from_hub(backbone: str) -> torch.nn.Module:
-    send_nothing()
     import timm
 
     try:

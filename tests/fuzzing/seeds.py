@@ -229,15 +229,11 @@ def _vehicle() -> list[bytes]:
 
 
 def _devkit() -> list[bytes]:
-    from scipy.io import savemat
-
-    kinds = [(name, "O") for name in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")]
-    annotations = np.array([(1, 2, 3, 4, 1, "a.jpg"), (1, 2, 3, 4, 2, "b.jpg")], dtype=kinds)
-    both = {"class_names": np.array(["BMW X5 SUV 2007", "b"], dtype=object), "annotations": annotations}
-    made = []
-    for values, options in ((both, {"do_compression": False}), (both, {"do_compression": True})):
-        made.append(io.BytesIO())
-        savemat(made[-1], values, **options)
-    made.append(io.BytesIO())
-    savemat(made[-1], {"class_names": np.array(["a", "b"]), "annotations": np.ones((2, 2))}, format="4")
-    return [buffer.getvalue() for buffer in made]
+    boxes = dict(zip(("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2"), (1, 2, 3, 4), strict=True))
+    entries = [
+        {**boxes, "class": 1, "fname": "a.jpg"},
+        {**boxes, "fname": "folder/b.jpg"},
+        {**boxes, "class": 9.5},
+        "x",
+    ]
+    return [json.dumps(entries).encode()]

@@ -26,10 +26,12 @@ from carray.core.errors import CarrayError, DecodeError
 from carray.core.images import is_image_key, key_suffix
 from carray.core.s3_client import split_uri
 from carray.core.settings import load_settings
-from carray.manifest.devkit import read_devkit
+from carray.manifest import matlab
+from carray.manifest.devkit import _annotation, read_devkit
 from carray.manifest.format import read_manifest
 from carray.manifest.tables import read_source_table
 from carray.pixels import PixelSettings
+from carray.predictions import lease
 from carray.predictions.format import ClassifySettings
 from carray.predictions.lease import hold_run
 from carray.predictions.ledger import done_shards, read_attempt, read_run, read_totals
@@ -44,7 +46,7 @@ from carray.trials.format import read_log, read_search, read_trial_ends, read_tr
 from carray.trials.space import TuneSettings
 from carray.vehicles import parse_vehicle
 
-__all__ = ["TARGETS", "Target"]
+__all__ = ["REPLAYS", "TARGETS", "Target"]
 
 Target = Callable[[bytes], None]
 
@@ -66,9 +68,9 @@ def fuzz_pixels(data: bytes) -> None:
         reduced_scale=how[0] & 4 == 0,
     )
     box = (1, 2, 30, 20) if how[0] & 8 else None
-    decoding.MAX_PIXELS = PIXELS_HERE
     try:
-        decoded = pixels.decode(image, settings, box=box)
+        with changed(decoding, MAX_PIXELS=PIXELS_HERE):
+            decoded = pixels.decode(image, settings, box=box)
     except DecodeError as err:
         assert err.code in {"empty", "unsupported", "too_large", "truncated", "bad_box"}, err.code
         assert "\n" not in str(err)
@@ -174,10 +176,13 @@ def fuzz_books(data: bytes) -> None:
 
 def fuzz_lease(data: bytes) -> None:
     """Take over a run that another driver's note, these bytes, may hold."""
-    from carray.predictions import lease
-
-    lease.PATIENCE_SECONDS = lease.SETTLE_SECONDS["local"] = 0.0
-    with folder_with({"_carray/driver.json": data}) as place, suppress(CarrayError), hold_run(str(place)) as held:
+    hasty = {"PATIENCE_SECONDS": 0.0, "SETTLE_SECONDS": {"local": 0.0}, "say": lambda text: None}
+    with (
+        folder_with({"_carray/driver.json": data}) as place,
+        changed(lease, **hasty),
+        suppress(CarrayError),
+        hold_run(str(place)) as held,
+    ):
         held.check()
 
 
@@ -242,10 +247,30 @@ def fuzz_vehicle(data: bytes) -> None:
 
 
 def fuzz_devkit(data: bytes) -> None:
-    """Read a devkit whose two MATLAB files are both these bytes."""
+    """Take a devkit's annotations apart, as the process that reads MATLAB's format hands them over."""
+    with suppress(ValueError, RecursionError):
+        for entry in json.loads(data):
+            with suppress(CarrayError):
+                name, _, box = _annotation(entry, ["a", "b"], "place")
+                assert "/" not in name and all(isinstance(corner, int) for corner in box or ())
+
+
+def replay_matlab(data: bytes) -> None:
+    """Read a devkit whose two MATLAB files are both these bytes: a process an input, too slow to fuzz."""
     files = {"devkit/cars_meta.mat": data, "devkit/cars_train_annos.mat": data}
-    with folder_with(files) as place, suppress(CarrayError):
+    with folder_with(files) as place, changed(matlab, SECONDS=2), suppress(CarrayError):
         read_devkit(str(place))
+
+
+@contextmanager
+def changed(module: Any, **values: Any) -> Iterator[None]:
+    """Give a module other values for a while."""
+    before = {name: getattr(module, name) for name in values}
+    vars(module).update(values)
+    try:
+        yield
+    finally:
+        vars(module).update(before)
 
 
 @contextmanager
@@ -266,13 +291,9 @@ def list_source(place: str) -> None:
     def take(piece: Any) -> None:
         piece.batch.validate(full=True)
 
-    real, storage._s3 = storage._s3, lambda _environment: EMPTY_STORE  # type: ignore[assignment]
-    try:
-        with suppress(CarrayError):
-            source = open_source(place, ClassifySettings(), uses_boxes=True)
-            source.list(take, gaps=[("", None)], threads=1, stop=threading.Event())
-    finally:
-        storage._s3 = real
+    with changed(storage, _s3=lambda _environment: EMPTY_STORE), suppress(CarrayError):
+        source = open_source(place, ClassifySettings(), uses_boxes=True)
+        source.list(take, gaps=[("", None)], threads=1, stop=threading.Event())
 
 
 def read_table_everywhere(path: str) -> None:
@@ -301,3 +322,4 @@ def database() -> Any:
 TARGETS: dict[str, Target] = {
     name.removeprefix("fuzz_"): function for name, function in list(globals().items()) if name.startswith("fuzz_")
 }
+REPLAYS = TARGETS | {"matlab": replay_matlab}

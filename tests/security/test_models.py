@@ -1,4 +1,4 @@
-"""A bundle, a checkpoint and a weights file are data: whatever a stranger puts there, nothing of it runs or reads on."""
+"""A bundle, a checkpoint and a weights file are data: whatever a stranger puts there, nothing of it runs."""
 
 from __future__ import annotations
 

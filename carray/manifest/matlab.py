@@ -1,0 +1,83 @@
+"""Reads one variable of a MATLAB file in a process of its own: scipy's reader ends its process on some damaged files.
+
+From: the bytes of a .mat file. To: plain values, as JSON carries them: a list of texts and numbers, or of structs.
+Invariants: the child has SECONDS of a core and 4 GB of addresses; its end is a reason, never its caller's end.
+Cost: a second for starting Python and scipy.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+__all__ = ["read_variable"]
+
+SECONDS = 20
+_BYTES = 4 << 30
+
+
+def read_variable(data: bytes, name: str) -> list[Any] | None:
+    """Give a variable as a list, None where the file has none of that name.
+
+    Raises:
+        ValueError: the file cannot be read; says why.
+    """
+    # One thread: the matrix library reserves addresses for each, and needs none here.
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, name, str(SECONDS)],
+            input=data,
+            capture_output=True,
+            env=environment,
+            timeout=3 * SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"it could not be read within {3 * SECONDS} s") from None
+    if done.returncode < 0:
+        raise ValueError(f"reading it ended a process by signal {-done.returncode}")
+    try:
+        found = json.loads(done.stdout)
+        values, reason = found["values"], found["reason"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise ValueError(f"reading it ended a process with status {done.returncode}") from None
+    if reason:
+        raise ValueError(reason)
+    return values if isinstance(values, list) else None
+
+
+def _read(data: bytes, name: str) -> list[Any] | None:
+    import numpy as np
+    from scipy.io import loadmat
+
+    values = loadmat(io.BytesIO(data), squeeze_me=True, variable_names=[name])
+    return [_plain(value) for value in np.atleast_1d(values[name])] if name in values else None
+
+
+def _plain(value: Any) -> Any:
+    fields = getattr(getattr(value, "dtype", None), "names", None)
+    if fields:
+        return {field: _plain(value[field]) for field in fields}
+    value = value.item() if getattr(value, "size", 0) == 1 else value
+    return value if isinstance(value, int | float | str) else str(value)
+
+
+def _main() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[2]), int(sys.argv[2])))
+    found: dict[str, Any] = {"values": None, "reason": ""}
+    try:
+        found["values"] = _read(sys.stdin.buffer.read(), sys.argv[1])
+    except Exception as err:  # scipy's reader raises anything at all on damaged files
+        found["reason"] = " ".join(str(err).split())[:200] or type(err).__name__
+    sys.stdout.write(json.dumps(found))
+
+
+if __name__ == "__main__":
+    _main()
