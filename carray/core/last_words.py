@@ -87,30 +87,40 @@ class _Stop(BaseException):
 
 
 @contextmanager
-def stopping_on_sigterm(sentence: str) -> Iterator[None]:
+def stopping_on_sigterm(sentence: str, *, ask: Callable[[StoppedError], None] | None = None) -> Iterator[None]:
     """Turn SIGTERM, which a spot machine or `ray job stop` sends, into an orderly end.
 
+    Args:
+        sentence: What is kept.
+        ask: Takes the error that is then to be raised, where waiting inside Ray's own code bears no exception; without
+            it the block is left at once.
+
     Raises:
-        StoppedError: it came; `sentence` says what is kept.
+        StoppedError: SIGTERM came.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    stopped = StoppedError(f"stopped by SIGTERM; {sentence}")
+    came = threading.Event()
 
     def stop(_number: int, _frame: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one who stops a job may send it to parent and child
         _say([f"stopping on SIGTERM; {sentence}"])  # now: `ray job stop` kills after three seconds
-        raise _Stop
+        came.set()
+        if ask is None:
+            raise _Stop
+        ask(stopped)
 
     before = signal.signal(signal.SIGTERM, stop)
-    stopped = False
     try:
         yield
-    except _Stop:
-        stopped = True
-        raise StoppedError(f"stopped by SIGTERM; {sentence}") from None
+    except (_Stop, Exception):  # what fails while a job is being stopped follows from that
+        if not came.is_set():
+            raise
+        raise stopped from None
     finally:
-        if not stopped:
+        if not came.is_set():
             signal.signal(signal.SIGTERM, before)
 
 

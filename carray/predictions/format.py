@@ -145,7 +145,8 @@ class ClassifySettings(Settings):
     shard_images_first: int = Field(default=64, ge=1)
     """Images of the first shards: small, so that results and mistakes show early."""
     shard_images_max: int = Field(default=10_000, ge=1)
-    """Images of the last shards of a large run: large, so that 100 million images need about ten thousand files."""
+    """Images of the last shards of a large run: large, so that 100 million images need about ten thousand files; twice
+    as many for thousands of workers, which must all have something to do."""
 
     @model_validator(mode="after")
     def _check_together(self) -> ClassifySettings:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def classify(bundle: str, source: str, *, out: str, settings: ClassifySettings |
         if wanted.since is not None:
             EarlierRun(wanted.since, wanted.bundle_id)  # refuses what is none before anything is listed
         lease = stack.enter_context(hold_run(out))
-        plan = stack.enter_context(open_plan(out, wanted, settings, uses_boxes=info.uses_boxes))
+        workers = settings.workers or (running.cpus if running else cpu_count() or 1)
+        plan = stack.enter_context(open_plan(out, wanted, settings, uses_boxes=info.uses_boxes, workers=workers))
         job = _Job(bundle, out, wanted, settings, device, lease, plan)
         if job.is_done():
             say(f"classify: nothing to do, all {plan.images:,} images of {out} are scored")

@@ -82,8 +82,12 @@ def plan_run(
 
 
 @contextmanager
-def open_plan(out: str, wanted: RunRecord, settings: ClassifySettings, *, uses_boxes: bool) -> Iterator[Plan]:
+def open_plan(
+    out: str, wanted: RunRecord, settings: ClassifySettings, *, uses_boxes: bool, workers: int = 1
+) -> Iterator[Plan]:
     """Begin a run's listing, go on with it, or find it complete; leaving the context stops it.
+
+    The more `workers` are expected to score at once, the smaller are the shards that are still to be cut.
 
     Raises:
         SettingsError: a split of something that has none, `out` among the files to be scored, or an interrupted
@@ -102,7 +106,7 @@ def open_plan(out: str, wanted: RunRecord, settings: ClassifySettings, *, uses_b
     notes = read_notes(out) if run is not None else {}
     _check_resumable(out, source, notes)
     plan = Plan(out, run or wanted, settings, None)
-    plan.start(source, notes, uses_boxes=uses_boxes)
+    plan.start(source, notes, uses_boxes=uses_boxes, workers=workers)
     try:
         yield plan
     finally:
@@ -177,7 +181,7 @@ class Plan:
             self.wait(self.shards)
         return self._totals
 
-    def start(self, source: Source, notes: dict[int, ShardNote], *, uses_boxes: bool) -> None:
+    def start(self, source: Source, notes: dict[int, ShardNote], *, uses_boxes: bool, workers: int) -> None:
         """Begin or go on listing, in a thread of its own."""
 
         def begin() -> None:
@@ -185,7 +189,10 @@ class Plan:
                 write_json(record_place(self._out, "source.json"), source.mark)
             write_run(self._out, self.run)
 
-        self._cutter = ShardCutter(self._out, self._settings, by_suffix=source.by_suffix, notes=notes, begin=begin)
+        by_suffix = source.by_suffix
+        self._cutter = ShardCutter(
+            self._out, self._settings, by_suffix=by_suffix, notes=notes, begin=begin, workers=workers
+        )
         arguments = (source, self._cutter, uncovered(notes.values()), uses_boxes)
         self._thread = threading.Thread(target=self._list, args=arguments, name="listing", daemon=True)
         self._thread.start()

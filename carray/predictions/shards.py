@@ -40,7 +40,13 @@ SHARD_SCHEMA = pa.schema(
     ]
 )
 SHARES = 64
-"""A shard is at most 1/64 of what lies before it: sixteen workers then end within a quarter of a share."""
+"""A shard is at most 1/64 of what lies before it: it grows with the run, and thirty workers end within half a share."""
+SHARES_A_WORKER = 2
+"""More workers get smaller shards, of half a worker's part at most: whenever the listing ends, all have something to
+do, and none keeps the others waiting for long."""
+WORKERS_AN_IMAGE = 4
+"""But not smaller than an image for every four workers: a driver hands out some hundred shards a second, and workers
+that wait for it are worse than workers that wait for the last (both simulated: results/scale.csv)."""
 
 _IMAGE_NAME = rf"\.(?i:{'|'.join(IMAGE_SUFFIXES)})/*$"
 """What `images.is_image_key` says, for a whole column at once."""
@@ -99,6 +105,7 @@ class ShardCutter:
     """Takes pieces from any number of threads, and writes shards: numbered in the order in which they are cut.
 
     `notes` are those of the shards that are there already; without any, `begin` is called before the first is written.
+    `workers` is how many are expected to score at once.
     """
 
     def __init__(
@@ -109,8 +116,9 @@ class ShardCutter:
         by_suffix: bool,
         notes: dict[int, ShardNote],
         begin: Callable[[], None],
+        workers: int = 1,
     ) -> None:
-        self._out, self._settings, self._by_suffix = out, settings, by_suffix
+        self._out, self._settings, self._by_suffix, self._workers = out, settings, by_suffix, workers
         self._begin = begin if not notes else None
         self._lock = threading.Lock()
         self._growing: dict[int, _Growing] = {}
@@ -164,7 +172,7 @@ class ShardCutter:
             self.skipped.update(self._ended.skipped)
 
     def _next_size(self) -> int:
-        return shard_images(self.cut_images, self._settings)
+        return shard_images(self.cut_images, self._settings, self._workers)
 
     def _end(self, shard: _Growing) -> None:
         full = None
@@ -194,9 +202,10 @@ class ShardCutter:
             self.shards += 1
 
 
-def shard_images(listed: int, settings: ClassifySettings) -> int:
-    """Give the number of images of the shard that is cut after `listed` images."""
-    return min(max(settings.shard_images_first, listed // SHARES), settings.shard_images_max)
+def shard_images(listed: int, settings: ClassifySettings, workers: int = 1) -> int:
+    """Give the number of images of the shard that is cut after `listed` images, for so many workers."""
+    most = max(workers // WORKERS_AN_IMAGE, listed // (SHARES_A_WORKER * workers))
+    return min(max(settings.shard_images_first, min(listed // SHARES, most)), settings.shard_images_max)
 
 
 def read_shard(out: str, shard: int) -> list[PlannedImage]:

@@ -79,13 +79,16 @@ def _starves_gpus(running: RunningRay, device: str) -> bool:
     return device == "cuda" and running.cpus_per_gpu < FEW_CPUS_PER_GPU and running.cpus > near
 
 
-def run_shards(job: dict[str, Any], todo: list[dict[str, Any]], pool: Pool) -> Generator[LedgerEntry]:
+def run_shards(
+    job: dict[str, Any], todo: list[dict[str, Any]], pool: Pool, *, worker: Any = None
+) -> Generator[LedgerEntry]:
     """Score shards, each given as {"shard": number, "retry": bool}; gives their entries as they finish.
 
     Args:
         job: What `_Worker` takes, in plain values.
         todo: The shards.
         pool: The processes.
+        worker: Their class, where it is to be another: for a measurement of all but the scoring.
 
     Raises:
         CarrayError: of the kind that a worker raised, with its sentence.
@@ -98,9 +101,9 @@ def run_shards(job: dict[str, Any], todo: list[dict[str, Any]], pool: Pool) -> G
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     shards = ray.data.from_items(todo, override_num_blocks=len(todo))
-    worker: Any = _Worker  # Ray's annotation knows functions only
+    made_of: Any = worker or _Worker  # Ray's annotation knows functions only
     counts = shards.map(
-        worker,
+        made_of,
         fn_constructor_kwargs={"job": job | {"decoders": pool.decoders, "decoder_cpus": pool.decoder_cpus}},
         # A worker that dies is started again and its shard given to it again, without end: Ray Data's default. The
         # shard's own notes (ledger.Attempt) bound that, and step over what killed it.

@@ -53,6 +53,10 @@ class SearchDriver(FamilyScheduler):
         """Say whether another round of Tune's is due."""
         return self.broken or bool(self.given_up)
 
+    def stop(self, why: CarrayError) -> None:
+        """End the search as soon as Tune asks again, which it does ten times a second."""
+        self.trouble = self.trouble or why
+
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Decide about a trial after an epoch; a log that cannot be written ends the search."""
         number = trial.config["number"]

@@ -146,8 +146,7 @@ def _run_trials(
             if number in dropped:
                 log.drop(number, dropped[number])
         advise(log.advice)
-        with stopping_on_sigterm(_STOPPED):
-            return _run_rounds(trainable, run, settings, configurations, log, order, scratch)
+        return _run_rounds(trainable, run, settings, configurations, log, order, scratch)
 
 
 def _run_rounds(
@@ -168,7 +167,8 @@ def _run_rounds(
         configurations = runs.read_search(run)["configurations"]  # what a searcher proposed stands there
         driver = SearchDriver(settings.search, log, losses, population_for(settings, run, configurations))
         searcher = build_searcher(settings, run, configurations, numbers)
-        _run_round(trainable, driver, searcher, len(numbers), scratch)
+        with stopping_on_sigterm(_STOPPED, ask=driver.stop):
+            _run_round(trainable, driver, searcher, len(numbers), scratch)
         broken += driver.broken
         if (log.missing and not driver.goes_on and not log.budget.spent_up()) or broken > MOST_LOSSES:
             raise SearchError(
@@ -203,6 +203,7 @@ def _run_round(trainable: Any, driver: SearchDriver, searcher: Searcher, count: 
     Raises:
         StorageError: the run's place, or the disk of Tune's own files, is full or away.
         DataError: the images are not those of the manifest.
+        StoppedError: the driver was asked to stop.
     """
     tuner = tune.Tuner(
         trainable,

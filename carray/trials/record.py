@@ -195,7 +195,8 @@ class SearchLog:
     @property
     def advice(self) -> str:
         """Say what is kept and how to go on, should the search end now."""
-        return f"{self._count()} trials have ended and stay; to go on, run the same command again; OUT={self._run}"
+        ended = f"{len(self.ended)} of {self._trials} trials have ended and stay"
+        return f"{ended}; to go on, run the same command again; OUT={self._run}"
 
     def replayed(self) -> Iterator[dict[str, Any]]:
         """Give every finite epoch of every trial in the order of decisions, with the trial's best so far as METRIC."""

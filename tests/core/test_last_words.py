@@ -31,6 +31,13 @@ JOB = """
                     time.sleep(60)
                 finally:
                     time.sleep(0.5)  # a second SIGTERM falls into the clean-up
+        if how == "asked":
+            asked = []
+            with stopping_on_sigterm("all stays.", ask=asked.append):
+                print("ready", flush=True)
+                while not asked:
+                    time.sleep(0.01)
+                1 / 0  # what fails on the way out is not what happened
         if how == "early":
             print("ready", flush=True)
             time.sleep(60)
@@ -100,7 +107,14 @@ def test_a_bug_has_its_trace_above_and_words_below() -> None:
     assert todo == STAYS
 
 
-@pytest.mark.parametrize(("how", "happened"), [("sigterm", "stopped by SIGTERM; all stays."), ("early", "SIGTERM.")])
+@pytest.mark.parametrize(
+    ("how", "happened"),
+    [
+        ("sigterm", "stopped by SIGTERM; all stays."),
+        ("asked", "stopped by SIGTERM; all stays."),
+        ("early", "stopped by SIGTERM."),
+    ],
+)
 @pytest.mark.parametrize("both", [False, True], ids=["to the parent", "to parent and child"])
 def test_sigterm_ends_it_in_order_however_it_is_sent(how: str, happened: str, both: bool) -> None:
     job = start(how)

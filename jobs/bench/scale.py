@@ -1,0 +1,105 @@
+"""Simulates a classification job on many machines: shards listed, handed out and scored, event by event.
+
+From: constants, measured (scale_measure) or assumed. To: seconds, idle time and what limits.
+Invariants: shards are cut by carray's own rule; one is handed out only after it was listed, at the driver's rate, to a
+worker that is free; each is scored once. An object store's request rate is shared by all workers at work; a slow
+machine is slow for good. What is left out: lost machines, machines that come later, unequal images.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from carray.predictions.format import ClassifySettings
+from carray.predictions.shards import shard_images
+
+__all__ = ["Constants", "cut", "simulate"]
+
+_STRAGGLERS, _SLOWNESS = 0.02, 1.5
+"""An assumption: one worker in fifty takes half as long again."""
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Says what the parts of a job can do."""
+
+    images_per_core_second: float = 70.0
+    shard_seconds: float = 0.25
+    """What a shard costs its worker beside its images: five small requests of 50 ms."""
+    listed_per_second: float = 230_000.0
+    handed_out_per_second: float = 100.0
+    """Shards that the driver can hand out and enter."""
+    gets_per_second: float = 5_500.0
+    """Of one prefix of S3 (AWS's documented rate)."""
+    worker_start_seconds: float = 5.0
+
+
+def cut(images: int, workers: int, settings: ClassifySettings | None = None) -> list[int]:
+    """Cut a source into shards as carray does for so many workers; gives their sizes in order."""
+    chosen, sizes, listed = settings or ClassifySettings(), list[int](), 0
+    while listed < images:
+        sizes.append(min(shard_images(listed, chosen, workers), images - listed))
+        listed += sizes[-1]
+    return sizes
+
+
+def simulate(
+    images: int, workers: int, *, constants: Constants, prefixes: int = 1, cut_for: int | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Simulate one job; gives its seconds, its shards, the share of idle workers and what limits it.
+
+    Args:
+        images: How many there are.
+        workers: Scoring processes of one core.
+        constants: What the parts can do.
+        prefixes: Of the bucket, among which the images are spread evenly.
+        cut_for: Workers that the shards are cut for; those that there are when None.
+        seed: Of which workers are slow.
+    """
+    dice = random.Random(seed)
+    slow = [_SLOWNESS if dice.random() < _STRAGGLERS else 1.0 for _ in range(workers)]
+    sizes = cut(images, workers if cut_for is None else cut_for)
+    allowed = prefixes * constants.gets_per_second
+    free = [(constants.worker_start_seconds, number) for number in range(workers)]
+    ends: list[float] = []  # of the shards in hand
+    listed, handed, busy, last = 0, 0.0, 0.0, 0.0
+    for size in sizes:
+        listed += size
+        at, number = heapq.heappop(free)
+        at = max(at, listed / constants.listed_per_second, handed + 1 / constants.handed_out_per_second)
+        handed = at
+        while ends and ends[0] <= at:
+            heapq.heappop(ends)
+        rate = min(constants.images_per_core_second / slow[number], allowed / (len(ends) + 1))
+        end = at + constants.shard_seconds + size / rate
+        busy += end - at
+        last = max(last, end)
+        heapq.heappush(ends, end)
+        heapq.heappush(free, (end, number))
+    bounds = _bounds(images, len(sizes), workers, allowed, constants)
+    limit = max(bounds, key=lambda name: bounds[name])
+    return {
+        "images": images,
+        "workers": workers,
+        "prefixes": prefixes,
+        "shards": len(sizes),
+        "largest_shard": max(sizes),
+        "seconds": round(last, 1),
+        "idle_fraction": round(1 - busy / (workers * last), 3),
+        "limit": limit,
+        "limit_seconds": round(bounds[limit], 1),
+    }
+
+
+def _bounds(images: int, shards: int, workers: int, allowed: float, constants: Constants) -> dict[str, float]:
+    """Give the seconds below which each part keeps the job from coming, whatever the others do."""
+    scoring = images / constants.images_per_core_second + shards * constants.shard_seconds
+    return {
+        "cores": scoring / workers,
+        "listing": images / constants.listed_per_second,
+        "driver": shards / constants.handed_out_per_second,
+        "requests": images / allowed,
+    }
