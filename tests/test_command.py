@@ -22,7 +22,7 @@ from carray.manifest.format import read_manifest, write_manifest
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     "prepare,tune,train,leaderboard,export,quantize,calibrate,evaluate,stress,classify,predict,query,report,compare,"
-    "doctor,estimate classify,demo"
+    "doctor,estimate classify,estimate tune,demo"
 ).split(",")
 
 

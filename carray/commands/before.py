@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from carray.commands.options import Bundle, Config, Settings, short_for
+from carray.commands.options import Bundle, Config, ManifestOption, Settings, short_for
 from carray.core.errors import SettingsError
 
-__all__ = ["doctor", "estimate", "estimate_classify"]
+__all__ = ["doctor", "estimate", "estimate_classify", "estimate_tune"]
 
 _COLOURS = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
 
@@ -151,4 +151,49 @@ def estimate_classify(
         out=out,
     )
     typer.echo(classify.classify_text(found))
+    print_result(found.as_json())
+
+
+@estimate.command("tune")
+def estimate_tune(
+    manifest: ManifestOption,
+    machines: Machines = 1,
+    cores: Cores = None,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of each machine, of the kind that this one has.")] = 0,
+    machine_price: MachinePrice = None,
+    networks: Annotated[int, typer.Option(min=1, help="Different networks to measure at most.")] = 6,
+    probe_workers: ProbeWorkers = None,
+    config: Config = None,
+    settings: Settings = None,
+    trials: Annotated[int | None, typer.Option(help="Short for --set search.trials=N.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Short for --set search.epochs=N.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Short for --set search.seed=N.")] = None,
+) -> None:
+    """Say what carray tune would take: epochs after early stopping, wall-clock, machine-hours and money, as ranges.
+
+    Reads the manifest and 224 of its images; trains the networks of the space on those, by a trial's own code, in as
+    many processes as trials would run on this machine, and rehearses the search over made-up curves with its own
+    scheduler. Writes nothing. The last line of output is one JSON document.
+
+    Cost: one to five minutes: three epochs of 160 images for each network.
+
+    Example: `carray estimate tune --manifest manifest.parquet --config jobs/configs/cars-cpu.yaml --machines 4`
+    """
+    from carray.core.progress import print_result
+    from carray.core.settings import load_settings
+    from carray.doctor.machine import usable_cores
+    from carray.estimates.tune import Cluster
+    from carray.estimates.tune import estimate_tune as estimate_search
+    from carray.estimates.tune_text import tune_text
+    from carray.trials.space import TuneSettings
+
+    overrides = short_for(settings, search__trials=trials, search__epochs=epochs, search__seed=seed)
+    found = estimate_search(
+        manifest,
+        settings=load_settings(TuneSettings, config=config, overrides=overrides),
+        cluster=Cluster(machines, cores or max(1, int(usable_cores())), gpus, machine_price),
+        most_networks=networks,
+        probe_workers=probe_workers,
+    )
+    typer.echo(tune_text(found))
     print_result(found.as_json())

@@ -7,6 +7,6 @@
 5. requests     how many images -> shards, and requests to the store
 6. classify     all of that -> hours, requests and money of a classification
 7. training     some images -> what an epoch of each network costs, by a trial's own code
-8. rehearsal    made-up learning curves -> epochs and hours, by the search's own scheduler
-9. tune         all of that -> hours and money of a search
+8. stopping     made-up learning curves -> epochs and hours, by the search's own scheduler (rehearsal)
+9. tune         all of that -> hours and money of a search; tune_text lays it out
 """

@@ -16,7 +16,15 @@ from carray.core.errors import SettingsError
 from carray.core.progress import say
 from carray.core.storage import absolute, is_s3
 from carray.doctor.machine import usable_cores
-from carray.estimates.ranges import MACHINE_FACTOR, Range, seconds_text, table_text, whole
+from carray.estimates.ranges import (
+    MACHINE_FACTOR,
+    Range,
+    money_text,
+    number_text,
+    seconds_text,
+    table_text,
+    whole,
+)
 from carray.estimates.requests import PREFIX_GETS_A_SECOND, Prices, Requests, count_requests, longest_share
 from carray.estimates.sampling import Sample, draw_images
 from carray.estimates.scoring import Cost, measure_scoring
@@ -248,17 +256,17 @@ def _rows(found: ClassifyEstimate) -> list[tuple[str, str, str, str]]:
     unit = "machine" if machines.count == 1 else "machines"
     rows = [
         _row("wall-clock", found.seconds, seconds_text, f"{machines.count} {unit} of {machines.cores} cores"),
-        _row("machine-hours", found.machine_hours, _number),
-        _row("core-hours", found.core_hours, _number),
+        _row("machine-hours", found.machine_hours, number_text),
+        _row("core-hours", found.core_hours, number_text),
         _row("LIST requests", whole(least.lists, most.lists), _count),
         _row("GET requests", whole(least.gets, most.gets), _count, "one an image; HEADs of a job's records among them"),
         _row("PUT requests", whole(least.puts, most.puts), _count),
-        _row("money, requests", found.request_money, _money),
+        _row("money, requests", found.request_money, money_text),
     ]
     if found.machine_money is None:
         rows.append(("money, machines", "", "", "not priced: --price-per-machine-hour"))
     else:
-        rows.append(_row("money, machines", found.machine_money, _money))
+        rows.append(_row("money, machines", found.machine_money, money_text))
     return rows
 
 
@@ -266,16 +274,8 @@ def _row(what: str, value: Range, text: Any, note: str = "") -> tuple[str, str, 
     return what, text(value.low), text(value.high), note
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def _count(value: float) -> str:
     return f"{value:,.0f}"
-
-
-def _money(value: float) -> str:
-    return f"{value:,.2f}" if value >= 0.01 or not value else "< 0.01"
 
 
 def _meaning(found: ClassifyEstimate) -> list[str]:

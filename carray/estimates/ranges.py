@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MACHINE_FACTOR", "Range", "middle", "seconds_text", "table_text", "whole"]
+__all__ = ["MACHINE_FACTOR", "Range", "middle", "money_text", "number_text", "seconds_text", "table_text", "whole"]
 
 MACHINE_FACTOR = 1.25
 """By which machines of one name differ, and one machine with and without neighbours: the same job took 28 and 35
@@ -69,6 +69,16 @@ def seconds_text(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:,.0f} s"
     return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+def number_text(value: float) -> str:
+    """Give a number to three digits, or whole above a hundred."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def money_text(value: float) -> str:
+    """Give a price to its cents."""
+    return f"{value:,.2f}" if value >= 0.01 or not value else "< 0.01"
 
 
 def table_text(rows: Sequence[tuple[str, str, str, str]]) -> str:
