@@ -76,6 +76,7 @@ def test_pods_are_closed_sized_and_probed(file: Path) -> None:
     for pod in pods_of(read(file)):
         (container,) = pod["spec"]["containers"]
         assert pod["spec"]["securityContext"]["runAsNonRoot"] and pod["spec"]["serviceAccountName"] == "carray"
+        assert pod["spec"]["restartPolicy"] == "Never"
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert container["resources"]["requests"] == container["resources"]["limits"]
         assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import subprocess
 import sys
@@ -91,6 +92,13 @@ def right_for(action: str, resource: str, policy: dict[str, Any]) -> tuple[str, 
             if action in listed(statement["Action"]) and fnmatchcase(resource, named):
                 return statement["Sid"], action, named
     return None
+
+
+def test_the_readme_names_the_rights_of_the_policy() -> None:
+    section = (ROOT / "README.md").read_text().partition("### Rights and requests")[2].partition("\n### ")[0]
+    assert set(re.findall(r"s3:\w+", section)) == {
+        action for one in read("classify")["Statement"] for action in listed(one["Action"])
+    }
 
 
 def test_what_no_statement_names_is_refused() -> None:
