@@ -22,8 +22,8 @@ __all__ = ["COLUMNS", "PARTS"]
 
 COLUMNS = [
     *("part", "name", "storage", "of", "value", "unit"),
-    *("images", "workers", "prefixes", "cut_for", "handed_out_per_second", "shards", "largest_shard", "seconds", "idle_fraction"),
-    *("limit", "limit_seconds"),
+    *("images", "workers", "prefixes", "cut_for", "handed_out_per_second", "shards", "largest_shard", "seconds"),
+    *("idle_fraction", "limit", "limit_seconds"),
 ]
 CORES = 16
 """Of a simulated machine; each is a worker."""
@@ -61,7 +61,7 @@ def measure_driver(small: bool) -> Iterator[dict[str, Any]]:
 
 
 def simulate_machines(small: bool) -> Iterator[dict[str, Any]]:
-    """Simulate jobs on 10, 100 and 1,000 machines: few prefixes and many, cut for them and cut for few, a slow driver."""
+    """Simulate 10, 100 and 1,000 machines: few prefixes and many, shards for them and for few, a slow driver."""
     sizes = (10**6, 10**7, 10**8)
     cases = [(1, True, 100.0), (1_000, False, 100.0), (1_000, True, 100.0), (1_000, False, 40.0), (1_000, True, 40.0)]
     for images, machines, (prefixes, fitted, rate) in itertools.product(sizes, (10, 100, 1_000), cases):
