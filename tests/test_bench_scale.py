@@ -46,7 +46,7 @@ def test_one_worker_takes_as_long_as_its_images() -> None:
 
 
 @pytest.mark.parametrize("prefixes", [1, 1_000])
-@pytest.mark.parametrize("workers", [16, 160, 1_600])
+@pytest.mark.parametrize("workers", [16, 160, 400])
 def test_no_job_beats_what_limits_it_and_more_workers_do_not_slow_it_down(workers: int, prefixes: int) -> None:
     now, more = (simulate(2_000_000, w, constants=Constants(), prefixes=prefixes) for w in (workers, 4 * workers))
     assert now["seconds"] >= now["limit_seconds"]
