@@ -18,14 +18,14 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from textwrap import shorten
 from typing import Any
 
 from carray.core.errors import CarrayError, SettingsError, StoppedError
 from carray.core.text import readable
 
-__all__ = ["advise", "end_in_words", "run_watched", "stopping_on_sigterm"]
+__all__ = ["advise", "end_in_words", "foresee", "run_watched", "stopping_on_sigterm"]
 
 _BOARD_BYTES = 64 * 1024
 _MOST_CHARACTERS = 400
@@ -44,11 +44,15 @@ def advise(text: str) -> None:
     _write_board(advice=text)
 
 
+def foresee(err: CarrayError) -> None:
+    """Leave an error with the parent that watches, where Ray's own end may come before the command's."""
+    _write_board(code=err.exit_code, lines=_lines(err))
+
+
 def end_in_words(command: Callable[[], Any]) -> int:
     """Run a command to its end, say its last words or leave them to the parent that watches; gives its exit code."""
     advise("")
     code, lines = _outcome(command)
-    lines += [_advice] if lines and _advice else []
     sys.stdout.flush()
     if _board is None:
         _say(lines)
@@ -74,7 +78,12 @@ def run_watched(command: Callable[[], Any]) -> int:
         _board = board
         return end_in_words(command)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child, too
-    signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
+
+    def pass_on(number: int, _frame: Any) -> None:
+        with suppress(ProcessLookupError):  # it ended of its own copy
+            os.kill(child, number)
+
+    signal.signal(signal.SIGTERM, pass_on)
     _hold_signals(signal.SIG_UNBLOCK)
     _, status = os.waitpid(child, 0)
     code, lines = _last_words(os.waitstatus_to_exitcode(status), _read_board(board))
@@ -108,6 +117,7 @@ def stopping_on_sigterm(sentence: str, *, ask: Callable[[StoppedError], None] | 
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one who stops a job may send it to parent and child
         _say([f"stopping on SIGTERM; {sentence}"])  # now: `ray job stop` kills after three seconds
         came.set()
+        foresee(stopped)
         if ask is None:
             raise _Stop
         ask(stopped)
@@ -129,18 +139,26 @@ def _outcome(command: Callable[[], Any]) -> tuple[int, list[str]]:
     try:
         command()
     except CarrayError as err:
-        return err.exit_code, list(err.problems) if isinstance(err, SettingsError) else [str(err)]
+        return err.exit_code, _lines(err)
     except SystemExit as err:
         if err.code == signal.SIGTERM:  # Ray's own answer to it, where none of ours was in place yet
-            return 143, ["stopped by SIGTERM."]
+            return 143, _with_advice("stopped by SIGTERM.")
         if err.code == 130:  # so does Typer end
-            return 130, ["stopped by Ctrl-C."]
+            return 130, _with_advice("stopped by Ctrl-C.")
         return err.code if isinstance(err.code, int) else int(err.code is not None), []
     except Exception as err:
         sys.stdout.flush()
         traceback.print_exc()  # for whoever mends it
-        return 1, [f"unexpected {_name(err)}; the lines above say where: please report them."]
+        return 1, _with_advice(f"unexpected {_name(err)}; the lines above say where: please report them.")
     return 0, []
+
+
+def _lines(err: CarrayError) -> list[str]:
+    return _with_advice(*(err.problems if isinstance(err, SettingsError) else [str(err)]))
+
+
+def _with_advice(*lines: str) -> list[str]:
+    return [*lines, _advice] if _advice else list(lines)
 
 
 def _name(err: Exception) -> str:

@@ -25,11 +25,12 @@ import ray
 from ray import exceptions
 from ray.exceptions import AuthenticationError
 
-from carray.core.errors import ClusterError, SettingsError
+from carray.core.errors import CarrayError, ClusterError, SettingsError
 from carray.core.growth_on_ray import can_grow, wait_for_machine
+from carray.core.last_words import foresee
 from carray.core.progress import say
 
-__all__ = ["RunningRay", "is_cluster", "start_ray"]
+__all__ = ["RunningRay", "is_cluster", "start_ray", "used_text"]
 
 _KNOCK_SECONDS = 10
 _LOSSES = (
@@ -97,14 +98,19 @@ def _naming_losses() -> Iterator[None]:
     """Say in a sentence what Ray lost; an error in what it ran, a worker's or ours, passes as it is."""
     try:
         yield
+    except CarrayError as err:
+        foresee(err)
+        raise
     except _LOSSES as err:
         if "creation task" in str(err):  # what a worker is made of is wrong, not the machine
             raise
         said = shorten(" ".join(str(err).split()), 300, placeholder=" ...")
-        raise ClusterError(
+        lost = ClusterError(
             f"Ray lost what the job ran on ({type(err).__name__}: {said}); look at `ray status`, at the machines' "
             "memory and at the head node's log."
-        ) from err
+        )
+        foresee(lost)
+        raise lost from err
 
 
 def _connect(address: str) -> None:
@@ -167,6 +173,15 @@ def _stop() -> None:
 def is_cluster() -> bool:
     """Say whether `start_ray` will find a Ray rather than start one, or one runs in this process already."""
     return ray.is_initialized() or os.environ.get("RAY_ADDRESS", "") not in ("", "local")
+
+
+def used_text() -> str:
+    """Say how many of the CPUs of the cluster are in use, for one who wonders why nothing happens."""
+    try:
+        there, free = ray.cluster_resources().get("CPU", 0.0), ray.available_resources().get("CPU", 0.0)
+    except Exception as err:  # asked when something is wrong already
+        return f"Ray does not say what it does ({type(err).__name__})"
+    return f"{there - free:.0f} of {there:.0f} CPUs are in use"
 
 
 def _describe() -> RunningRay:

@@ -8,22 +8,50 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, ClassVar
 
 from carray.core.text import readable
 
-__all__ = ["Progress", "print_result", "say"]
+__all__ = ["Progress", "breaking_silence", "print_result", "say"]
 
 LOG_EVERY_SECONDS = 10.0
 """A plain line at most this often: a ten-hour job writes 3,600 lines, not millions."""
+SILENCE_SECONDS = 60.0
+"""Of a job that does not get on: its log must not look like that of one that hangs."""
 
 
 def say(text: str) -> None:
     """Write one line for the person who watches, to standard error; what foreign text it holds is shown, not obeyed."""
     print(readable(text), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def breaking_silence(text: Callable[[], str], *, each_seconds: float = SILENCE_SECONDS) -> Iterator[Callable[[], None]]:
+    """Say how long nothing has happened, and `text`, once a minute; gives what to call when something does."""
+    heard, ended = [time.monotonic()], threading.Event()
+
+    def watch() -> None:
+        said = heard[0]
+        while not ended.wait(each_seconds / 4):
+            now = time.monotonic()
+            if now - max(said, heard[0]) >= each_seconds:
+                said = now
+                say(f"nothing for {now - heard[0]:,.0f} s: {text()}")
+
+    def hear() -> None:
+        heard[0] = time.monotonic()
+
+    thread = threading.Thread(target=watch, name="silence", daemon=True)
+    thread.start()
+    try:
+        yield hear
+    finally:
+        ended.set()
 
 
 def print_result(result: Mapping[str, Any]) -> None:

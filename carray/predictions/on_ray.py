@@ -20,8 +20,8 @@ from carray.bundle.format import BundleInfo, open_bundle
 from carray.core.errors import SettingsError, StorageError
 from carray.core.last_words import advise, stopping_on_sigterm
 from carray.core.metrics_on_ray import Meter
-from carray.core.on_ray import RunningRay, is_cluster, start_ray
-from carray.core.progress import Progress, say
+from carray.core.on_ray import RunningRay, is_cluster, start_ray, used_text
+from carray.core.progress import Progress, breaking_silence, say
 from carray.core.storage import absolute, aws_environment, delete, write_json
 from carray.predictions.failures import FailureWatch
 from carray.predictions.format import ClassifySettings, record_place
@@ -141,11 +141,16 @@ class _Job:
             left = len([1 for shard in range(self._plan.shards) if shard not in self._begun])
             say(f"classify: {len(self._begun):,} shards are done already, {left:,} of those listed so far are left")
         self._advise()
-        with stopping_on_sigterm(_STOPPED), Progress("classify", total=None) as progress:
+        with (
+            stopping_on_sigterm(_STOPPED),
+            Progress("classify", total=None) as progress,
+            breaking_silence(_waiting_text) as hear,
+        ):
             self._wait_for_some(running)
             while todo := self._next_round():
                 with closing(self._round(running, todo)) as entries:
                     for entry in entries:
+                        hear()
                         self._take(entry, progress)
 
     def finish(self, started: float) -> dict[str, Any]:
@@ -189,7 +194,7 @@ class _Job:
         """Keep at hand what is to be said, should this job end now."""
         known = f"{self._plan.shards:,}" + ("" if self._plan.complete else " listed so far")
         advise(
-            f"{self._finished:,} of {known} shards are finished and stay; to go on, run the same command again; "
+            f"{self._finished:,} shards are finished and stay, of {known}; to go on, run the same command again; "
             f"OUT={self._out}"
         )
 
@@ -224,6 +229,13 @@ class _Job:
             "environment": dict(aws_environment()) if running.private else {},
         }
         return run_shards(job, todo, pool)
+
+
+def _waiting_text() -> str:
+    return (
+        f"no shard has come back, {used_text()}; large shards take minutes, but where that lasts, see `ray status` and "
+        "the nodes' memory: workers may be waited for, or be lost as fast as they start"
+    )
 
 
 @contextmanager

@@ -44,8 +44,8 @@ SHARES = 64
 SHARES_A_WORKER = 2
 """More workers get smaller shards, of half a worker's part at most: whenever the listing ends, all have something to
 do, and none keeps the others waiting for long."""
-WORKERS_AN_IMAGE = 4
-"""But not smaller than an image for every four workers: a driver hands out some hundred shards a second, and workers
+WORKERS_AN_IMAGE = 2
+"""But not smaller than an image for every two workers: a driver hands out some hundred shards a second, and workers
 that wait for it are worse than workers that wait for the last (both simulated: results/scale.csv)."""
 
 _IMAGE_NAME = rf"\.(?i:{'|'.join(IMAGE_SUFFIXES)})/*$"

@@ -16,5 +16,6 @@
 13. query_rows, query_arms   made-up predictions of any number of rows, and one question in a process of its own
 14. outside, stress   images that show no car, and a bundle's measurement on them and on corrupted pictures
 15. s3_reads   what reading an image from an object store costs
-16. page_pictures   the pictures of a page as files, for results/
+16. scale, scale_books, scale_driver, scale_report   a simulation of many machines, and the constants it stands on
+17. page_pictures   the pictures of a page as files, for results/
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import secrets
@@ -21,8 +22,8 @@ __all__ = ["COLUMNS", "PARTS"]
 
 COLUMNS = [
     *("part", "name", "storage", "of", "value", "unit"),
-    *("images", "workers", "prefixes", "cut_for", "shards", "largest_shard", "seconds", "idle_fraction"),
-    *("limit", "limit_seconds"),
+    *("images", "workers", "prefixes", "cut_for", "handed_out_per_second", "shards", "largest_shard", "seconds"),
+    *("idle_fraction", "limit", "limit_seconds"),
 ]
 CORES = 16
 """Of a simulated machine; each is a worker."""
@@ -60,15 +61,17 @@ def measure_driver(small: bool) -> Iterator[dict[str, Any]]:
 
 
 def simulate_machines(small: bool) -> Iterator[dict[str, Any]]:
-    """Simulate jobs on 10, 100 and 1,000 machines, with few prefixes and many, cut for them and cut for few."""
-    for images in (10**6, 10**7, 10**8):
-        for machines in (10, 100, 1_000):
-            workers = machines * CORES
-            for prefixes, cut_for in ((1, workers), (1_000, 1), (1_000, workers)):
-                found = simulate(
-                    images // (100 if small else 1), workers, constants=Constants(), prefixes=prefixes, cut_for=cut_for
-                )
-                yield {"part": "simulated", "name": f"{machines} machines", "cut_for": cut_for, **found}
+    """Simulate 10, 100 and 1,000 machines: few prefixes and many, shards for them and for few, a slow driver."""
+    sizes = (10**6, 10**7, 10**8)
+    cases = [(1, True, 100.0), (1_000, False, 100.0), (1_000, True, 100.0), (1_000, False, 40.0), (1_000, True, 40.0)]
+    for images, machines, (prefixes, fitted, rate) in itertools.product(sizes, (10, 100, 1_000), cases):
+        workers = machines * CORES
+        cut_for = workers if fitted else 1
+        constants = Constants(handed_out_per_second=rate)
+        count = images // (100 if small else 1)
+        found = simulate(count, workers, constants=constants, prefixes=prefixes, cut_for=cut_for)
+        about = {"part": "simulated", "name": f"{machines} machines", "cut_for": cut_for}
+        yield {**about, "handed_out_per_second": rate, **found}
 
 
 PARTS: dict[str, Callable[[bool], Iterator[dict[str, Any]]]] = {

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 JOB = """
     import os, signal, sys, time
     from carray.core.errors import SettingsError, StorageError
-    from carray.core.last_words import advise, run_watched, stopping_on_sigterm
+    from carray.core.last_words import advise, foresee, run_watched, stopping_on_sigterm
 
     def command():
         advise("3 of 7 shards stay")
@@ -54,6 +54,9 @@ JOB = """
             os.kill(os.getpid(), signal.SIGSEGV)
         if how == "memory":
             os.kill(os.getpid(), signal.SIGKILL)
+        if how == "foreseen":
+            foresee(StorageError("the store is away."))
+            os._exit(1)
         if how == "noise after the end":
             import atexit
             atexit.register(lambda: os.write(2, b"noise at exit\\n"))
@@ -84,6 +87,7 @@ def start(how: str) -> subprocess.Popen[str]:
         ("silent", 1, ["carray: Ray ended the driver (exit code 1)", STAYS]),
         ("crash", 139, ["carray: the driver crashed (SIGSEGV)", STAYS]),
         ("memory", 137, ["carray: the driver was killed (SIGKILL): most often for want of memory", STAYS]),
+        ("foreseen", 4, ["carray: the store is away.", STAYS]),
         ("noise after the end", 4, ["carray: the store is away.", STAYS]),
         ("crash after the end", 0, []),
     ],
