@@ -45,6 +45,8 @@ show, moved outwards by a factor of {factor:g} for other machines of this one's 
 workers. Machines of another kind, their booting, and those that leave in between are not in it.
 Requests: by the job's own rules, with up to 1 % asked again."""
 _MOST_WORKERS = 16
+_SHORT_SECONDS = 10.0
+"""Of listing, where the count is known: long enough for images of many places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ def estimate_classify(
             settings,
             uses_boxes=info.uses_boxes,
             count=probe.images or _IMAGES_A_WORKER * processes,
-            seconds=probe.listing_seconds,
+            seconds=min(probe.listing_seconds, _SHORT_SECONDS) if probe.total_images else probe.listing_seconds,
         )
     say(f"estimate: scoring {len(sample.chosen):,} images in {processes} processes, runtime {run.runtime}")
     cost = measure_scoring(bundle, run, settings, sample.chosen, workers=processes)

@@ -82,6 +82,15 @@ def test_a_listing_that_is_stopped_says_at_least(small_bundle, tmp_path, make_im
     assert "--total-images" in text
 
 
+def test_a_count_that_is_known_ends_the_listing_early(monkeypatch, small_bundle, image_folder):
+    asked = []
+    real = classify.draw_images
+    monkeypatch.setattr(classify, "draw_images", lambda *a, **k: (asked.append(k["seconds"]), real(*a, **k))[1])
+    assert estimate(small_bundle, image_folder, probe=Probe(workers=1, total_images=500)).images == 500
+    estimate(small_bundle, image_folder)
+    assert asked == [10.0, 120.0]
+
+
 def stopped_plan(open_plan):
     """Let a plan be as one whose listing goes on for long: some shards, and no end."""
     from contextlib import contextmanager
@@ -160,7 +169,7 @@ def test_many_workers_beside_s3_are_throttled(monkeypatch):
     from carray.predictions.ledger import RunRecord
 
     run = RunRecord.model_construct(source="s3://b/photos", runtime="int8")
-    sample = Sample(10_000_000, True, 10_000_000, 1.0, [PlannedImage("s3://b/photos/a.jpg")])
+    sample = Sample(10_000_000, True, 10_000_000, [PlannedImage("s3://b/photos/a.jpg")])
     found = classify._scale(run, ClassifySettings(), sample, cost, Machines(100, 16), Prices(), out=None, total=None)
     assert found.throttled
     assert found.seconds.high > 10_000_000 / 5_500
