@@ -11,7 +11,8 @@ import pytest
 from carray.core.errors import BundleError, SettingsError
 from carray.core.storage import write_bytes
 from carray.estimates import classify, scoring
-from carray.estimates.classify import Machines, Probe, classify_text, estimate_classify
+from carray.estimates.classify import Machines, Probe, estimate_classify
+from carray.estimates.classify_text import classify_text
 from carray.estimates.ranges import Range, middle
 from carray.estimates.requests import Prices
 from carray.predictions.format import ClassifySettings
