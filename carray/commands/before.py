@@ -137,6 +137,7 @@ def estimate_classify(
     from carray.core.settings import load_settings
     from carray.doctor.machine import usable_cores
     from carray.estimates import classify
+    from carray.estimates.classify_text import classify_text
     from carray.estimates.requests import Prices
     from carray.predictions.format import ClassifySettings
 
@@ -150,7 +151,7 @@ def estimate_classify(
         probe=classify.Probe(probe_images, probe_workers, total_images, listing_seconds),
         out=out,
     )
-    typer.echo(classify.classify_text(found))
+    typer.echo(classify_text(found))
     print_result(found.as_json())
 
 

@@ -36,7 +36,6 @@ class Sample:
     complete: bool
     keys: int
     """Listed, those that are no images among them."""
-    seconds: float
     chosen: list[PlannedImage]
 
     @property
@@ -60,7 +59,6 @@ def draw_images(
         while not plan.complete and time.monotonic() - started < seconds:
             plan.wait(plan.shards, timeout_seconds=0.2)
         complete = plan.complete
-        lasted = time.monotonic() - started
     notes = read_notes(out)
     images = sum(note.images for note in notes.values())
     keys = images + sum(note.skipped.total() for note in notes.values())
@@ -71,7 +69,7 @@ def draw_images(
     if not complete:
         say(f"estimate: the listing was stopped after {seconds:g} s, with {images:,} images listed")
     chosen = _draw(out, {number: note.images for number, note in notes.items()}, count)
-    return Sample(images, complete, keys, lasted, chosen)
+    return Sample(images, complete, keys, chosen)
 
 
 def _draw(out: str, sizes: dict[int, int], count: int) -> list[PlannedImage]:

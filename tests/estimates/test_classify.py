@@ -11,7 +11,8 @@ import pytest
 from carray.core.errors import BundleError, SettingsError
 from carray.core.storage import write_bytes
 from carray.estimates import classify, scoring
-from carray.estimates.classify import Machines, Probe, classify_text, estimate_classify
+from carray.estimates.classify import Machines, Probe, estimate_classify
+from carray.estimates.classify_text import classify_text
 from carray.estimates.ranges import Range, middle
 from carray.estimates.requests import Prices
 from carray.predictions.format import ClassifySettings
@@ -80,6 +81,15 @@ def test_a_listing_that_is_stopped_says_at_least(small_bundle, tmp_path, make_im
     text = classify_text(found)
     assert f"at least {found.images:,} images" in text
     assert "--total-images" in text
+
+
+def test_a_count_that_is_known_ends_the_listing_early(monkeypatch, small_bundle, image_folder):
+    asked = []
+    real = classify.draw_images
+    monkeypatch.setattr(classify, "draw_images", lambda *a, **k: (asked.append(k["seconds"]), real(*a, **k))[1])
+    assert estimate(small_bundle, image_folder, probe=Probe(workers=1, total_images=500)).images == 500
+    estimate(small_bundle, image_folder)
+    assert asked == [10.0, 120.0]
 
 
 def stopped_plan(open_plan):
@@ -160,7 +170,7 @@ def test_many_workers_beside_s3_are_throttled(monkeypatch):
     from carray.predictions.ledger import RunRecord
 
     run = RunRecord.model_construct(source="s3://b/photos", runtime="int8")
-    sample = Sample(10_000_000, True, 10_000_000, 1.0, [PlannedImage("s3://b/photos/a.jpg")])
+    sample = Sample(10_000_000, True, 10_000_000, [PlannedImage("s3://b/photos/a.jpg")])
     found = classify._scale(run, ClassifySettings(), sample, cost, Machines(100, 16), Prices(), out=None, total=None)
     assert found.throttled
     assert found.seconds.high > 10_000_000 / 5_500
