@@ -132,14 +132,14 @@ def estimate_classify(
     Args:
         bundle: To score with.
         source: To be scored: folder, prefix, table or inventory.
-        settings: Of the job; `since` and `retry_failed` are not looked at.
+        settings: Of the job, which is to be a whole run: without `since` and `retry_failed`.
         machines: That it is to run on.
         prices: Of requests, and of a machine if that is to be priced.
         probe: How much is measured here.
         out: Where its results are to go, whose requests count where that is S3; beside the images when None.
 
     Raises:
-        SettingsError: no image, no such runtime, or a layout that is not measured.
+        SettingsError: no image, no such runtime, a layout that is not measured, or a job that is part of a run.
         BundleError: the bundle is damaged, or computes other logits on this machine.
         SchemaError: a table of images cannot be read as one.
         StorageError: the source cannot be listed.
@@ -149,10 +149,13 @@ def estimate_classify(
         raise SettingsError(
             f"layout is {settings.layout!r} and device {settings.device!r}; an estimate measures layout fused on cpu."
         )
+    if settings.since or settings.retry_failed:
+        named = "since" if settings.since else "retry_failed"
+        raise SettingsError(f"{named} is set, but an estimate is of a whole run; leave it out, and take its share.")
     probe, threads = probe or Probe(), settings.threads or 1
     bundle, source = (absolute(uri).rstrip("/") or "/" for uri in (bundle, source))
     settings = settings.model_copy(
-        update={"since": None, "retry_failed": False, "layout": "fused", "device": "cpu", "threads": threads}
+        update={"layout": "fused", "device": "cpu", "threads": threads}
     )
     info = open_bundle(bundle)
     run = describe_run(info, bundle, source, settings)

@@ -116,9 +116,17 @@ def test_a_bundle_that_is_damaged_is_its_own_error(small_bundle, image_folder, t
         estimate(str(broken), image_folder)
 
 
-@pytest.mark.parametrize("wanted", [{"layout": "staged"}, {"device": "cuda"}])
-def test_what_is_not_measured_is_refused(small_bundle, image_folder, wanted):
-    with pytest.raises(SettingsError, match="measures layout fused on cpu"):
+@pytest.mark.parametrize(
+    ("wanted", "complaint"),
+    [
+        ({"layout": "staged"}, "measures layout fused on cpu"),
+        ({"device": "cuda"}, "measures layout fused on cpu"),
+        ({"since": "before"}, "since is set, but an estimate is of a whole run"),
+        ({"retry_failed": True}, "retry_failed is set, but an estimate is of a whole run"),
+    ],
+)
+def test_what_is_not_measured_is_refused(small_bundle, image_folder, wanted, complaint):
+    with pytest.raises(SettingsError, match=complaint):
         estimate(small_bundle, image_folder, settings=ClassifySettings(**wanted))
 
 
