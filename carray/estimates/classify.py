@@ -154,9 +154,7 @@ def estimate_classify(
         raise SettingsError(f"{named} is set, but an estimate is of a whole run; leave it out, and take its share.")
     probe, threads = probe or Probe(), settings.threads or 1
     bundle, source = (absolute(uri).rstrip("/") or "/" for uri in (bundle, source))
-    settings = settings.model_copy(
-        update={"layout": "fused", "device": "cpu", "threads": threads}
-    )
+    settings = settings.model_copy(update={"layout": "fused", "device": "cpu", "threads": threads})
     info = open_bundle(bundle)
     run = describe_run(info, bundle, source, settings)
     processes = probe.workers or max(1, min(_MOST_WORKERS, int(usable_cores()) // threads))
