@@ -25,7 +25,6 @@ Pixels = npt.NDArray[np.uint8]
 MAX_PIXELS = 89_000_000
 """A larger image is `too_large`: just under the size at which Pillow warns of a decompression bomb."""
 
-
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """Pillow's names of what is decoded, whatever the file is called."""
 

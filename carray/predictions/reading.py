@@ -3,8 +3,8 @@
 From: keys of a shard. To: what became of each, in the order in which they come.
 Invariants: a failure to fetch or decode is a row, any other exception is a bug whose message names the image; at most
 `fetch_memory_mb` of originals are held, a single larger one alone, and none above `max_image_mb` is read. Whoever
-scores decodes, so that no more originals are unpacked at once than it has CPUs, each of 270 MB at most
-(pixels.MAX_PIXELS).
+scores decodes, so that no more originals are unpacked at once than it has CPUs, each of 0.65 GB at most
+(decoding.MAX_PIXELS).
 """
 
 from __future__ import annotations
