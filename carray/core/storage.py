@@ -171,10 +171,12 @@ def read_bytes(uri: str) -> bytes:
         raise StorageError(f"{uri} does not exist; check its spelling.") from None
 
 
-def write_bytes(uri: str, data: bytes, *, durable: bool = True) -> None:
+def write_bytes(uri: str, data: bytes, *, durable: bool = True, check: Callable[[], None] | None = None) -> None:
     """Write one whole file, atomically, over any older one of that name.
 
-    Without `durable` a local file may be lost with the machine's power, though not with a process.
+    Without `durable` a local file may be lost with the machine's power, though not with a process. `check` is called
+    before every try, and raises where the file must not be written any more: a machine that was cut off for minutes
+    goes on with its tries when it is back.
 
     Raises:
         StorageError: storage refused it after every try.
@@ -200,7 +202,12 @@ def write_bytes(uri: str, data: bytes, *, durable: bool = True) -> None:
         with fs.open_output_stream(path) as stream:
             stream.write(data)
 
-    retry(write_s3 if is_s3(uri) else write_local, what=f"writing {uri}")
+    def write() -> None:
+        if check is not None:
+            check()
+        (write_s3 if is_s3(uri) else write_local)()
+
+    retry(write, what=f"writing {uri}")
 
 
 def read_json(uri: str) -> Any:
@@ -215,9 +222,9 @@ def read_json(uri: str) -> Any:
         raise StorageError(f"{uri} is not valid JSON ({err}); it was damaged or written by another program.") from None
 
 
-def write_json(uri: str, value: Any, *, durable: bool = True) -> None:
+def write_json(uri: str, value: Any, *, durable: bool = True, check: Callable[[], None] | None = None) -> None:
     """Write one JSON document, atomically; see `write_bytes`."""
-    write_bytes(uri, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n", durable=durable)
+    write_bytes(uri, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n", durable=durable, check=check)
 
 
 def exists(uri: str) -> bool:
