@@ -9,8 +9,6 @@ Cost: see results/classify.csv.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -18,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from carray.bundle.format import BundleInfo, open_bundle
-from carray.core.errors import SettingsError, StoppedError, StorageError
+from carray.core.errors import SettingsError, StorageError
 from carray.core.on_ray import RunningRay, is_cluster, start_ray
 from carray.core.progress import Progress, say
+from carray.core.stopping import stopping_on_sigterm
 from carray.core.storage import absolute, aws_environment, delete, write_json
+from carray.predictions.attempts import forget_attempts
 from carray.predictions.failures import FailureWatch
 from carray.predictions.format import ClassifySettings, record_place
 from carray.predictions.lease import Lease, hold_run
@@ -31,7 +31,6 @@ from carray.predictions.ledger import (
     check_folder,
     count_rows,
     done_shards,
-    forget_attempts,
     read_run,
 )
 from carray.predictions.plan import Plan, describe_run, open_plan
@@ -73,7 +72,9 @@ def classify(bundle: str, source: str, *, out: str, settings: ClassifySettings |
         if job.is_done():
             say(f"classify: nothing to do, all {plan.images:,} images of {out} are scored")
         else:
-            stack.enter_context(_blameless(out))  # left after a Ray of our own, whose workers write no more then
+            stack.enter_context(
+                _blameless(out, lease.token)
+            )  # left after a Ray of our own, whose workers write no more then
             began = time.monotonic()
             running = running or stack.enter_context(start_ray())
             job.score(running, ray_seconds=time.monotonic() - began)
@@ -133,7 +134,7 @@ class _Job:
         if self._begun:
             left = len([1 for shard in range(self._plan.shards) if shard not in self._begun])
             say(f"classify: {len(self._begun):,} shards are done already, {left:,} of those listed so far are left")
-        with _stopping_on_sigterm(), Progress("classify", total=None) as progress:
+        with stopping_on_sigterm("finished shards stay"), Progress("classify", total=None) as progress:
             self._wait_for_some(running)
             while todo := self._next_round():
                 with closing(self._round(running, todo)) as entries:
@@ -207,36 +208,12 @@ class _Job:
         return run_shards(job, todo, pool)
 
 
-class _Stop(BaseException):
-    """Passes through Ray Data, which prints a stack of every Exception."""
-
-
 @contextmanager
-def _stopping_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM, which a spot machine or `ray job stop` sends, into an orderly end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_number: int, _frame: Any) -> None:
-        raise _Stop
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except _Stop:
-        sentence = "stopped by SIGTERM; finished shards stay, and the same command goes on from there."
-        raise StoppedError(sentence) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _blameless(out: str) -> Iterator[None]:
+def _blameless(out: str, driver: str) -> Iterator[None]:
     """Take the workers' notes away when the job is stopped: no image is to blame for that."""
     try:
         yield
     except BaseException:
         with suppress(StorageError, SettingsError):  # what stopped the job says more
-            forget_attempts(out)
+            forget_attempts(out, driver=driver)
         raise

@@ -23,6 +23,7 @@ from ray.tune.search import Searcher
 from carray.core.errors import SearchError, StorageError
 from carray.core.on_ray import start_ray
 from carray.core.progress import say
+from carray.core.stopping import stopping_on_sigterm
 from carray.core.storage import absolute, aws_environment, join, write_json
 from carray.manifest.format import Manifest, read_manifest
 from carray.tensors.build import ensure_block
@@ -55,6 +56,7 @@ def search(manifest: str, *, run: str, settings: TuneSettings) -> dict[str, Any]
         DataError: an image changed since the manifest was prepared.
         StorageError: the run's place is full or away; what was logged stays, and the same call goes on.
         SearchError: no trial came to a result, whose first cause it names, or the search was interrupted.
+        StoppedError: SIGTERM.
     """
     run = absolute(run)
     source = read_manifest(absolute(manifest))
@@ -100,7 +102,12 @@ def _run_trials(
 ) -> str | None:
     """Run what is missing; gives what ended the search before all was run, in words."""
     _quieten_tune()
-    with start_ray() as ray_here, tempfile.TemporaryDirectory(prefix="carray-tune-") as scratch:
+    # After Ray's start, whose own handler would end this process with a trace.
+    with (
+        start_ray() as ray_here,
+        tempfile.TemporaryDirectory(prefix="carray-tune-") as scratch,
+        stopping_on_sigterm("logged epochs stay"),
+    ):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         share = share_out(nodes, settings.search, len(configurations))
         log.devices = share.devices
