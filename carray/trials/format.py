@@ -5,6 +5,7 @@
     RUN/probes.json            rung 0: one entry a candidate backbone
     RUN/trials/ID/best.safetensors   weights of the trial's best epoch; its metadata name that epoch
     RUN/trials/ID/last.safetensors   where the trial goes on from (Fit.checkpoint); gone when it has ended
+    RUN/trials/ID/holder.json  which of the processes that took the trial up has it now; gone when it has ended
     RUN/trials/ID/trial.json   how the trial ended, written when it ended
     RUN/trials/ID/copy.json, epoch-NUMBER.safetensors   pbt: whom it copied last, and what others may copy of it
     RUN/trials.parquet         one row a trial, best first;  RUN/epochs.parquet  one row a (trial, epoch)
@@ -122,6 +123,11 @@ def best_weights(run: str, trial: str) -> str:
 def last_checkpoint(run: str, number: int) -> str:
     """Give the URI of what a running trial goes on from."""
     return join(trial_folder(run, number), "last.safetensors")
+
+
+def trial_holder(run: str, number: int) -> str:
+    """Give the URI of what tells which process a running trial is in."""
+    return join(trial_folder(run, number), "holder.json")
 
 
 def read_search(run: str) -> dict[str, Any]:
