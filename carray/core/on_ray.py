@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from carray.core.progress import say
 __all__ = ["RunningRay", "is_cluster", "start_ray"]
 
 _KNOCK_SECONDS = 10
+_CPU_SECONDS = 900
+"""How long a machine that is ordered may take to come: spot machines take minutes."""
 
 _started_here = False
 """Whether the Ray of this process is a private one that `start_ray` started."""
@@ -56,7 +59,8 @@ def start_ray(*, num_cpus: int | None = None) -> Iterator[RunningRay]:
         num_cpus: CPUs of a private Ray, as many as the machine has when None; another Ray keeps its own.
 
     Raises:
-        SettingsError: `RAY_ADDRESS` names no Ray that answers, or is the address of its dashboard.
+        SettingsError: `RAY_ADDRESS` names no Ray that answers, one that gets no machine to work on, or the address of
+            its dashboard.
     """
     if ray.is_initialized():
         yield _describe()
@@ -87,6 +91,28 @@ def _connect(address: str) -> None:
             "start it, give its token (RAY_AUTH_TOKEN), or unset RAY_ADDRESS for a private local Ray."
         ) from err
     say(f"Ray: connected to {address} (RAY_ADDRESS)")
+    _await_cpus(address)
+
+
+def _await_cpus(address: str) -> None:
+    """Wait for a machine to work on: a head may have no CPU, and its workers join later, or start when asked for."""
+    if _describe().cpus:
+        return
+    from ray.autoscaler.sdk import request_resources
+
+    say("Ray: no machine of this cluster has a CPU yet; asking for one, and waiting")
+    request_resources(num_cpus=1)
+    try:
+        until = time.monotonic() + _CPU_SECONDS
+        while not _describe().cpus:
+            if time.monotonic() > until:
+                raise SettingsError(
+                    f"the Ray at {address} has no CPU, and within {_CPU_SECONDS} s no machine with one has joined; "
+                    "start a worker (`ray start --address=HEAD:6379`), or look at what keeps the autoscaler from it."
+                )
+            time.sleep(1)
+    finally:
+        request_resources(num_cpus=0)
 
 
 def _knock(address: str) -> None:
