@@ -15,6 +15,7 @@
 12. classify_peers, classify_ceiling, classify_parts, classify_report   what is measured, and how it is told
 13. query_rows, query_arms   made-up predictions of any number of rows, and one question in a process of its own
 14. outside, stress   images that show no car, and a bundle's measurement on them and on corrupted pictures
-15. s3_reads   what reading an image from an object store costs
-16. page_pictures   the pictures of a page as files, for results/
+15. hosts_scene, hosts_losses, hosts_drill, hosts_rounds   both jobs on several hosts, which are lost, cut off or slow
+16. s3_reads   what reading an image from an object store costs
+17. page_pictures   the pictures of a page as files, for results/
 """
