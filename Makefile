@@ -22,10 +22,10 @@ VENV ?= $(eval VENV := $(shell $(FIND_VENV)))$(VENV)
 RUN = PYTHONPATH="$(CURDIR)" "$(VENV)/bin/python"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench format wheel venv clean python
+.PHONY: help demo test test-cluster check bench format wheel venv clean python
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  ARGS="..." is handed on; VENV=DIR uses an environment of yours, PYTHON=python3.12 another Python'
 
@@ -34,6 +34,9 @@ demo: venv ## Search, pack and classify end to end on generated vehicles, in a f
 
 test: venv ## Run the tests (they start a real object store and a real Ray on this machine)
 	@$(RUN) -m pytest $(ARGS)
+
+test-cluster: venv ## Run both jobs on three hosts in network namespaces, and lose some of them (Linux, root; ten minutes)
+	@CARRAY_TEST_CLUSTER=1 $(RUN) -m pytest tests/several_hosts $(ARGS)
 
 check: venv ## Lint, formatting, types, the house rules and known vulnerabilities; changes nothing
 	$(RUN) -m ruff check $(PACKAGES)

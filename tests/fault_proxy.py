@@ -1,4 +1,4 @@
-"""Stands in front of an HTTP server on loopback and passes everything on, except where a rule says to fail.
+"""Stands in front of an HTTP server and passes everything on, except where a rule says to fail.
 
 Requests keep their Host header, so that the signatures of S3 clients hold: they sign for this proxy's address, and the
 store checks against the header it receives. One thread a client connection, one upstream connection a request.
@@ -60,15 +60,15 @@ class Rule:
 class FaultProxy:
     """Is the running proxy: where it listens, its rules (the first that strikes counts), and what they struck."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, address: str) -> None:
         self.upstream = urlsplit(upstream)
         self.struck: Counter[str] = Counter()
         """Requests struck, by action."""
         self._rules: list[Rule] = []
         self._lock = threading.Lock()
-        self.server = _Server(("127.0.0.1", 0), _Handler)
+        self.server = _Server((address, 0), _Handler)
         self.server.proxy = self
-        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+        self.endpoint = f"http://{address}:{self.server.server_port}"
 
     def add(self, *rules: Rule) -> None:
         """Put rules before those that are there already."""
@@ -100,9 +100,9 @@ class FaultProxy:
 
 
 @contextmanager
-def start_proxy(upstream: str) -> Iterator[FaultProxy]:
-    """Start a proxy in front of `http://host:port`, in threads of this process."""
-    proxy = FaultProxy(upstream)
+def start_proxy(upstream: str, *, address: str = "127.0.0.1") -> Iterator[FaultProxy]:
+    """Start a proxy in front of `http://host:port`, in threads of this process; it listens at `address`."""
+    proxy = FaultProxy(upstream, address)
     thread = threading.Thread(target=proxy.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

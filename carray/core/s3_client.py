@@ -11,7 +11,7 @@ import os
 import threading
 from typing import Any
 
-from carray.core.storage import aws_environment, s3_endpoint
+from carray.core.aws import aws_environment, s3_endpoint
 
 __all__ = ["POOL", "forget_client", "make_client", "s3_client", "split_uri"]
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+from carray.core.aws import s3_endpoint
 from carray.core.s3_client import READ_SECONDS, s3_client
-from carray.core.storage import s3_endpoint
 
 __all__ = ["FastRefusal", "FastUnsure", "fast_read", "note_fast"]
 

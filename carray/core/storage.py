@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from carray.core.aws import aws_environment, s3_endpoint
 from carray.core.errors import SettingsError, StorageError
 
 __all__ = [
@@ -107,27 +108,6 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     return pafs.LocalFileSystem(), uri
 
 
-def aws_environment() -> tuple[tuple[str, str], ...]:
-    """Give this process's AWS variables, sorted: a client is good for one such environment. Secrets: never log them."""
-    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-
-
-def s3_endpoint() -> str | None:
-    """Give the address of the store that the environment names; None for AWS's own.
-
-    Raises:
-        SettingsError: the address carries credentials, which errors and so tables would repeat.
-    """
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-    if endpoint and "@" in endpoint:
-        host = endpoint.rpartition("@")[2]
-        raise SettingsError(
-            f"AWS_ENDPOINT_URL names {host!r} with credentials before it; give them as AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, a profile or a role."
-        )
-    return endpoint
-
-
 @lru_cache(maxsize=1)
 def _s3(_environment: tuple[tuple[str, str], ...]) -> pafs.S3FileSystem:
     # pyarrow reads credentials and profiles by itself, but not the endpoint variables that every other client honours.
@@ -204,10 +184,12 @@ def read_bytes(uri: str) -> bytes:
         raise StorageError(f"{uri} does not exist; check its spelling.") from None
 
 
-def write_bytes(uri: str, data: bytes, *, durable: bool = True) -> None:
+def write_bytes(uri: str, data: bytes, *, durable: bool = True, check: Callable[[], None] | None = None) -> None:
     """Write one whole file, atomically, over any older one of that name.
 
-    Without `durable` a local file may be lost with the machine's power, though not with a process.
+    Without `durable` a local file may be lost with the machine's power, though not with a process. `check` is called
+    before every try, and raises where the file must not be written any more: a machine that was cut off for minutes
+    goes on with its tries when it is back.
 
     Raises:
         StorageError: storage refused it after every try.
@@ -233,7 +215,12 @@ def write_bytes(uri: str, data: bytes, *, durable: bool = True) -> None:
         with fs.open_output_stream(path) as stream:
             stream.write(data)
 
-    retry(write_s3 if is_s3(uri) else write_local, what=f"writing {uri}")
+    def write() -> None:
+        if check is not None:
+            check()
+        (write_s3 if is_s3(uri) else write_local)()
+
+    retry(write, what=f"writing {uri}")
 
 
 def read_json(uri: str) -> Any:
@@ -248,9 +235,9 @@ def read_json(uri: str) -> Any:
         raise StorageError(f"{uri} is not valid JSON ({err}); it was damaged or written by another program.") from None
 
 
-def write_json(uri: str, value: Any, *, durable: bool = True) -> None:
+def write_json(uri: str, value: Any, *, durable: bool = True, check: Callable[[], None] | None = None) -> None:
     """Write one JSON document, atomically; see `write_bytes`."""
-    write_bytes(uri, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n", durable=durable)
+    write_bytes(uri, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n", durable=durable, check=check)
 
 
 def exists(uri: str) -> bool:

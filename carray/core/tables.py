@@ -8,7 +8,7 @@ zero rows or of nulls only has the same schema); written atomically.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -27,8 +27,18 @@ def table_from_rows(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.
     return pa.Table.from_pylist(list(rows), schema=schema)
 
 
-def write_table(table: pa.Table, uri: str, *, kind: str, version: int, provenance: Mapping[str, Any] = {}) -> None:
+def write_table(
+    table: pa.Table,
+    uri: str,
+    *,
+    kind: str,
+    version: int,
+    provenance: Mapping[str, Any] = {},
+    check: Callable[[], None] | None = None,
+) -> None:
     """Write one Parquet file, atomically, with what it is and where it came from in its metadata.
+
+    `check` is called before every try, as in `write_bytes`.
 
     Raises:
         StorageError: storage refused the file after every try.
@@ -37,7 +47,7 @@ def write_table(table: pa.Table, uri: str, *, kind: str, version: int, provenanc
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: note.encode()})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    write_bytes(uri, sink.getvalue().to_pybytes())
+    write_bytes(uri, sink.getvalue().to_pybytes(), check=check)
 
 
 def table_metadata(uri: str) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
+from carray.predictions.attempts import Attempt
 from carray.predictions.format import PlannedImage
-from carray.predictions.ledger import Attempt
 from carray.predictions.reading import Arrival, Reader
 
 __all__ = ["read_ahead"]

@@ -2,7 +2,8 @@
 
 From: a bundle, and a shard's keys. To: its Parquet file, then its ledger entry.
 Invariants: an image that was in hand alone when its worker died is a row of code worker_lost; a shard that lost a
-worker before is scored with no other beside it, so that the next death has one cause. Imports no Ray and no torch.
+worker before is scored with no other beside it, so that the next death has one cause; a worker that was given up, and
+whose shard went to another (attempts), writes nothing of it any more. Imports no Ray and no torch.
 Cost: see results/classify.csv.
 """
 
@@ -13,9 +14,9 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -23,11 +24,19 @@ from typing import Any
 import numpy as np
 
 from carray.bundle.predict import Scorer, score_columns
-from carray.core.errors import BundleError
+from carray.core.errors import BundleError, StorageError
 from carray.core.storage import join
 from carray.core.tables import read_table, table_metadata, write_table
 from carray.pixels import PixelSettings
 from carray.predictions.ahead import read_ahead
+from carray.predictions.attempts import (
+    Attempt,
+    Overtaken,
+    check_turn,
+    forget_attempt,
+    read_attempt,
+    write_attempt,
+)
 from carray.predictions.format import (
     KIND,
     VERSION,
@@ -36,24 +45,17 @@ from carray.predictions.format import (
     part_name,
     prediction_schema,
 )
-from carray.predictions.ledger import (
-    Attempt,
-    LedgerEntry,
-    RunRecord,
-    enter_shard,
-    forget_attempt,
-    read_attempt,
-    strike_shard,
-    write_attempt,
-)
+from carray.predictions.ledger import LedgerEntry, RunRecord, enter_shard, read_entry, strike_shard
 from carray.predictions.reading import LOST, Arrival, ImageReader, Reader, SeenImage, failed_row
 from carray.predictions.rows import ShardRows
 from carray.predictions.shards import read_shard
 from carray.predictions.since import EarlierRun
+from carray.predictions.turns import Turns
 from carray.vehicles import vehicle_columns
 
 __all__ = ["ShardScorer"]
 
+_OTHERS_SECONDS = 600
 _PEAK_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
@@ -71,6 +73,8 @@ class ShardScorer:
         run: RunRecord,
         settings: ClassifySettings,
         driver: str = "",
+        machine: str = "",
+        is_lost: Callable[[str], bool] = lambda machine: False,
         new_reader: Callable[[ClassifySettings, PixelSettings], Reader] = ImageReader,
     ) -> None:
         """Prepare to score.
@@ -81,12 +85,15 @@ class ShardScorer:
             run: What the run is.
             settings: How to score.
             driver: Token of the driver that this worker is of (lease.Lease).
+            machine: On which this worker runs.
+            is_lost: Says whether a machine was lost, with every process on it.
             new_reader: What reads and decodes, here or elsewhere.
         """
         self._bundle, self._out, self._run, self._settings, self._driver = bundle, out, run, settings, driver
+        self._machine, self._is_lost = machine, is_lost
         self._new_reader = new_reader
         self._schema = prediction_schema(settings.outputs)
-        self._opening, self._turns = threading.Lock(), _Turns()
+        self._opening, self._turns = threading.Lock(), Turns()
         # Decoding and scoring take turns: side by side they would drive each other out of the core's caches.
         self._computing = threading.Lock()
         self._threads = settings.threads or 1
@@ -103,24 +110,41 @@ class ShardScorer:
             StorageError: the keys cannot be read or the rows not be written.
             BudgetError: the shard has lost its worker too often.
         """
-        started = time.monotonic()
-        images = read_shard(self._out, shard)
         note = self._begin(shard)
         try:
-            with self._turns.take(alone=bool(note.suspects)):
-                self._open()
-                rows = ShardRows(self._schema)
-                known = self._keep(shard, images, rows) if retry_failed else self._known(images)
-                lost = set(note.lost) - rows.places - known
-                rows.update({place: failed_row(images[place], LOST) | self._stamp() for place in lost})
-                todo = [place for place in range(len(images)) if place not in rows.places and place not in known]
-                kept_bytes = rows.size_bytes
-                self._score_images(images, todo, note, rows)
-                entry = _entry(shard, rows, known, scored=len(todo), kept_bytes=kept_bytes, started=started)
-                self._write(entry, rows, known, rewrite=retry_failed)
+            return self._score_mine(note, retry_failed=retry_failed)
+        except Overtaken:
+            return self._await(shard)
         finally:
-            forget_attempt(self._out, shard)  # the worker lives, so no image is to blame for anything
+            forget_attempt(self._out, note)
+
+    def _score_mine(self, note: Attempt, *, retry_failed: bool) -> LedgerEntry:
+        started, shard = time.monotonic(), note.shard
+        images = read_shard(self._out, shard)
+        check = partial(check_turn, self._out, note, rewrites=retry_failed)
+        with self._turns.take(alone=bool(note.suspects)):
+            self._open()
+            rows = ShardRows(self._schema)
+            known = self._keep(shard, images, rows) if retry_failed else self._known(images)
+            lost = set(note.lost) - rows.places - known
+            rows.update({place: failed_row(images[place], LOST) | self._stamp() for place in lost})
+            todo = [place for place in range(len(images)) if place not in rows.places and place not in known]
+            kept_bytes = rows.size_bytes
+            self._score_images(images, todo, note, rows, check)
+            entry = _entry(shard, rows, known, scored=len(todo), kept_bytes=kept_bytes, started=started)
+            self._write(entry, rows, known, check, rewrite=retry_failed)
         return entry
+
+    def _await(self, shard: int) -> LedgerEntry:
+        """Give the entry of a shard that another worker has taken over, once that one has finished it."""
+        until = time.monotonic() + _OTHERS_SECONDS
+        while time.monotonic() < until:
+            if (entry := read_entry(self._out, shard)) is not None:
+                return entry
+            time.sleep(1)
+        raise StorageError(
+            f"{part_name(shard)} was taken over by another worker, which did not finish it; run the command again."
+        )
 
     def _open(self) -> None:
         with self._opening:
@@ -145,8 +169,10 @@ class ShardScorer:
 
     def _begin(self, shard: int) -> Attempt:
         before = read_attempt(self._out, shard)
-        note = before.after_death(self._driver) if before else Attempt(shard=shard, pid=0, images=[])
-        note = note.model_copy(update={"pid": os.getpid(), "driver": self._driver})
+        note = Attempt(shard=shard, pid=0, images=[])
+        if before is not None:
+            note = before.after_death(self._driver, machine_lost=self._is_lost(before.machine))
+        note = note.model_copy(update={"pid": os.getpid(), "machine": self._machine, "driver": self._driver})
         if before or self._scorer is None:  # opening the bundle may be what kills: that must be counted, too
             write_attempt(self._out, note)
         return note
@@ -163,10 +189,15 @@ class ShardScorer:
         rows.update({place: row for place, row in zip(places, before, strict=True) if row["status"] != "fetch_error"})
         return known
 
-    def _score_images(self, images: list[PlannedImage], todo: list[int], note: Attempt, rows: ShardRows) -> None:
+    def _score_images(
+        self, images: list[PlannedImage], todo: list[int], note: Attempt, rows: ShardRows, check: Callable[[], None]
+    ) -> None:
+        def keep(now: Attempt) -> None:
+            check()
+            write_attempt(self._out, now)
+
         batch: list[tuple[int, SeenImage]] = []
         size = self._settings.batch_images or self._scorer.batch_images
-        keep = partial(write_attempt, self._out)
         with closing(read_ahead(self._reader, images, todo, note, keep, most=size)) as arrivals:
             for arrived in arrivals:
                 with self._computing:
@@ -207,8 +238,11 @@ class ShardScorer:
             "scored_at": datetime.now(UTC),
         }
 
-    def _write(self, entry: LedgerEntry, rows: ShardRows, known: set[int], *, rewrite: bool) -> None:
+    def _write(
+        self, entry: LedgerEntry, rows: ShardRows, known: set[int], check: Callable[[], None], *, rewrite: bool
+    ) -> None:
         if rewrite:
+            check()
             strike_shard(self._out, entry.shard)
         provenance: dict[str, Any] = {
             "run_id": self._run.run_id,
@@ -217,31 +251,8 @@ class ShardScorer:
         }
         provenance |= {"known": _ranges(sorted(known))} if known else {}
         place = join(self._out, part_name(entry.shard))
-        write_table(rows.table(), place, kind=KIND, version=VERSION, provenance=provenance)
-        enter_shard(self._out, entry)
-
-
-class _Turns:
-    """Lets many work beside each other, or one alone."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._working = 0
-        self._alone = False
-
-    @contextmanager
-    def take(self, *, alone: bool) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._alone and not (alone and self._working))
-            self._working += 1
-            self._alone = alone
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._working -= 1
-                self._alone = False
-                self._changed.notify_all()
+        write_table(rows.table(), place, kind=KIND, version=VERSION, provenance=provenance, check=check)
+        enter_shard(self._out, entry, check)
 
 
 def _ranges(places: Sequence[int]) -> list[list[int]]:

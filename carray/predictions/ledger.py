@@ -1,4 +1,4 @@
-"""Keeps a run's books: what it is, which shards are done, what a worker has in hand, whether rows out are images in.
+"""Keeps a run's books: what it is, which shards are done, whether rows out are images in.
 
 From, to: small JSON files under `OUT/_carray/`.
 Invariants: a shard is done exactly when its Parquet file and its ledger entry both exist, and the entry is written
@@ -8,20 +8,19 @@ last; one folder holds one run; nothing secret is written.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import TypeVar
 
 from pydantic import Field
 
-from carray.core.errors import BudgetError, SettingsError, StorageError
+from carray.core.at_once import at_once
+from carray.core.errors import SettingsError, StorageError
 from carray.core.settings import Settings, parse_settings
 from carray.core.storage import delete, exists, join, list_files, read_json, write_json
 from carray.core.tables import file_rows
 from carray.predictions.format import part_name, record_place
 
 __all__ = [
-    "Attempt",
     "LedgerEntry",
     "PlanTotals",
     "RunRecord",
@@ -29,17 +28,12 @@ __all__ = [
     "count_rows",
     "done_shards",
     "enter_shard",
-    "forget_attempts",
-    "read_attempt",
+    "read_entry",
     "read_run",
     "read_totals",
-    "write_attempt",
     "write_run",
     "write_totals",
 ]
-
-DEATHS_ALLOWED = 50
-"""Workers that one shard may lose: two for each of 25 deadly images; beyond that the machine is at fault."""
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -96,49 +90,6 @@ class LedgerEntry(Settings):
     """Of the originals that were read for the last writing."""
     worker_peak_bytes: int = 0
     """Most memory that its worker had held by then, this shard or an earlier one."""
-
-
-class Attempt(Settings):
-    """Is what a worker notes before it reads images, so that the next one knows what a dead one had in hand."""
-
-    shard: int
-    pid: int
-    driver: str = ""
-    """The token of the driver (lease.Lease) whose worker wrote this."""
-    images: list[int]
-    """Places in the shard of the images in hand."""
-    alone: bool = False
-    """Whether it is one image, read on its own because it was in hand when a worker died."""
-    suspects: list[int] = Field(default_factory=list)
-    """Images that were in hand at some death: each is read alone from then on."""
-    lost: list[int] = Field(default_factory=list)
-    """Images that killed a worker while in hand alone; they become rows without being read."""
-    deaths: int = 0
-
-    def after_death(self, driver: str) -> Attempt:
-        """Give the knowledge that the next worker, of that driver, starts from.
-
-        Where the driver died too, or the machine, no image is to blame: those in hand are suspects, and no more.
-
-        Raises:
-            BudgetError: the shard has lost more workers than bad images can explain.
-        """
-        if self.deaths >= DEATHS_ALLOWED:
-            raise BudgetError(
-                f"{part_name(self.shard)} lost its worker {self.deaths + 1} times (at most {DEATHS_ALLOWED} is "
-                "allowed), more than bad images explain; look at the machine's memory and Ray's logs, then run again."
-            )
-        own = driver == self.driver
-        return self.model_copy(
-            update={
-                "driver": driver,
-                "images": [],
-                "alone": False,
-                "lost": sorted({*self.lost, *(self.images if own and self.alone else ())}),
-                "suspects": sorted({*self.suspects, *self.images}),
-                "deaths": self.deaths + own,
-            }
-        )
 
 
 def read_run(out: str) -> RunRecord | None:
@@ -207,13 +158,19 @@ def done_shards(out: str, shards: int) -> dict[int, LedgerEntry]:
     entered = {uri.rsplit("/", 1)[-1] for uri in list_files(record_place(out, "ledger"))}
     written = {uri.rsplit("/", 1)[-1] for uri in list_files(out)}
     done = [i for i in range(shards) if f"{i:06d}.json" in entered and part_name(i) in written]
-    entries = _in_parallel(lambda i: parse_settings(LedgerEntry, read_json(_entry_place(out, i))), done)
+    entries = at_once(lambda i: parse_settings(LedgerEntry, read_json(_entry_place(out, i))), done)
     return {entry.shard: entry for entry in entries}
 
 
-def enter_shard(out: str, entry: LedgerEntry) -> None:
-    """Write a shard's ledger entry: from now on it is done."""
-    write_json(_entry_place(out, entry.shard), entry.model_dump(mode="json"))
+def enter_shard(out: str, entry: LedgerEntry, check: Callable[[], None] | None = None) -> None:
+    """Write a shard's ledger entry: from now on it is done; `check` as in `write_bytes`."""
+    write_json(_entry_place(out, entry.shard), entry.model_dump(mode="json"), check=check)
+
+
+def read_entry(out: str, shard: int) -> LedgerEntry | None:
+    """Read a shard's ledger entry; None while it is not done."""
+    place = _entry_place(out, shard)
+    return parse_settings(LedgerEntry, read_json(place)) if exists(place) else None
 
 
 def strike_shard(out: str, shard: int) -> None:
@@ -241,7 +198,7 @@ def count_rows(out: str, totals: PlanTotals) -> Counter[str]:
             f"{out} should hold {len(expected)} Parquet files, but {len(odd)} are missing or foreign, the first is "
             f"{odd[0]!r}; run the command again, and move foreign files away."
         )
-    in_files = sum(_in_parallel(file_rows, sorted(parts)))
+    in_files = sum(at_once(file_rows, sorted(parts)))
     if not counts["rows"] == in_files == totals.images - counts["known"]:
         raise StorageError(
             f"{out} has {in_files:,} rows in its files and {counts['rows']:,} in its ledger for "
@@ -251,37 +208,5 @@ def count_rows(out: str, totals: PlanTotals) -> Counter[str]:
     return counts
 
 
-def read_attempt(out: str, shard: int) -> Attempt | None:
-    """Read what a worker that is gone had in hand; None when it ended in order."""
-    place = _attempt_place(out, shard)
-    return parse_settings(Attempt, read_json(place)) if exists(place) else None
-
-
-def write_attempt(out: str, attempt: Attempt) -> None:
-    """Note what this worker is about to read: a worker's death must find it, a power failure need not."""
-    write_json(_attempt_place(out, attempt.shard), attempt.model_dump(mode="json"), durable=False)
-
-
-def forget_attempt(out: str, shard: int) -> None:
-    """Take a note away: its worker is alive."""
-    delete(_attempt_place(out, shard))
-
-
-def forget_attempts(out: str) -> None:
-    """Take away every note, after a job was stopped from outside: its images are not to blame."""
-    for place in list_files(record_place(out, "attempts")):
-        delete(place)
-
-
 def _entry_place(out: str, shard: int) -> str:
     return record_place(out, "ledger", f"{shard:06d}.json")
-
-
-def _attempt_place(out: str, shard: int) -> str:
-    return record_place(out, "attempts", f"{shard:06d}.json")
-
-
-def _in_parallel(action: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
-    # Ten thousand small reads of an object store, one after another, would take minutes.
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        return list(pool.map(action, items))

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from carray.bundle.format import BundleInfo, open_bundle
+from carray.core.aws import aws_environment
 from carray.core.errors import SettingsError, StorageError
 from carray.core.last_words import advise, stopping_on_sigterm
 from carray.core.metrics_on_ray import Meter
 from carray.core.on_ray import RunningRay, is_cluster, start_ray, used_text
 from carray.core.progress import Progress, breaking_silence, say
-from carray.core.storage import absolute, aws_environment, delete, write_json
+from carray.core.storage import absolute, delete, write_json
+from carray.predictions.attempts import forget_attempts
 from carray.predictions.failures import FailureWatch
 from carray.predictions.format import ClassifySettings, record_place
 from carray.predictions.lease import Lease, hold_run
@@ -32,7 +34,6 @@ from carray.predictions.ledger import (
     check_folder,
     count_rows,
     done_shards,
-    forget_attempts,
     read_run,
 )
 from carray.predictions.metrics_on_ray import ClassifyMetrics
@@ -78,7 +79,9 @@ def classify(bundle: str, source: str, *, out: str, settings: ClassifySettings |
         if job.is_done():
             say(f"classify: nothing to do, all {plan.images:,} images of {out} are scored")
         else:
-            stack.enter_context(_blameless(out))  # left after a Ray of our own, whose workers write no more then
+            stack.enter_context(
+                _blameless(out, lease.token)
+            )  # left after a Ray of our own, whose workers write no more then
             began = time.monotonic()
             running = running or stack.enter_context(start_ray())
             job.score(running, ray_seconds=time.monotonic() - began)
@@ -239,11 +242,11 @@ def _waiting_text() -> str:
 
 
 @contextmanager
-def _blameless(out: str) -> Iterator[None]:
+def _blameless(out: str, driver: str) -> Iterator[None]:
     """Take the workers' notes away when the job is stopped: no image is to blame for that."""
     try:
         yield
     except BaseException:
         with suppress(StorageError, SettingsError):  # what stopped the job says more
-            forget_attempts(out)
+            forget_attempts(out, driver=driver)
         raise

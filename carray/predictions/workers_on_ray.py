@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import ray
 import ray.data
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
@@ -141,6 +142,11 @@ def _remote_reader(job: dict[str, Any], settings: ClassifySettings, pixels: Pixe
     )
 
 
+def _is_lost(machine: str) -> bool:
+    """Say whether Ray has given a node up, with every process on it."""
+    return machine not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
 class _Worker:
     """Is one scoring process."""
 
@@ -152,6 +158,8 @@ class _Worker:
             run=RunRecord.model_validate(job["run"]),
             settings=ClassifySettings.model_validate(job["settings"]),
             driver=job["driver"],
+            machine=ray.get_runtime_context().get_node_id(),
+            is_lost=_is_lost,
             new_reader=partial(_remote_reader, job) if job["decoders"] else ImageReader,
         )
 

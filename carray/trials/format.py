@@ -5,6 +5,7 @@
     RUN/probes.json            rung 0: one entry a candidate backbone
     RUN/trials/ID/best.safetensors   weights of the trial's best epoch; its metadata name that epoch
     RUN/trials/ID/last.safetensors   where the trial goes on from (Fit.checkpoint); gone when it has ended
+    RUN/trials/ID/holder.json  which of the processes that took the trial up has it now; gone when it has ended
     RUN/trials/ID/trial.json   how the trial ended, written when it ended
     RUN/trials/ID/copy.json, epoch-NUMBER.safetensors   pbt: whom it copied last, and what others may copy of it
     RUN/trials.parquet         one row a trial, best first;  RUN/epochs.parquet  one row a (trial, epoch)
@@ -25,13 +26,13 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
+from carray.core.at_once import at_once
 from carray.core.errors import SearchError, SettingsError
 from carray.core.settings import read_record
 from carray.core.storage import exists, is_folder, join, list_files, read_json, write_json
@@ -99,12 +100,6 @@ EPOCHS_SCHEMA = pa.schema(
     ]
 )
 
-_THREADS = 32
-"""Requests at once: a store answers each in tens of milliseconds, and a long log has thousands."""
-
-T = TypeVar("T")
-U = TypeVar("U")
-
 
 def trial_id(number: int) -> str:
     """Name trial number i; the name sorts as the number does."""
@@ -124,6 +119,11 @@ def best_weights(run: str, trial: str) -> str:
 def last_checkpoint(run: str, number: int) -> str:
     """Give the URI of what a running trial goes on from."""
     return join(trial_folder(run, number), "last.safetensors")
+
+
+def trial_holder(run: str, number: int) -> str:
+    """Give the URI of what tells which process a running trial is in."""
+    return join(trial_folder(run, number), "holder.json")
 
 
 def read_search(run: str) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def read_log(run: str) -> list[dict[str, Any]]:
         StorageError: an entry cannot be read, or is none.
     """
     entries = [uri for uri in list_files(join(run, "log")) if re.fullmatch(r"\d{8}\.json", uri.rsplit("/", 1)[-1])]
-    read = _at_once(lambda uri: read_record(LogEntry, uri).model_dump(), entries)
+    read = at_once(lambda uri: read_record(LogEntry, uri).model_dump(), entries)
     return sorted(read, key=lambda entry: entry["sequence"])
 
 
@@ -195,7 +195,7 @@ def read_trial_ends(run: str, count: int) -> dict[int, dict[str, Any]]:
 
     if not is_folder(join(run, "trials")):
         return {}
-    ends = enumerate(_at_once(read_end, range(count)))
+    ends = enumerate(at_once(read_end, range(count)))
     return {number: end for number, end in ends if end is not None}
 
 
@@ -291,8 +291,3 @@ def is_finite(entry: Mapping[str, Any]) -> bool:
     """Say whether an epoch's losses are both finite numbers; a null stands for one that is not."""
     losses = (entry["train_loss"], entry["val_loss"])
     return all(loss is not None and math.isfinite(loss) for loss in losses)
-
-
-def _at_once(action: Callable[[T], U], items: Iterable[T]) -> list[U]:
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(action, items))

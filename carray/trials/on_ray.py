@@ -21,12 +21,13 @@ from ray import tune
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.search import Searcher
 
+from carray.core.aws import aws_environment
 from carray.core.errors import SearchError, StorageError
 from carray.core.last_words import advise, stopping_on_sigterm
 from carray.core.metrics_on_ray import Meter
 from carray.core.on_ray import start_ray
 from carray.core.progress import say
-from carray.core.storage import absolute, aws_environment, join, write_json
+from carray.core.storage import absolute, join, write_json
 from carray.manifest.format import Manifest, read_manifest
 from carray.tensors.build import ensure_block
 from carray.trials import format as runs

@@ -267,6 +267,7 @@ class SearchLog:
 
     def _end(self, number: int, status: str, reason: str | None) -> None:
         # In this order: whatever is killed in between is mended at the next start.
+        delete(runs.trial_holder(self._run, number))  # from now on no process writes for the trial
         delete(runs.last_checkpoint(self._run, number))
         runs.write_trial_end(self._run, number, status=status, reason=reason)
         self.ended[number] = status

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from carray.core.settings import Settings
 from carray.pixels import PixelSettings
@@ -69,6 +69,11 @@ class SearchSettings(Settings):
     target_precision: float | None = Field(default=0.95, gt=0, lt=1)
     """Share of accepted labels that are to be right: the bundle's threshold is chosen for it on validation, or none is
     where that cannot be shown; None chooses none."""
+
+    @field_validator("rung0", mode="before")
+    @classmethod
+    def _take_yaml_switch(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _check_epochs(self) -> SearchSettings:

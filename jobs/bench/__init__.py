@@ -17,5 +17,6 @@
 14. outside, stress   images that show no car, and a bundle's measurement on them and on corrupted pictures
 15. s3_reads   what reading an image from an object store costs
 16. scale, scale_books, scale_driver, scale_report   a simulation of many machines, and the constants it stands on
-17. page_pictures   the pictures of a page as files, for results/
+17. hosts_scene, hosts_losses, hosts_drill, hosts_rounds   both jobs on several hosts, which are lost, cut off or slow
+18. page_pictures   the pictures of a page as files, for results/
 """

@@ -147,3 +147,24 @@ def test_other_schemes_are_refused(uri, reason):
 def test_artifact_with_an_empty_part_is_refused():
     with pytest.raises(SettingsError, match=r"s3://bucket/out//part' has an empty part"):
         storage.filesystem("s3://bucket/out//part")
+
+
+def test_what_may_no_longer_be_written_is_not_written_at_a_later_try(tmp_path, monkeypatch):
+    """A machine that was cut off during its first try, and is back for the second."""
+    from carray.core import storage
+
+    place, allowed, tries = tmp_path / "a.json", [True, False], []
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+
+    def check():
+        tries.append(1)
+        if not allowed.pop(0):
+            raise StorageError("it is another's now")
+
+    def refuse(*paths):
+        raise OSError("the network is away")
+
+    monkeypatch.setattr(storage.os, "replace", refuse)
+    with pytest.raises(StorageError, match="^it is another's now"):
+        storage.write_json(str(place), {}, check=check)
+    assert len(tries) == 2 and not place.exists()

@@ -8,8 +8,8 @@ import pytest
 
 from carray.predictions import ahead
 from carray.predictions.ahead import read_ahead
+from carray.predictions.attempts import Attempt
 from carray.predictions.format import PlannedImage
-from carray.predictions.ledger import Attempt
 from carray.predictions.reading import SeenImage
 
 IMAGES = [PlannedImage(f"/{i}.jpg") for i in range(40)]

@@ -9,6 +9,8 @@ import sys
 import textwrap
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,8 +25,9 @@ from carray.core.images import fetch_image
 from carray.core.storage import read_json
 from carray.pixels import decode, view
 from carray.predictions import build, reading
+from carray.predictions.attempts import Attempt, Overtaken, check_turn, forget_attempt, read_attempt, write_attempt
 from carray.predictions.format import PREDICTION_SCHEMA, ClassifySettings, PlannedImage
-from carray.predictions.ledger import Attempt, read_attempt, read_run, write_attempt
+from carray.predictions.ledger import read_entry, read_run
 from carray.queries import read_predictions
 
 
@@ -268,6 +271,64 @@ def test_a_death_together_with_the_driver_is_nobody_s_fault():
     own, other = note.after_death("first"), note.after_death("second")
     assert (own.lost, own.suspects, own.deaths) == ([3], [3], 2)
     assert (other.lost, other.suspects, other.deaths, other.driver) == ([], [3], 1, "second")
+
+
+def test_a_machine_that_was_lost_makes_no_image_guilty():
+    note = Attempt(shard=0, pid=1, driver="d", images=[3], alone=True, deaths=1)
+    lost = note.after_death("d", machine_lost=True)
+    assert (lost.lost, lost.suspects, lost.deaths, lost.turn) == ([], [3], 2, 2)
+
+
+def test_an_image_in_hand_when_its_machine_was_lost_twice_is_scored(begin_run, image_folder, small_bundle):
+    _, _, out = begin_run(image_folder)
+    write_attempt(
+        out, Attempt(shard=0, pid=1, machine="gone", driver="d", images=[3], alone=True, suspects=[3], deaths=1)
+    )
+    settings = ClassifySettings()
+    new = partial(build.ShardScorer, small_bundle, out=out, run=read_run(out), settings=settings, driver="d")
+    assert new(is_lost=lambda machine: machine == "gone").score_shard(0).ok == 12
+    write_attempt(out, Attempt(shard=0, pid=1, machine="there", driver="d", images=[3], alone=True, deaths=1))
+    entry = new(is_lost=lambda machine: machine == "gone").score_shard(0)
+    assert (entry.ok, entry.error_codes) == (11, {"worker_lost": 1}), (
+        "the same, but of a process on a machine that lives"
+    )
+
+
+def test_a_worker_that_was_given_up_leaves_what_another_finished(begin_run, image_folder, small_bundle, monkeypatch):
+    """Its machine was cut off in the middle of a shard, which another scores; then it is back."""
+    _, lost, out = begin_run(image_folder)
+    here, there = threading.Event(), threading.Event()
+    score_images = build.ShardScorer._score_images
+
+    def cut_off(self, *arguments):
+        score_images(self, *arguments)
+        if self is lost:
+            here.set()
+            assert there.wait(60)
+
+    monkeypatch.setattr(build.ShardScorer, "_score_images", cut_off)
+    entries = []
+    zombie = threading.Thread(target=lambda: entries.append(lost.score_shard(0)))
+    zombie.start()
+    assert here.wait(60)
+    other = build.ShardScorer(small_bundle, out=out, run=read_run(out), settings=ClassifySettings())
+    entry = other.score_shard(0)
+    part = Path(out, "part-000000.parquet").read_bytes()
+    there.set()
+    zombie.join(60)
+    assert entries == [entry] == [read_entry(out, 0)]
+    assert Path(out, "part-000000.parquet").read_bytes() == part
+    assert os.listdir(f"{out}/_carray/attempts") == []
+
+
+def test_a_worker_that_was_given_up_leaves_the_note_of_the_next(begin_run, image_folder):
+    _, lost, out = begin_run(image_folder)
+    mine = lost._begin(0)
+    write_attempt(out, mine.after_death("").model_copy(update={"images": [1]}))
+    with pytest.raises(Overtaken):
+        check_turn(out, mine, rewrites=True)
+    forget_attempt(out, mine)
+    assert read_attempt(out, 0).images == [1]
 
 
 def test_a_shard_with_suspects_has_the_worker_for_itself():

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from carray.core.aws import s3_endpoint
 from carray.core.errors import SettingsError
 from carray.core.settings import load_settings
-from carray.core.storage import absolute, s3_endpoint
+from carray.core.storage import absolute
 from carray.manifest.tables import read_source_table
 from carray.predictions.format import ClassifySettings
 from carray.predictions.listing import open_source

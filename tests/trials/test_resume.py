@@ -107,6 +107,23 @@ def test_the_decisions_follow_from_the_log_and_from_no_other(whole: str, tmp_pat
     assert len(replay(run)) == 1
 
 
+def test_sigterm_ends_a_search_in_order(manifest: str, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    settings_file = tmp_path / "settings.yaml"
+    settings_file.write_text(json.dumps(settings(trials=60, epochs=50).model_dump(mode="json")))
+    command = [sys.executable, "-m", "carray", "tune", "--manifest", manifest, "--out", run]
+    command += ["--config", str(settings_file)]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    wait_for(lambda: exists(join(run, "log", "00000001.json")) or driver.poll() is not None, seconds=120)
+    driver.terminate()
+    printed, said = driver.communicate(timeout=60)
+    assert driver.returncode == 143, said
+    assert "carray: stopped by SIGTERM; logged epochs stay" in said and "Traceback" not in said
+    assert "best_trial" not in printed
+    assert "failed" not in {end["status"] for end in runs.read_trial_ends(run, 4).values()}
+
+
 def test_a_killed_driver_and_then_a_full_disk(manifest: str, whole: str, small_disk: Path) -> None:
     """The driver has a private Ray; it is killed at a random moment, and what it started ends with it."""
     run = str(small_disk / "run")

@@ -47,3 +47,9 @@ def test_grace_above_epochs_is_refused() -> None:
 
 def test_a_single_override_keeps_the_other_defaults() -> None:
     assert set(settings(families__transfer__share=0.9).families) == {"cnn", "transfer"}
+
+
+@pytest.mark.parametrize(("written", "rung0"), [("off", "off"), ("on", "on"), ("auto", "auto"), ("'off'", "off")])
+def test_a_switch_may_be_written_as_yaml_writes_it(written: str, rung0: str) -> None:
+    """YAML takes a bare off for False."""
+    assert settings(search__rung0=written).search.rung0 == rung0
