@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -65,7 +65,8 @@ def write_answer(frame: pd.DataFrame, *, format: str, out: str | None, origin: M
 
 
 def _csv(frame: pd.DataFrame) -> str:
-    guarded, count, quoting = frame.copy(), 0, csv.QUOTE_MINIMAL
+    guarded, count = frame.copy(), 0
+    quoting: Literal[0, 2] = csv.QUOTE_MINIMAL
     for name in frame.columns:
         if not _is_text(frame[name]):
             continue
