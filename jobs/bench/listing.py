@@ -49,7 +49,7 @@ def _plan(layout: str, threads: int) -> dict[str, Any]:
     from carray.predictions.ledger import RunRecord
     from carray.predictions.plan import plan_run
 
-    names = {"run_id": "r", "bundle_id": "b", "bundle": "b", "source": "s3://bucket", "runtime": "fp32"}
+    names: dict[str, Any] = {"run_id": "r", "bundle_id": "b", "bundle": "b", "source": "s3://bucket", "runtime": "fp32"}
     wanted = RunRecord(version=1, **names, split=None, all_files=False, columns=[], created_at="", software={})
     with tempfile.TemporaryDirectory() as out:
         before, started, cpu = _memory_mb("VmRSS"), time.perf_counter(), time.process_time()

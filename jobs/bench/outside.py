@@ -53,7 +53,7 @@ def make_outside(folder: Path, *, seed: int = 0) -> Path:
         FileNotFoundError: an installed package no longer ships a photograph.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows: list[dict[str, str]] = []
     for kind, source, picture in [*_tiles(seed), *_drawings(seed)]:
         name = f"{kind}-{len(rows):04d}.png"
         _of_side(picture).save(folder / name, compress_level=1)
@@ -85,7 +85,7 @@ def _tiles(seed: int) -> Iterator[tuple[str, str, Any]]:
                 sides = [max(min(TILE_SIDE, side), round(random.uniform(0.5, 0.9) * side)) for side in photograph.size]
                 corner = [random.integers(whole - side + 1) for whole, side in zip(photograph.size, sides, strict=True)]
                 ends = [start + side for start, side in zip(corner, sides, strict=True)]
-                yield kind, path, photograph.crop(tuple(int(place) for place in [*corner, *ends]))
+                yield kind, path, photograph.crop((int(corner[0]), int(corner[1]), int(ends[0]), int(ends[1])))
 
 
 def _drawings(seed: int) -> Iterator[tuple[str, str, Any]]:

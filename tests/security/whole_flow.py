@@ -25,6 +25,7 @@ search: {trials: 1, epochs: 1}
 pixels: {decode_size: 32, input_size: 24}
 families: {cnn: {default: {input_size: 24, stages: 2, width: 4, batch_images: 8}}}
 """
+NO_AGENT = "no agent came that could start a job"
 LISTINGS = ("jobs/", "v0/actors?detail=true", "v0/tasks?detail=true", "v0/workers?detail=true", "v0/runtime_envs")
 
 
@@ -63,9 +64,11 @@ def submit(address: str, bucket: str) -> str:
     while not job:
         try:
             job = client.submit_job(entrypoint=line)
-        except RuntimeError as err:  # Ray's agent, which starts jobs, takes its time on a busy machine
-            if "No available agent" not in str(err) or time.monotonic() > until:
+        except RuntimeError as err:  # Ray's agent, which starts jobs, takes its time on a busy machine, or never comes
+            if "No available agent" not in str(err):
                 raise
+            if time.monotonic() > until:
+                return NO_AGENT
             time.sleep(1)
     while not client.get_job_status(job).is_terminal() and time.monotonic() < until:
         time.sleep(0.5)
