@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import TypeVar
 
 from pydantic import Field
 
@@ -34,9 +33,6 @@ __all__ = [
     "write_run",
     "write_totals",
 ]
-
-T = TypeVar("T")
-Item = TypeVar("Item")
 
 
 class RunRecord(Settings):
