@@ -15,11 +15,18 @@ from typing import Any
 
 from carray.core.errors import StoppedError
 
-__all__ = ["stopping_on_sigterm"]
+__all__ = ["sigterm_came", "stopping_on_sigterm"]
+
+_came = False
 
 
 class _Stop(BaseException):
     """Passes through Ray, which prints a stack of every Exception."""
+
+
+def sigterm_came() -> bool:
+    """Say whether SIGTERM is what an exception comes of: Ray may raise one of its own in the place of the handler's."""
+    return _came
 
 
 @contextmanager
@@ -29,17 +36,23 @@ def stopping_on_sigterm(kept: str) -> Iterator[None]:
     Raises:
         StoppedError: SIGTERM came.
     """
+    global _came
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(_number: int, _frame: Any) -> None:
+        global _came
+        _came = True
         raise _Stop
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
-    except _Stop:
-        raise StoppedError(f"stopped by SIGTERM; {kept}, and the same command goes on from there.") from None
+    except BaseException:
+        if _came:
+            raise StoppedError(f"stopped by SIGTERM; {kept}, and the same command goes on from there.") from None
+        raise
     finally:
+        _came = False
         signal.signal(signal.SIGTERM, before)

@@ -23,7 +23,7 @@ from ray.tune.search import Searcher
 from carray.core.errors import SearchError, StorageError
 from carray.core.on_ray import start_ray
 from carray.core.progress import say
-from carray.core.stopping import stopping_on_sigterm
+from carray.core.stopping import sigterm_came, stopping_on_sigterm
 from carray.core.storage import absolute, aws_environment, join, write_json
 from carray.manifest.format import Manifest, read_manifest
 from carray.tensors.build import ensure_block
@@ -215,6 +215,8 @@ def _run_round(trainable: Any, driver: SearchDriver, searcher: Searcher, count: 
     try:
         tuner.fit()
     except Exception as err:
+        if sigterm_came():
+            raise
         if driver.trouble is None and isinstance(err, OSError):
             raise StorageError(
                 f"Tune could not write below {scratch} ({err}); free space there, or set TMPDIR to a larger disk, and "
