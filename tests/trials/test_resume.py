@@ -117,7 +117,10 @@ def test_sigterm_ends_a_search_in_order(manifest: str, tmp_path: Path) -> None:
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     wait_for(lambda: exists(join(run, "log", "00000001.json")) or driver.poll() is not None, seconds=120)
     driver.terminate()
-    printed, said = driver.communicate(timeout=60)
+    try:
+        printed, said = driver.communicate(timeout=60)
+    finally:
+        driver.kill()
     assert driver.returncode == 143, said
     assert "carray: stopped by SIGTERM; logged epochs stay" in said and "Traceback" not in said
     assert "best_trial" not in printed
