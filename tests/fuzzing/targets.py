@@ -33,9 +33,10 @@ from carray.manifest.format import read_manifest
 from carray.manifest.tables import read_source_table
 from carray.pixels import PixelSettings
 from carray.predictions import lease
+from carray.predictions.attempts import read_attempt
 from carray.predictions.format import ClassifySettings
 from carray.predictions.lease import hold_run
-from carray.predictions.ledger import done_shards, read_attempt, read_run, read_totals
+from carray.predictions.ledger import done_shards, read_run, read_totals
 from carray.predictions.listing import open_source
 from carray.predictions.shards import read_notes, read_shard, uncovered
 from carray.queries.guard import check_sql
