@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = {
     **{"torch": "torch", "torchvision": "torchvision", "timm": "timm"},
-    **{"onnx": "onnx", "onnxscript": "onnxscript", "scipy": "scipy", "scikit-learn": "sklearn"},
+    **{"onnxscript": "onnxscript", "scipy": "scipy", "scikit-learn": "sklearn"},
     **{"matplotlib": "matplotlib", "optuna": "optuna", "Jinja2": "jinja2"},
 }
 """What the scoring image has not, by distribution and package: networks, export, evaluation, pages, searchers."""

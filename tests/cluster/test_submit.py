@@ -122,7 +122,7 @@ def test_what_is_uploaded_is_the_code_alone(clone: Path, tmp_path: Path) -> None
     assert (files | needed) - names == set()
     tops = {name.partition("/")[0] for name in names}
     assert tops - {"mine", "holiday", "photos"} == {
-        *("carray", "jobs", "pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "LICENSE"),
+        *("carray", "jobs", "pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE"),
         *(".gitignore", ".rayignore", ".dockerignore"),
     }
     litter = re.compile(r"\.(jpe?g|png|parquet|onnx|safetensors|pyc|zip|tar|whl|so|pack)$")

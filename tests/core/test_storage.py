@@ -162,7 +162,7 @@ def test_what_may_no_longer_be_written_is_not_written_at_a_later_try(tmp_path, m
             raise StorageError("it is another's now")
 
     def refuse(*paths):
-        raise OSError("the network is away")
+        raise OSError("AWS Error NETWORK_CONNECTION: the network is away")
 
     monkeypatch.setattr(storage.os, "replace", refuse)
     with pytest.raises(StorageError, match="^it is another's now"):
