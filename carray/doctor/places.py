@@ -253,6 +253,9 @@ def _connect() -> Any:
 
     try:
         return make_client(connect_timeout=_CONNECT_SECONDS, read_timeout=_READ_SECONDS)
+    except SettingsError as err:  # an endpoint with credentials in it
+        seen, _, remedy = str(err).partition("; ")
+        raise _Denied(seen, remedy) from None
     except (BotoCoreError, ValueError) as err:  # a profile that is not there, an endpoint that is no URL
         raise _Denied(one_line(err), "mend AWS_PROFILE, AWS_REGION or AWS_ENDPOINT_URL") from None
 

@@ -25,10 +25,13 @@ PREFIX_GETS_A_SECOND = 5_500
 _PUTS_A_SHARD = (4, 5)
 """At least, at most: its list of images, its Parquet file, its ledger entry, and what pyarrow puts in a deleted note's
 place; notes of what is in hand come on top."""
-_GETS_A_SHARD = (8, 9)
-"""Its list of images, its file's footer and its entry in the end, each with a HEAD, and looks for what is there."""
-_LISTS_A_SHARD = 1
-"""Of a look for a note that is not there."""
+_GETS_A_SHARD = (15, 18)
+"""Its list of images, its file's footer and its entry in the end, each with a HEAD, looks for what is there, and whether
+the shard is still this worker's, before its file, its entry and its end."""
+_GETS_A_NOTE = 3
+"""Whether the shard is still this worker's, before each note of what is in hand."""
+_LISTS_A_SHARD = (1, 2)
+"""Of looks for a note that is not there."""
 _GETS_A_WORKER = 10
 """bundle.json, the network and the probe images, each with a HEAD."""
 _FEW = 30
@@ -106,9 +109,10 @@ def count_requests(
     sizes = list(shard_sizes(images, settings))
     notes, shards = sum(math.ceil(size / NOTE_IMAGES) for size in sizes), len(sizes) if out_on_s3 else 0
     pages = math.ceil(keys / KEYS_A_PAGE) if listed else 0
-    lists = pages + shards * _LISTS_A_SHARD + shards // KEYS_A_PAGE
-    gets, puts = (images if images_on_s3 else 0), (notes if out_on_s3 else 0)
-    least = Requests(lists, gets + shards * _GETS_A_SHARD[0], puts + shards * _PUTS_A_SHARD[0])
+    lists = pages + shards // KEYS_A_PAGE
+    notes = notes if out_on_s3 else 0
+    gets, puts = (images if images_on_s3 else 0) + notes * _GETS_A_NOTE, notes
+    least = Requests(lists + shards * _LISTS_A_SHARD[0], gets + shards * _GETS_A_SHARD[0], puts + shards * _PUTS_A_SHARD[0])
     if not (images_on_s3 or out_on_s3):
         return least, least
     few = _FEW if out_on_s3 else 0
@@ -116,7 +120,7 @@ def count_requests(
     cuts = settings.listing_threads * 8 if pages > settings.listing_threads else 2
     again = 1 + _RETRIED
     most = Requests(
-        lists=math.ceil(lists * again) + cuts + few,
+        lists=math.ceil((lists + shards * _LISTS_A_SHARD[1]) * again) + cuts + few,
         gets=math.ceil((gets + shards * _GETS_A_SHARD[1]) * again) + workers * _GETS_A_WORKER + few,
         puts=math.ceil((puts + shards * _PUTS_A_SHARD[1]) * again) + few,
     )

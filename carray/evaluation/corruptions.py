@@ -55,7 +55,7 @@ def _shrunk(picture: Any, side: int) -> Any:
 
 def _lossless(picture: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PPM")  # of the lossless formats the one that costs no time
+    picture.save(buffer, "BMP")  # of the lossless formats the one that costs no time
     return buffer.getvalue()
 
 
