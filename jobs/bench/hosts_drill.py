@@ -75,7 +75,7 @@ def _drill(kind: str, scene: Scene, dice: random.Random, name: str) -> Outcome:
     _wait_for(search, dice.randint(1, len(scene.search.entries) // 3), "log")
     _wait_for(rows, dice.randint(1, scene.rows.shards // 3), "_carray", "ledger")
     time.sleep(dice.uniform(0, 1))
-    before = {name: _finished(scene, job.out) for name, job in jobs.items()}
+    before = {which: _finished(scene, job.out) for which, job in jobs.items()}
     count = [len(list_files(join(search.out, "log"))), len(list_files(join(rows.out, "_carray", "ledger")))]
     if not search.alive or not rows.alive:
         said, complaints = "", ["a job had ended before the blow"]
@@ -84,13 +84,13 @@ def _drill(kind: str, scene: Scene, dice: random.Random, name: str) -> Outcome:
         said = strike(kind, scene.cluster, list(jobs.values()), dice) + at
         complaints = []
     complaints += _finish(kind, list(jobs.values()))
-    for name, job in jobs.items():
-        complaints += [f"{name}: {text}" for text in _rewritten(before[name], _finished(scene, job.out))]
+    for which, job in jobs.items():
+        complaints += [f"{which}: {text}" for text in _rewritten(before[which], _finished(scene, job.out))]
     complaints += _unlike_search(scene, search) + inspect_output(rows.out, scene.rows)
     complaints += _rerun(search, ended=sum(key.endswith("/trial.json") for key in before["search"]))
     scene.cluster.wait_for_nodes()
     complaints += _left(scene)
-    codes = {name: job.codes for name, job in jobs.items()}
+    codes = {which: job.codes for which, job in jobs.items()}
     return Outcome(kind, said, codes, sum(count), complaints, time.monotonic() - started)
 
 
