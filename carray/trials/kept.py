@@ -31,13 +31,11 @@ class Kept:
         self._note: dict[str, Any] = {"epoch": 0, "val_top1": -1.0}
 
     def restore(self, fit: Any) -> str | None:
-        """Take the trial up, from its checkpoint if it has one; says why where that cannot be used.
+        """Go on from the trial's checkpoint, if it has one; says why where it cannot be used.
 
         Raises:
             StorageError: storage refused to give it.
         """
-        self._turn = self._now() + 1
-        write_json(self._holder, {"turn": self._turn})
         for uri in list_files(self._folder):
             if uri.rsplit("/", 1)[-1].startswith(".writing-"):  # of a process that was killed
                 delete(uri)
@@ -49,6 +47,16 @@ class Kept:
                 return str(err)
         return None
 
+    def take(self) -> None:
+        """Take the trial up, once it is sure that this process trains it: Tune readies processes for trials of others.
+
+        Raises:
+            StorageError: storage refused.
+        """
+        if not self._turn:
+            self._turn = self._now() + 1
+            write_json(self._holder, {"turn": self._turn})
+
     def keep(self, fit: Any, result: Any, *, always: bool = False) -> None:
         """Keep an epoch's weights if they are the best, or `always`, and what the next epoch starts from.
 
@@ -57,6 +65,7 @@ class Kept:
         """
         from safetensors.torch import save
 
+        self.take()
         # Where a trial had to start anew, its earlier best stays until the same epoch, or a better one, has come.
         if always or result.val_top1 > self._note["val_top1"] or result.epoch == self._note["epoch"]:
             self._note = {"epoch": result.epoch, "val_top1": result.val_top1}

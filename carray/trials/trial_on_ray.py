@@ -118,6 +118,7 @@ class TrialRunner(tune.Trainable):
                 torch.cuda.empty_cache()
 
     def _next_result(self) -> dict[str, Any]:
+        self._kept.take()
         if not self._reported:
             result = self._fit.history[-1]
         else:

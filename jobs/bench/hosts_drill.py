@@ -28,6 +28,9 @@ if TYPE_CHECKING:  # of tests/, which is on the path when a drill runs
 
 __all__ = ["Outcome", "drill"]
 
+_MOST_VOID = 3
+"""Blows drawn for one drill before it counts as wrong."""
+
 _PATIENCE_SECONDS = 240
 _MOST_SUBMISSIONS = 3
 _LEFT_SECONDS = 60
@@ -53,17 +56,26 @@ class Outcome:
     seconds: float
 
 
-def drill(kind: str, scene: Scene, dice: random.Random, name: str) -> Outcome:
-    """Run both jobs, do to them what `kind` says, submit what ended again, and compare."""
+def drill(kind: str, scene: Scene, *, seed: str, name: str) -> Outcome:
+    """Run both jobs, do to them what `kind` says, submit what ended again, and compare; anew where a job was faster."""
+    for again in range(_MOST_VOID):
+        outcome = _drill(kind, scene, random.Random(f"{seed}-{again}"), f"{name}-{again}")
+        if outcome.said:
+            break
+    return outcome
+
+
+def _drill(kind: str, scene: Scene, dice: random.Random, name: str) -> Outcome:
     started = time.monotonic()
     search, rows = scene.searching(f"{name}-search"), scene.classifying(f"{name}-rows")
     jobs = {"search": search, "classification": rows}
     search.start()
-    _wait_for(search, 1, "log")  # its processes take longer to come, and the blow is to fall on both
+    search.wait_for_words("trials to run")  # its processes take longer to come, and the blow is to fall on both
     rows.start()
-    _wait_for(rows, dice.randint(1, scene.rows.shards // 2), "_carray", "ledger")
+    _wait_for(search, dice.randint(1, len(scene.search.entries) // 3), "log")
+    _wait_for(rows, dice.randint(1, scene.rows.shards // 3), "_carray", "ledger")
     time.sleep(dice.uniform(0, 1))
-    before = {name: _finished(scene, job.out) for name, job in jobs.items()}
+    before = {which: _finished(scene, job.out) for which, job in jobs.items()}
     count = [len(list_files(join(search.out, "log"))), len(list_files(join(rows.out, "_carray", "ledger")))]
     if not search.alive or not rows.alive:
         said, complaints = "", ["a job had ended before the blow"]
@@ -72,13 +84,13 @@ def drill(kind: str, scene: Scene, dice: random.Random, name: str) -> Outcome:
         said = strike(kind, scene.cluster, list(jobs.values()), dice) + at
         complaints = []
     complaints += _finish(kind, list(jobs.values()))
-    for name, job in jobs.items():
-        complaints += [f"{name}: {text}" for text in _rewritten(before[name], _finished(scene, job.out))]
+    for which, job in jobs.items():
+        complaints += [f"{which}: {text}" for text in _rewritten(before[which], _finished(scene, job.out))]
     complaints += _unlike_search(scene, search) + inspect_output(rows.out, scene.rows)
     complaints += _rerun(search, ended=sum(key.endswith("/trial.json") for key in before["search"]))
     scene.cluster.wait_for_nodes()
     complaints += _left(scene)
-    codes = {name: job.codes for name, job in jobs.items()}
+    codes = {which: job.codes for which, job in jobs.items()}
     return Outcome(kind, said, codes, sum(count), complaints, time.monotonic() - started)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import subprocess
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +50,12 @@ class Submission:
     def alive(self) -> bool:
         """Say whether the job is still followed."""
         return self._process is not None and self._process.poll() is None
+
+    def wait_for_words(self, words: str, seconds: float = _PATIENCE_SECONDS) -> None:
+        """Wait until the job has said something, or has ended, or for so long."""
+        until = time.monotonic() + seconds
+        while self.alive and words not in self.said() and time.monotonic() < until:
+            time.sleep(0.2)
 
     def wait(self, seconds: float = _PATIENCE_SECONDS) -> int | None:
         """Wait for the end of the job, and give the exit code of the line; None when it did not come in time."""

@@ -6,7 +6,6 @@ Run by `make test-cluster`, which takes about ten minutes on two calm cores.
 from __future__ import annotations
 
 import os
-import random
 import socket
 from collections.abc import Iterator
 
@@ -63,7 +62,7 @@ def test_the_job_server_is_nobody_s_without_a_token(scene: Scene) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loss_changes_nothing_of_the_outcome(scene: Scene, kind: str) -> None:
-    outcome = drill(kind, scene, random.Random(f"suite {kind}"), kind)
+    outcome = drill(kind, scene, seed=f"suite {kind}", name=kind)
     print(outcome)
     assert outcome.said, "the jobs had ended before the blow"
     assert not outcome.complaints, "\n".join([outcome.said, *outcome.complaints])

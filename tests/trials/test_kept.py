@@ -34,8 +34,10 @@ def test_a_process_that_was_given_up_overwrites_nothing_of_the_next(tmp_path: Pa
     run = str(tmp_path)
     given_up, holder = Kept(run, 0), Kept(run, 0)
     given_up.restore(fit(0))
+    given_up.take()
     given_up.keep(fit(1), epoch(1, 0.3))
     holder.restore(fit(0))
+    holder.take()
     holder.keep(fit(2), epoch(2, 0.5))
     before = [read_bytes(place) for place in (runs.best_weights(run, "t00000"), runs.last_checkpoint(run, 0))]
     with pytest.raises(StorageError, match="^t00000 went on in another process"):
@@ -46,8 +48,20 @@ def test_a_process_that_was_given_up_overwrites_nothing_of_the_next(tmp_path: Pa
 
 def test_a_trial_that_has_ended_is_written_by_nobody(tmp_path: Path) -> None:
     kept = Kept(str(tmp_path), 0)
-    kept.restore(fit(0))
+    kept.take()
     delete(runs.trial_holder(str(tmp_path), 0))  # which is how a trial's end begins (record.SearchLog)
     with pytest.raises(StorageError, match="went on in another process"):
         kept.keep(fit(1), epoch(1, 0.3))
     assert not exists(runs.last_checkpoint(str(tmp_path), 0))
+
+
+def test_a_process_that_is_only_readied_for_a_trial_takes_it_from_nobody(tmp_path: Path) -> None:
+    """Tune starts processes for trials that by then run, or have ended, in one that became free first."""
+    run = str(tmp_path)
+    holder, readied = Kept(run, 0), Kept(run, 0)
+    holder.take()
+    readied.restore(fit(0))
+    holder.keep(fit(1), epoch(1, 0.3))
+    delete(runs.trial_holder(run, 0))
+    Kept(run, 0).restore(fit(0))
+    assert not exists(runs.trial_holder(run, 0))
