@@ -26,8 +26,8 @@ _PUTS_A_SHARD = (4, 5)
 """At least, at most: its list of images, its Parquet file, its ledger entry, and what pyarrow puts in a deleted note's
 place; notes of what is in hand come on top."""
 _GETS_A_SHARD = (15, 18)
-"""Its list of images, its file's footer and its entry in the end, each with a HEAD, looks for what is there, and whether
-the shard is still this worker's, before its file, its entry and its end."""
+"""Its list of images, its file's footer and its entry in the end, each with a HEAD, looks for what is there, and
+whether the shard is still this worker's, before its file, its entry and its end."""
 _GETS_A_NOTE = 3
 """Whether the shard is still this worker's, before each note of what is in hand."""
 _LISTS_A_SHARD = (1, 2)
@@ -112,7 +112,11 @@ def count_requests(
     lists = pages + shards // KEYS_A_PAGE
     notes = notes if out_on_s3 else 0
     gets, puts = (images if images_on_s3 else 0) + notes * _GETS_A_NOTE, notes
-    least = Requests(lists + shards * _LISTS_A_SHARD[0], gets + shards * _GETS_A_SHARD[0], puts + shards * _PUTS_A_SHARD[0])
+    least = Requests(
+        lists=lists + shards * _LISTS_A_SHARD[0],
+        gets=gets + shards * _GETS_A_SHARD[0],
+        puts=puts + shards * _PUTS_A_SHARD[0],
+    )
     if not (images_on_s3 or out_on_s3):
         return least, least
     few = _FEW if out_on_s3 else 0

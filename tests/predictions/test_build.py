@@ -332,7 +332,7 @@ def test_a_worker_that_was_given_up_leaves_the_note_of_the_next(begin_run, image
 
 
 def test_a_shard_with_suspects_has_the_worker_for_itself():
-    turns, seen = build._Turns(), []
+    turns, seen = build.Turns(), []
 
     def work(name, *, alone):
         with turns.take(alone=alone):
