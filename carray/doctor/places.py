@@ -34,6 +34,8 @@ _CONNECT_SECONDS, _READ_SECONDS = 4, 6
 SKEW_WARN_SECONDS, SKEW_FAIL_SECONDS = 60, 900
 _LOOKED_THROUGH = 10_000
 """Local files among which one to read is sought."""
+_PROBE = ".carray-doctor-"
+"""What a probe's file begins with."""
 
 
 def check_place(uri: str, *, write: bool) -> Iterator[Finding]:
@@ -56,7 +58,7 @@ def _local(place: str, title: str, *, write: bool) -> Finding:
         return _read_local(path, title)
     there = next(folder for folder in (path, *path.parents) if folder.exists())
     try:
-        with tempfile.NamedTemporaryFile(dir=there, prefix=".carray-doctor-") as file:
+        with tempfile.NamedTemporaryFile(dir=there, prefix=_PROBE) as file:
             file.write(b"carray doctor")
             file.flush()
             os.fsync(file.fileno())
@@ -73,7 +75,8 @@ def _read_local(path: Path, title: str) -> Finding:
         files = (path,) if path.is_file() else islice(path.rglob("*"), _LOOKED_THROUGH)
         if not path.exists():
             raise FileNotFoundError(2, "it does not exist")
-        file = next((one for one in files if one.is_file()), None)
+        # The checks run side by side: what one writes for a moment is nothing to read for another.
+        file = next((one for one in files if one.is_file() and not one.name.startswith(_PROBE)), None)
         if file is None:
             return Finding(title, "warn", f"{path}: no file in it", "check its spelling", storage=True)
         with file.open("rb") as opened:

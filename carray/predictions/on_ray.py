@@ -194,7 +194,9 @@ class _Job:
         self._watch.check()
 
     def _advise(self) -> None:
-        """Keep at hand what is to be said, should this job end now."""
+        """Keep at hand what is to be said, should this job end now; nothing as long as nothing is listed."""
+        if not self._plan.shards:
+            return
         known = f"{self._plan.shards:,}" + ("" if self._plan.complete else " listed so far")
         advise(
             f"{self._finished:,} shards are finished and stay, of {known}; to go on, run the same command again; "

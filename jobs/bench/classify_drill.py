@@ -89,13 +89,13 @@ def _finish(job: Job, blow: Strike, complaints: list[str]) -> int:
 
 
 def _check_end(kind: str, job: Job) -> list[str]:
-    """Look at how a disturbed run ended: well where it must, else with one sentence and the exit code of storage."""
+    """Look at how a disturbed run ended: well, or by storage's exit code, in one sentence beside how to go on."""
     code, said = job.codes[-1], job.said()
     if code is None:
         return [f"it did not end by itself: {said[-600:]}"]
     due = {0} if kind in _SURVIVED else {_STORAGE_REFUSED} if kind == "disk" else {0, _STORAGE_REFUSED}
     complaints = [] if code in due else [f"exit code {code}, not {due}: {said[-600:]}"]
-    sentences = re.findall(r"^carray: .*", said, re.MULTILINE)
+    sentences = [text for text in re.findall(r"^carray: .*", said, re.MULTILINE) if "; to go on, run" not in text]
     if code and (len(sentences) != 1 or "Traceback" in said):
         complaints.append(f"{len(sentences)} sentences where one is due: {said[-600:]}")
     if kind == "disk" and code and "free space" not in said:

@@ -221,7 +221,8 @@ def test_fewer_trials_and_another_grid_of_them_are_refused(whole: str, manifest:
 
 
 def test_a_new_process_goes_on_where_the_lost_one_was(manifest: str, tmp_path: Path) -> None:
-    """It reports the last epoch again, with the very seconds that took, and trains the next one as if undisturbed."""
+    """It reports the last epoch again, with the very seconds that took, and trains the next one as if undisturbed; the
+    lost one, should it be back, gives up."""
     shared = {
         **{"run": str(tmp_path / "run"), "manifest": manifest, "settings": settings().model_dump(mode="json")},
         **{"cpus": 2, "gpus": 0, "environment": {}},
@@ -230,11 +231,14 @@ def test_a_new_process_goes_on_where_the_lost_one_was(manifest: str, tmp_path: P
     reported = [lost.step() for _ in range(2)]
     successor = a_runner({"family": "cnn", **CNN}, shared)
     assert successor.step() == reported[1]
-    third, undisturbed = json.loads(successor.step()["entry"]), json.loads(lost.step()["entry"])
+    alone = a_runner({"family": "cnn", **CNN}, {**shared, "run": str(tmp_path / "alone")})
+    undisturbed = json.loads([alone.step() for _ in range(3)][-1]["entry"])
+    third = json.loads(successor.step()["entry"])
     assert third["epoch"] == 3
     assert {name: third[name] for name in ("train_loss", "val_loss", "val_top1")} == {
         name: undisturbed[name] for name in ("train_loss", "val_loss", "val_top1")
     }
+    assert "entry" not in lost.step()
 
 
 def test_a_failure_ends_the_trial_and_a_full_disk_the_search(
