@@ -35,7 +35,7 @@ demo: venv ## Search, pack and classify end to end on generated vehicles, in a f
 test: venv ## Run the tests (they start a real object store and a real Ray on this machine)
 	@$(RUN) -m pytest $(ARGS)
 
-test-cluster: venv ## Run both jobs on three hosts in network namespaces, and lose some of them (Linux, root; ten minutes)
+test-cluster: venv ## Run both jobs on three hosts in network namespaces, and lose some of them (Linux, root; twelve minutes)
 	@CARRAY_TEST_CLUSTER=1 $(RUN) -m pytest tests/several_hosts $(ARGS)
 
 check: venv ## Lint, formatting, types, the house rules and known vulnerabilities; changes nothing

@@ -1,6 +1,6 @@
 """Both jobs on several hosts, as submitted, and what they lose: the outcome is that of a cluster that lost nothing.
 
-Run by `make test-cluster`, which takes about ten minutes on two calm cores.
+Run by `make test-cluster`, which takes about twelve minutes on two cores.
 """
 
 from __future__ import annotations
