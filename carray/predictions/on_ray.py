@@ -79,9 +79,8 @@ def classify(bundle: str, source: str, *, out: str, settings: ClassifySettings |
         if job.is_done():
             say(f"classify: nothing to do, all {plan.images:,} images of {out} are scored")
         else:
-            stack.enter_context(
-                _blameless(out, lease.token)
-            )  # left after a Ray of our own, whose workers write no more then
+            # Left after a Ray of our own, whose workers write no more then.
+            stack.enter_context(_blameless(out, lease.token))
             began = time.monotonic()
             running = running or stack.enter_context(start_ray())
             job.score(running, ray_seconds=time.monotonic() - began)
