@@ -59,7 +59,7 @@ HEAVY = (
 """Imported inside the function that needs them, so that a command pays only for what it uses."""
 
 FORBIDDEN_STEMS = {"utils", "helpers", "common", "misc", "manager", "handler", "processor"}
-MODULE_LINES, FUNCTION_LINES, JOB_LINES = 300, 60, 60
+MODULE_LINES, FUNCTION_LINES, JOB_LINES = 500, 60, 60
 DISTRIBUTIONS = {
     **{"PIL": "Pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "PyYAML"},
     **{"jinja2": "Jinja2", "mlflow": "mlflow-skinny"},
