@@ -26,6 +26,13 @@ SMALL_CLASSES = [
 """Classes of `small_bundle`: two words of make, no body, a slash, and a name that is no vehicle's."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give `pytest -n 2 --dist loadgroup` its groups: what uses the run's Ray goes to one process, else a file's tests stay together."""
+    for item in items:
+        on_ray = "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """Start one object store for the whole run."""
