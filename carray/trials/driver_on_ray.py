@@ -18,7 +18,6 @@ from ray.tune.stopper import Stopper
 
 from carray.core.errors import CarrayError, DataError, StorageError
 from carray.core.last_words import advise
-from carray.trials.population import Population
 from carray.trials.record import SearchLog
 from carray.trials.schedulers_on_ray import FamilyScheduler
 from carray.trials.space import SearchSettings
@@ -32,11 +31,9 @@ MOST_LOSSES = 3
 class SearchDriver(FamilyScheduler):
     """Is the scheduler that Tune asks, with an eye on what goes wrong outside the trials."""
 
-    def __init__(
-        self, search: SearchSettings, log: SearchLog, losses: dict[int, int], population: Population | None = None
-    ) -> None:
+    def __init__(self, search: SearchSettings, log: SearchLog, losses: dict[int, int]) -> None:
         """Bring the families' schedulers to where the log stands; `losses` counts each trial's lost processes."""
-        super().__init__(search, log, population)
+        super().__init__(search, log)
         self.log, self._losses = log, losses
         self.trouble: CarrayError | None = None
         """What ends the whole search, with nothing recorded against the trial that met it."""

@@ -7,7 +7,6 @@
     RUN/trials/ID/last.safetensors   where the trial goes on from (Fit.checkpoint); gone when it has ended
     RUN/trials/ID/holder.json  which of the processes that took the trial up has it now; gone when it has ended
     RUN/trials/ID/trial.json   how the trial ended, written when it ended
-    RUN/trials/ID/copy.json, epoch-NUMBER.safetensors   pbt: whom it copied last, and what others may copy of it
     RUN/trials.parquet         one row a trial, best first;  RUN/epochs.parquet  one row a (trial, epoch)
     RUN/curves.png, RUN/leaderboard.html   pictures of both
     RUN/done.json              what came out and what ended the search, written last

@@ -36,8 +36,6 @@ from carray.trials.draw import candidates, draw_trials, grid_size
 from carray.trials.driver_on_ray import MOST_LOSSES, SearchDriver, SearchStopper
 from carray.trials.loggers import EpochLoggers
 from carray.trials.metrics_on_ray import SearchMetrics
-from carray.trials.population import check_population, population_for
-from carray.trials.population_on_ray import PopulationRunner
 from carray.trials.probe_on_ray import rank_trials
 from carray.trials.record import SearchLog, check_search, open_run
 from carray.trials.resources import share_out
@@ -65,7 +63,6 @@ def search(manifest: str, *, run: str, settings: TuneSettings) -> dict[str, Any]
     """
     run = absolute(run)
     source = read_manifest(absolute(manifest))
-    check_population(settings)
     drawn = draw_trials(settings)
     if settings.search.searcher == "grid":
         say(f"tune: of the grid's {grid_size(settings)} combinations, {len(drawn)} are tried")
@@ -134,9 +131,8 @@ def _run_trials(
         # A proposal is the better the more is known, so only trials that are drawn beforehand may queue.
         pending = 1 if settings.search.searcher == "tpe" else max(_MOST_PENDING, share.at_once)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(pending)
-        runner = PopulationRunner if settings.search.scheduler == "pbt" else TrialRunner
         trainable = tune.with_resources(
-            tune.with_parameters(runner, shared=shared), {"cpu": share.cpus, "gpu": share.gpus}
+            tune.with_parameters(TrialRunner, shared=shared), {"cpu": share.cpus, "gpu": share.gpus}
         )
         numbers = list(range(len(configurations)))
         # All are ranked, those too that have ended, so that every start comes to the same order.
@@ -166,7 +162,7 @@ def _run_rounds(
         waiting = set(log.missing) - set(log.running)
         numbers = [*log.running, *(number for number in order if number in waiting)]
         configurations = runs.read_search(run)["configurations"]  # what a searcher proposed stands there
-        driver = SearchDriver(settings.search, log, losses, population_for(settings, run, configurations))
+        driver = SearchDriver(settings.search, log, losses)
         searcher = build_searcher(settings, run, configurations, numbers)
         with stopping_on_sigterm(_STOPPED, ask=driver.stop):
             _run_round(trainable, driver, searcher, len(numbers), scratch)

@@ -38,7 +38,7 @@ CHANGEABLE = {
 """How long and on what a search runs, which a later start may say anew; all else decides what its figures mean."""
 
 _STATUS = {"stop": "stopped", "finish": "finished", "non_finite": "non_finite"}
-_SCHEDULERS = {"asha": "ASHA", "median": "the median rule", "pbt": "PBT"}
+_SCHEDULERS = {"asha": "ASHA", "median": "the median rule"}
 
 Configuration = CnnHyper | TransferHyper | None
 """None: the searcher proposes it when its turn comes."""

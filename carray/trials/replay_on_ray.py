@@ -23,8 +23,6 @@ __all__ = ["replay"]
 def replay(run: str) -> list[str]:
     """Give what is wrong with a run's log, one sentence each: decisions that cannot be made again, epochs logged twice.
 
-    The decisions of `pbt` are orders to copy (trials.population) and not looked at.
-
     Raises:
         SettingsError: no search was ever started there.
     """

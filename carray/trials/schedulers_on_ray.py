@@ -19,7 +19,6 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from carray.trials import format as runs
-from carray.trials.population import Population
 from carray.trials.record import METRIC, SearchLog
 from carray.trials.space import SearchSettings
 
@@ -29,17 +28,15 @@ __all__ = ["FamilyScheduler"]
 class FamilyScheduler(FIFOScheduler):
     """Gives each family a scheduler of its own, so that slow starters are judged among themselves."""
 
-    def __init__(self, search: SearchSettings, log: SearchLog, population: Population | None = None) -> None:
-        """Bring every family's scheduler, or the population of pbt, to where the log's earlier epochs left it."""
+    def __init__(self, search: SearchSettings, log: SearchLog) -> None:
+        """Bring every family's scheduler to where the log's earlier epochs left it."""
         super().__init__()
-        self._search, self._log, self._population = search, log, population
+        self._search, self._log = search, log
         self._families: dict[str, FIFOScheduler] = defaultdict(lambda: _family_scheduler(search))
         self._trials: dict[int, _Named] = {}
         self._best: dict[int, float] = {}
         for entry in log.replayed():
             self._feed(entry)
-            if population is not None:
-                population.judge(entry)
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Take no metric from outside: each family's scheduler has its own."""
@@ -54,11 +51,7 @@ class FamilyScheduler(FIFOScheduler):
         decision = self._log.decision_of(entry)
         if decision is None:
             decision = self._decide(entry)
-            if decision == "continue" and self._population is not None:
-                self._order_copy(self._population, entry)
             self._log.add(entry, decision)
-            if self._population is not None:
-                self._population.sweep(self._log.missing)
         return TrialScheduler.CONTINUE if decision == "continue" else TrialScheduler.STOP
 
     def _decide(self, entry: dict[str, Any]) -> str:
@@ -79,12 +72,6 @@ class FamilyScheduler(FIFOScheduler):
         self._best[number] = max(self._best.get(number, -1.0), entry["val_top1"])
         judged = {"epoch": entry["epoch"], METRIC: self._best[number]}
         return family.on_trial_result(cast("Any", None), cast("Trial", self._trials[number]), judged)
-
-    def _order_copy(self, population: Population, entry: dict[str, Any]) -> None:
-        copy = population.judge(entry)
-        population.order(entry["number"], copy)
-        if copy is not None:
-            entry["note"] = "; ".join(filter(None, [entry["note"], copy.text()]))
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Take the last epoch of a trial that ended by itself, which Tune reports here and not as a result."""

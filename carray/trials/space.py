@@ -37,10 +37,10 @@ class SearchSettings(Settings):
     seed: int = Field(default=0, ge=0)
     searcher: Literal["random", "tpe", "grid"] = "random"
     """Where configurations come from: drawn at random, Optuna's TPE, or every combination of the listed choices."""
-    scheduler: Literal["asha", "median", "pbt", "none"] = "asha"
-    """Who is stopped early: by ASHA, those below the median, nobody; pbt copies the better over the worse."""
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    """Which trials are stopped early: those that ASHA stops, those below the median, or none."""
     grace_epochs: int = Field(default=1, ge=1)
-    """No trial is stopped before this epoch; with pbt, trials copy each other every so many."""
+    """No trial is stopped before this epoch."""
     reduction_factor: float = Field(default=3, gt=1)
     """Of the trials at a rung of ASHA, one in this many goes on."""
     rung0: Literal["auto", "on", "off"] = "auto"

@@ -40,7 +40,7 @@ def test_rates_shrink_stage_by_stage_from_the_head_down() -> None:
 
 
 def test_parameters_keep_their_order_whatever_the_rates() -> None:
-    """A checkpoint counts parameters; one of other rates, as population-based training copies, must fit, too."""
+    """A checkpoint counts parameters; one that was written at other rates fits, too."""
     net = build_net(SMALL, class_count=3)
     other = SMALL.model_copy(update={"layer_decay": 1.0, "head_learning_rate": 0.01, "weight_decay": 0.0})
     orders = [list(named_groups(net, build_optimizer(net, hyper, stages(net.trunk)))) for hyper in (SMALL, other)]
