@@ -137,8 +137,6 @@ def estimate_classify(
     from carray.core.settings import load_settings
     from carray.doctor.machine import usable_cores
     from carray.estimates import classify
-    from carray.estimates.classify_text import classify_text
-    from carray.estimates.requests import Prices
     from carray.predictions.format import ClassifySettings
 
     overrides = short_for(settings, all_files=all_files or None, split=split, runtime=runtime)
@@ -147,11 +145,11 @@ def estimate_classify(
         source,
         settings=load_settings(ClassifySettings, config=config, overrides=overrides),
         machines=classify.Machines(machines, cores or max(1, int(usable_cores()))),
-        prices=Prices(list_price, get_price, put_price, machine_price),
+        prices=classify.Prices(list_price, get_price, put_price, machine_price),
         probe=classify.Probe(probe_images, probe_workers, total_images, listing_seconds),
         out=out,
     )
-    typer.echo(classify_text(found))
+    typer.echo(classify.classify_text(found))
     print_result(found.as_json())
 
 
@@ -164,6 +162,9 @@ def estimate_tune(
     machine_price: MachinePrice = None,
     networks: Annotated[int, typer.Option(min=1, help="Different networks to measure at most.")] = 6,
     probe_workers: ProbeWorkers = None,
+    earlier_run: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Run folder of such a search, to see how many epochs it ran.")
+    ] = None,
     config: Config = None,
     settings: Settings = None,
     trials: Annotated[int | None, typer.Option(help="Short for --set search.trials=N.")] = None,
@@ -172,9 +173,10 @@ def estimate_tune(
 ) -> None:
     """Say what carray tune would take: epochs after early stopping, wall-clock, machine-hours and money, as ranges.
 
-    Reads the manifest and 224 of its images; trains the networks of the space on those, by a trial's own code, in as
-    many processes as trials would run on this machine, and rehearses the search over made-up curves with its own
-    scheduler. Writes nothing. The last line of output is one JSON document.
+    Reads the manifest and 224 of its images, and trains the networks of the space on those, by a trial's own code, in
+    as many processes as trials would run on this machine. Writes nothing. How many epochs early stopping leaves is
+    what an earlier run shows; without one the range goes from the fewest possible to all. The last line of output is
+    one JSON document.
 
     Cost: one to five minutes: three epochs of 160 images for each network.
 
@@ -183,18 +185,17 @@ def estimate_tune(
     from carray.core.progress import print_result
     from carray.core.settings import load_settings
     from carray.doctor.machine import usable_cores
-    from carray.estimates.tune import Cluster
-    from carray.estimates.tune import estimate_tune as estimate_search
-    from carray.estimates.tune_text import tune_text
+    from carray.estimates import tune
     from carray.trials.space import TuneSettings
 
     overrides = short_for(settings, search__trials=trials, search__epochs=epochs, search__seed=seed)
-    found = estimate_search(
+    found = tune.estimate_tune(
         manifest,
         settings=load_settings(TuneSettings, config=config, overrides=overrides),
-        cluster=Cluster(machines, cores or max(1, int(usable_cores())), gpus, machine_price),
+        cluster=tune.Cluster(machines, cores or max(1, int(usable_cores())), gpus, machine_price),
         most_networks=networks,
         probe_workers=probe_workers,
+        earlier_run=earlier_run,
     )
-    typer.echo(tune_text(found))
+    typer.echo(tune.tune_text(found))
     print_result(found.as_json())

@@ -1,13 +1,18 @@
 """Estimates a classification: how long, how many machine-hours, how many requests, and what they cost.
 
-From: a bundle, a source, machines and prices. To: an `Estimate`, as JSON and as text.
-Invariants: what an image costs is measured here by the job's own code; every figure is a range, whose meaning is said.
+From: a bundle, a source, machines and prices. To: a `ClassifyEstimate`, as JSON and as text.
+Invariants: what an image costs is measured here by the job's own code; a shard's size is that of
+`predictions.shards.shard_images`; what a job asks of a store was counted on a real one and is compared with that by
+tests/estimates/test_classify.py; every figure is a range, whose meaning is said.
 Cost: listing the source, one GET for each image of the probe, and half a minute.
 """
 
 from __future__ import annotations
 
+import heapq
+import math
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,24 +21,84 @@ from carray.core.errors import SettingsError
 from carray.core.progress import say
 from carray.core.storage import absolute, is_s3
 from carray.doctor.machine import usable_cores
-from carray.estimates.ranges import MACHINE_FACTOR, Range
-from carray.estimates.requests import PREFIX_GETS_A_SECOND, Prices, Requests, count_requests, longest_share
-from carray.estimates.sampling import Sample, draw_images
-from carray.estimates.scoring import Cost, measure_scoring
+from carray.estimates.classify_probe import Cost, Sample, draw_images, measure_scoring
+from carray.estimates.ranges import (
+    MACHINE_FACTOR,
+    START_SECONDS,
+    Range,
+    busy_text,
+    money_text,
+    number_text,
+    seconds_text,
+    table_row,
+    table_text,
+    whole,
+)
+from carray.predictions.ahead import NOTE_IMAGES
 from carray.predictions.format import ClassifySettings
 from carray.predictions.ledger import RunRecord
 from carray.predictions.plan import describe_run
+from carray.predictions.shards import shard_images
 
-__all__ = ["ClassifyEstimate", "Machines", "Probe", "estimate_classify"]
+__all__ = ["ClassifyEstimate", "Machines", "Prices", "Probe", "Requests", "classify_text", "estimate_classify"]
 
-START_SECONDS = Range(5.0, 20.0)
-"""Of the command, of Ray and its processes, before a worker opens the bundle (results/classify.csv, cold start)."""
 LISTING_KEYS_A_SECOND = 230_000
 """What one driver lists at most (results/list.csv); scoring goes on meanwhile."""
 _IMAGES_A_WORKER = 200
 _MOST_WORKERS = 16
 _SHORT_SECONDS = 10.0
 """Of listing, where the count is known: long enough for images of many places."""
+KEYS_A_PAGE = 1_000
+PREFIX_GETS_A_SECOND = 5_500
+"""What S3 answers under one prefix before it says SlowDown."""
+
+_PUTS_A_SHARD = (4, 5)
+"""At least, at most: its list of images, its Parquet file, its ledger entry, and what pyarrow puts in a deleted note's
+place; notes of what is in hand come on top."""
+_GETS_A_SHARD = (15, 18)
+"""Its list of images, its file's footer and its entry in the end, each with a HEAD, looks for what is there, and
+whether the shard is still this worker's, before its file, its entry and its end."""
+_GETS_A_NOTE = 3
+"""Whether the shard is still this worker's, before each note of what is in hand."""
+_LISTS_A_SHARD = (1, 2)
+"""Of looks for a note that is not there."""
+_GETS_A_WORKER = 10
+"""bundle.json, the network and the probe images, each with a HEAD."""
+_FEW = 30
+"""Of the driver: the run's records, the lease, the end."""
+_RETRIED = 0.01
+"""Share of requests that a busy store makes a job ask again."""
+_MEANING = f"""\
+Times: from what the processor was busy here to what passed here, of the middle 80 % of what other samples would
+show, moved outwards by a factor of {MACHINE_FACTOR:g} for other machines of this one's kind, with the start of Ray and
+its workers. Machines of another kind, their booting, and those that leave in between are not in it.
+Requests: by the job's own rules, with up to 1 % asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Says what requests cost, for 1,000 of them, and a machine for an hour; in any one currency."""
+
+    list_requests: float = 0.005
+    gets: float = 0.0004
+    puts: float = 0.005
+    machine_hour: float | None = None
+    """None where nobody said it: machines are not priced then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """Counts requests by what they cost."""
+
+    lists: int
+    gets: int
+    """HEADs among them, which cost as much."""
+    puts: int
+
+    def money(self, prices: Prices) -> float:
+        """Give their price."""
+        each = ((self.lists, prices.list_requests), (self.gets, prices.gets), (self.puts, prices.puts))
+        return sum(count / 1_000 * price for count, price in each)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,3 +285,130 @@ def _scale(
         machine_money=hours * prices.machine_hour if prices.machine_hour is not None else None,
         throttled=throttled,
     )
+
+
+def shard_sizes(images: int, settings: ClassifySettings) -> Iterator[int]:
+    """Give the sizes of a run's shards, in images, in the order in which they are cut."""
+    cut = 0
+    while cut < images:
+        size = min(shard_images(cut, settings), images - cut)
+        yield size
+        cut += size
+
+
+def longest_share(images: int, settings: ClassifySettings, workers: int) -> tuple[int, int]:
+    """Deal shards to workers, each to the one that is free first; gives the images of the busiest, and all shards."""
+    busy = [0] * max(1, workers)
+    shards = 0
+    for size in shard_sizes(images, settings):
+        heapq.heappush(busy, heapq.heappop(busy) + size)
+        shards += 1
+    return max(busy), shards
+
+
+def count_requests(
+    images: int,
+    keys: int,
+    settings: ClassifySettings,
+    *,
+    workers: int,
+    listed: bool,
+    out_on_s3: bool,
+    images_on_s3: bool,
+) -> tuple[Requests, Requests]:
+    """Count a job's requests: (at least, at most).
+
+    Args:
+        images: To be scored.
+        keys: To be listed, images or not.
+        settings: Of the job.
+        workers: Scoring processes.
+        listed: Whether the source is a bucket that is listed, and no table.
+        out_on_s3: Whether the results go to a bucket.
+        images_on_s3: Whether the images lie in one.
+    """
+    sizes = list(shard_sizes(images, settings))
+    notes, shards = sum(math.ceil(size / NOTE_IMAGES) for size in sizes), len(sizes) if out_on_s3 else 0
+    pages = math.ceil(keys / KEYS_A_PAGE) if listed else 0
+    lists = pages + shards // KEYS_A_PAGE
+    notes = notes if out_on_s3 else 0
+    gets, puts = (images if images_on_s3 else 0) + notes * _GETS_A_NOTE, notes
+    least = Requests(
+        lists=lists + shards * _LISTS_A_SHARD[0],
+        gets=gets + shards * _GETS_A_SHARD[0],
+        puts=puts + shards * _PUTS_A_SHARD[0],
+    )
+    if not (images_on_s3 or out_on_s3):
+        return least, least
+    few = _FEW if out_on_s3 else 0
+    # A range of keys that is cut in two costs a few requests of one key, and each thread may end on a page of few.
+    cuts = settings.listing_threads * 8 if pages > settings.listing_threads else 2
+    again = 1 + _RETRIED
+    most = Requests(
+        lists=math.ceil((lists + shards * _LISTS_A_SHARD[1]) * again) + cuts + few,
+        gets=math.ceil((gets + shards * _GETS_A_SHARD[1]) * again) + workers * _GETS_A_WORKER + few,
+        puts=math.ceil((puts + shards * _PUTS_A_SHARD[1]) * again) + few,
+    )
+    return least, most
+
+
+def classify_text(found: ClassifyEstimate) -> str:
+    """Lay an estimate out for a terminal: what was seen, a table of ranges, what they mean."""
+    return "\n".join([*_seen(found), "", table_text(_rows(found)), "", *_meaning(found)])
+
+
+def _seen(found: ClassifyEstimate) -> list[str]:
+    cost, rate = found.cost, found.cost.seconds
+    failed = sum(cost.error_codes.values())
+    count = f"{found.images:,} images" if found.listed else f"at least {found.images:,} images, listed so far"
+    trouble = f"; {failed} of them failed ({', '.join(f'{n} {code}' for code, n in cost.error_codes.items())})"
+    return [
+        f"{found.source}: {count}, {cost.bytes_per_image / 1e6:.2f} MB each, in {found.shards:,} shards",
+        f"Here {cost.images:,} of them were read, decoded and scored ({found.runtime}) on all cores"
+        f"{trouble if failed else ''}:",
+        f"an image takes {rate.low * 1e3:.2f} to {rate.high * 1e3:.2f} ms of a core, of which decoding "
+        f"{cost.decode_seconds * 1e3:.2f}.",
+    ]
+
+
+def _rows(found: ClassifyEstimate) -> list[tuple[str, str, str, str]]:
+    machines, (least, most) = found.machines, found.requests
+    unit = "machine" if machines.count == 1 else "machines"
+    rows = [
+        table_row("wall-clock", found.seconds, seconds_text, f"{machines.count} {unit} of {machines.cores} cores"),
+        table_row("machine-hours", found.machine_hours, number_text),
+        table_row("core-hours", found.core_hours, number_text),
+        table_row("LIST requests", whole(least.lists, most.lists), _count),
+        table_row(
+            "GET requests", whole(least.gets, most.gets), _count, "one an image; HEADs of a job's records among them"
+        ),
+        table_row("PUT requests", whole(least.puts, most.puts), _count),
+        table_row("money, requests", found.request_money, money_text),
+    ]
+    if found.machine_money is None:
+        rows.append(("money, machines", "", "", "not priced: --price-per-machine-hour"))
+    else:
+        rows.append(table_row("money, machines", found.machine_money, money_text))
+    return rows
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _meaning(found: ClassifyEstimate) -> list[str]:
+    lines = [_MEANING]
+    lines += busy_text(found.cost.load)
+    if found.throttled:
+        lines.append(
+            f"So many machines read over {PREFIX_GETS_A_SECOND:,} images a second, where S3 says SlowDown under one "
+            "prefix: more machines help only if the keys have several."
+        )
+    if not found.listed:
+        lines.append("Not all was listed: for the whole, say how many images there are with --total-images.")
+    if found.workers < found.machines.count * found.machines.cores:
+        lines.append(
+            f"Only {found.workers:,} of {found.machines.count * found.machines.cores:,} cores have work, with so many "
+            "shards, or by settings."
+        )
+    return lines

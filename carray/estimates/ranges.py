@@ -1,4 +1,4 @@
-"""Holds what an estimate says: a range from low to high, and lays such ranges out as a table.
+"""Defines the ranges that an estimate consists of, and lays them out as a table.
 
 Invariants: low is at most high; an estimate is never a single figure.
 """
@@ -6,13 +6,13 @@ Invariants: low is at most high; an estimate is never a single figure.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MACHINE_FACTOR", "Range", "middle", "money_text", "number_text", "seconds_text", "table_text", "whole"]
+__all__ = ["MACHINE_FACTOR", "START_SECONDS", "Range", "busy_text", "middle", "table_row", "table_text", "whole"]
 
 MACHINE_FACTOR = 1.25
 """By which machines of one name differ, and one machine with and without neighbours: the same job took 28 and 35
@@ -23,7 +23,7 @@ _INSIDE = (10.0, 90.0)
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Says that something lies between low and high."""
+    """Holds two ends, low and high, between which a figure lies."""
 
     low: float
     high: float
@@ -53,6 +53,11 @@ class Range:
         return [float(f"{value:.3g}") if abs(value) < 1e6 else round(value) for value in (self.low, self.high)]
 
 
+START_SECONDS = Range(5.0, 20.0)
+"""Of the command, of Ray and its processes, before they import torch or open a bundle (results/classify.csv, cold
+start)."""
+
+
 def middle(values: npt.NDArray[np.float64] | Sequence[float]) -> Range:
     """Give the range in which the middle 80 % of the values lie."""
     low, high = np.percentile(np.asarray(values, dtype=np.float64), _INSIDE)
@@ -79,6 +84,23 @@ def number_text(value: float) -> str:
 def money_text(value: float) -> str:
     """Give a price to its cents."""
     return f"{value:,.2f}" if value >= 0.01 or not value else "< 0.01"
+
+
+def busy_text(load: float) -> list[str]:
+    """Say, where other work kept the machine busy (its load for each core), what that does to a measurement."""
+    if load <= 1.5:
+        return []
+    return [
+        f"Other work was busy here (a load of {load:.1f} for each core), which raised the upper ends; ask again when "
+        "the machine is idle."
+    ]
+
+
+def table_row(
+    what: str, value: Range, text: Callable[[float], str] = number_text, note: str = ""
+) -> tuple[str, str, str, str]:
+    """Write a range as a row of `table_text`."""
+    return what, text(value.low), text(value.high), note
 
 
 def table_text(rows: Sequence[tuple[str, str, str, str]]) -> str:

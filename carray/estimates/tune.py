@@ -1,8 +1,9 @@
-"""Estimates a search: how many epochs ASHA leaves, how long they take on given machines, and what that costs.
+"""Estimates a search: how many epochs its trials take, how long that is on given machines, and what it costs.
 
-From: a manifest, settings and machines. To: a `TuneEstimate`, as JSON and as text.
-Invariants: what an epoch costs is measured here by a trial's own code, and who is stopped is decided by the search's
-own scheduler, over made-up curves whose order nobody knows; every figure is a range, whose meaning is said.
+From: a manifest, settings, machines and, where there is one, an earlier run. To: a `TuneEstimate`, as JSON and as text.
+Invariants: what an image costs is measured here by a trial's own code; time is that, times images and epochs. How many
+epochs early stopping leaves is what an earlier run shows, else from the fewest to the most that the scheduler may run;
+every figure is a range, whose meaning is said.
 Cost: a minute or two: networks of the space, six at most, are trained on 160 images for three epochs.
 """
 
@@ -14,27 +15,47 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from carray.core.errors import SettingsError
 from carray.core.progress import say
 from carray.core.storage import absolute, is_s3
 from carray.doctor.machine import usable_cores
-from carray.estimates.ranges import MACHINE_FACTOR, Range
-from carray.estimates.stopping import rehearse
-from carray.estimates.training import NetCost, TrainingCost, measure_training, net_key
+from carray.estimates.ranges import (
+    MACHINE_FACTOR,
+    START_SECONDS,
+    Range,
+    busy_text,
+    middle,
+    money_text,
+    seconds_text,
+    table_row,
+    table_text,
+    whole,
+)
+from carray.estimates.tune_probe import NetCost, TrainingCost, frozen_key, measure_training, net_key
 from carray.manifest.format import Manifest, read_manifest
+from carray.trials import format as runs
 from carray.trials.draw import draw_trials
 from carray.trials.hyper import CnnHyper, TransferHyper
 from carray.trials.probe import TRAIN_IMAGES_PER_CLASS, VAL_IMAGES, candidate_of
 from carray.trials.record import check_search
 from carray.trials.resources import Share, share_out
-from carray.trials.space import TuneSettings
+from carray.trials.space import SearchSettings, TuneSettings
 
-__all__ = ["Cluster", "TuneEstimate", "estimate_tune"]
+__all__ = ["Cluster", "TuneEstimate", "estimate_tune", "tune_text"]
 
-START_SECONDS = Range(5.0, 20.0)
-"""Of the command, of Ray and its processes, before they import torch."""
 PACK_SECONDS = Range(10.0, 120.0)
 """Of the winner: export, int8 and its certificate, calibration."""
+TRIAL_SECONDS, EPOCH_SECONDS = Range(0.3, 2.0), Range(0.05, 0.5)
+"""What a trial, and an epoch, cost beside their training (results/tune.csv, fixed)."""
+_DECIDES_STOPPING = ("scheduler", "epochs", "grace_epochs", "reduction_factor")
+"""Settings of `search` that an earlier run must share, so that its share of epochs says something."""
+_MEANING = f"""\
+Times: from what the processor was busy here to what passed here, by images and epochs; moved outwards by a factor of
+{MACHINE_FACTOR:g} for other machines of this one's kind. Machines of another kind, their booting, and those that leave
+in between are not in it, nor a cache that is full already."""
 Hyper = CnnHyper | TransferHyper
 
 
@@ -66,6 +87,8 @@ class TuneEstimate:
     cost: TrainingCost
     epochs: Range
     """Of all trials together."""
+    epochs_meaning: str
+    """What that range comes from, a sentence."""
     decode_seconds: Range
     rung0_seconds: Range
     search_seconds: Range
@@ -108,6 +131,7 @@ class TuneEstimate:
             "networks": self.networks,
             "networks_measured": len(self.cost.nets),
             **{name: getattr(self, name).rounded() for name in parts},
+            "epochs_meaning": self.epochs_meaning,
             "machine_hours": self.machine_hours.rounded(),
             "device_hours": self.device_hours.rounded(),
             "machine_money": self.machine_money.rounded() if self.machine_money else None,
@@ -123,11 +147,21 @@ def estimate_tune(
     cluster: Cluster,
     most_networks: int = 6,
     probe_workers: int | None = None,
+    earlier_run: str | None = None,
 ) -> TuneEstimate:
     """Estimate a search from some epochs of its own networks on some of its own images.
 
+    Args:
+        manifest: To search over.
+        settings: Of the search.
+        cluster: To run on.
+        most_networks: Different networks to measure at most.
+        probe_workers: Processes to measure in; as many as trials would run at once here when None.
+        earlier_run: Run folder of a search that stopped trials as this one will.
+
     Raises:
-        SettingsError: settings that no network takes, resources that the machines have not, or GPUs where here is none.
+        SettingsError: settings that no network takes, resources that the machines have not, GPUs where here is none, or
+            an earlier run that stopped trials by other settings.
         SchemaError: the manifest has no usable training or validation image.
         DataError: an image cannot be read any more.
         BudgetError: a process that was to measure died.
@@ -135,6 +169,7 @@ def estimate_tune(
     source = read_manifest(absolute(manifest))
     hypers = draw_trials(settings)
     check_search(source, hypers)
+    epochs, meaning = _epochs(settings.search, len(hypers), earlier_run)
     nodes = [{"CPU": float(cluster.cores), "GPU": float(cluster.gpus)}] * cluster.machines
     share = share_out(nodes, settings.search, len(hypers))
     device = _device(share)
@@ -144,7 +179,52 @@ def estimate_tune(
     processes = probe_workers or min(here, share.at_once)
     say(f"estimate: training {len(chosen)} of {len(counts)} networks on a few images, in {processes} processes")
     cost = measure_training(source, settings, chosen, processes=processes, cpus=share.cpus, device=device)
-    return _scale(source, settings, hypers, share, cluster, cost, networks=len(counts))
+    return _scale(
+        source, settings, hypers, share, cluster, cost, networks=len(counts), epochs=epochs, epochs_meaning=meaning
+    )
+
+
+def _epochs(search: SearchSettings, trials: int, earlier_run: str | None) -> tuple[Range, str]:
+    """Give the epochs of all trials together, and in a sentence what that range comes from.
+
+    Raises:
+        SettingsError: no search was run there, it stopped trials by other settings, or none of its trials ended.
+        StorageError: its records cannot be read.
+    """
+    full = trials * search.epochs
+    if search.scheduler == "none":
+        return whole(full), "Epochs: all, since search.scheduler none stops no trial."
+    if earlier_run is None:
+        first = min(search.grace_epochs, search.epochs)
+        return whole(trials * first, full), (
+            f"Epochs: from every trial stopped where the scheduler first may, after epoch {first}, to none stopped. An "
+            "earlier run with such a scheduler narrows that: --earlier-run RUN."
+        )
+    run, taken = absolute(earlier_run), _epochs_taken(absolute(earlier_run), search)
+    values, counts = np.unique(taken, return_counts=True)
+    # Sums of as many trials as this search has, drawn from those of the earlier run.
+    sums = np.random.default_rng(0).multinomial(trials, counts / counts.sum(), size=2000) @ values
+    likely = middle(sums.astype(np.float64))
+    return whole(likely.low, likely.high), (
+        f"Epochs: {run} ran {taken.sum():,} of its {len(taken):,} trials' {len(taken) * search.epochs:,}; here as many "
+        "each, over the middle 80 % of what other draws of such trials would take."
+    )
+
+
+def _epochs_taken(run: str, search: SearchSettings) -> npt.NDArray[np.int64]:
+    """Give the epochs that each trial of an earlier run took, of those that ended by themselves or were stopped."""
+    before = runs.read_search(run)["settings"]["search"]
+    for name in _DECIDES_STOPPING:
+        if before[name] != getattr(search, name):
+            raise SettingsError(
+                f"{run} had search.{name} {before[name]}, but this search has {getattr(search, name)}; name a run "
+                f"whose {', '.join(_DECIDES_STOPPING)} are this search's, or leave --earlier-run out."
+            )
+    trials = runs.read_trials(run)
+    ended = trials[~trials["status"].isin(["out_of_time", "not_started"])]
+    if ended.empty:
+        raise SettingsError(f"no trial of {run} has ended, so it does not show how many epochs are run; name another.")
+    return ended["epochs"].to_numpy(np.int64)
 
 
 def _device(share: Share) -> str:
@@ -177,12 +257,16 @@ def _scale(
     cost: TrainingCost,
     *,
     networks: int,
+    epochs: Range,
+    epochs_meaning: str,
 ) -> TuneEstimate:
     """Turn what an image costs here into what the whole search costs there."""
     counts = manifest.split_counts()
     images = counts["train"] + counts["val"]
     known = [_cost_of(hyper, hypers, cost) for hyper in hypers]
-    epochs, trials_seconds = rehearse(settings, hypers, known, counts, share)
+    trials_seconds = _trials_seconds(
+        settings, hypers, known, counts, epochs, at_once=share.at_once, machines=cluster.machines
+    )
     decode = (cost.decode * (images / cluster.cores)).widened(MACHINE_FACTOR)
     rung0 = _rung0(settings, hypers, known, counts, len(manifest.classes), share).widened(MACHINE_FACTOR)
     searching = trials_seconds.widened(MACHINE_FACTOR)
@@ -204,6 +288,7 @@ def _scale(
         networks=networks,
         cost=cost,
         epochs=epochs,
+        epochs_meaning=epochs_meaning,
         decode_seconds=decode,
         rung0_seconds=rung0,
         search_seconds=searching,
@@ -224,6 +309,43 @@ def _cost_of(hyper: Hyper, hypers: Sequence[Hyper], cost: TrainingCost) -> NetCo
         return Range(min(one.low for one in ranges), max(one.high for one in ranges))
 
     return NetCost(*(span([getattr(one, name) for one in family]) for name in ("train", "val", "frozen")))
+
+
+def _trials_seconds(
+    settings: TuneSettings,
+    hypers: Sequence[Hyper],
+    known: Sequence[NetCost],
+    counts: Mapping[str, int],
+    epochs: Range,
+    *,
+    at_once: int,
+    machines: int,
+) -> Range:
+    """Give the wall-clock of all trials; which are stopped is not known, so each gets the same share of the epochs.
+
+    At best the work is spread evenly over what runs at once; at worst the longest trial, which is not stopped, begins
+    when the others have ended.
+    """
+
+    def seconds(end: str, each: float) -> tuple[list[float], list[float]]:
+        """Give each trial's own seconds for so many epochs, and those of each frozen trunk's features."""
+        trial, epoch = getattr(TRIAL_SECONDS, end), getattr(EPOCH_SECONDS, end)
+        own, features = [], {}
+        for hyper, net in zip(hypers, known, strict=True):
+            images = getattr(net.train, end) * counts["train"] + getattr(net.val, end) * counts["val"]
+            own.append(trial + each * (epoch + images))
+            if isinstance(hyper, TransferHyper) and frozen_key(hyper):
+                # Training images once a view, validation images once.
+                views = min(hyper.cached_views, each) * counts["train"] + counts["val"]
+                features[frozen_key(hyper)] = getattr(net.frozen, end) * views
+        return own, list(features.values())
+
+    own, features = seconds("low", epochs.low / len(hypers))
+    low = max((sum(own) + sum(features)) / at_once, max(own))
+    own, features = seconds("high", epochs.high / len(hypers))
+    longest = max(seconds("high", settings.search.epochs)[0]) + max(features, default=0.0)
+    spread = (sum(own) + machines * sum(features)) / at_once + longest * (1 - 1 / at_once)
+    return Range(low, max(low, min(spread, math.ceil(len(hypers) / at_once) * longest)))
 
 
 def _rung0(
@@ -271,3 +393,54 @@ def _limit(settings: TuneSettings, share: Share) -> tuple[float, str]:
         hours = search.money_budget / search.price_per_device_hour
         limits.append((hours * 3600 / devices, "search.money_budget"))
     return min(limits)
+
+
+def tune_text(found: TuneEstimate) -> str:
+    """Lay an estimate out for a terminal: what was seen, a table of ranges, what they mean."""
+    return "\n".join([*_seen(found), "", table_text(_rows(found)), "", *_meaning(found)])
+
+
+def _seen(found: TuneEstimate) -> list[str]:
+    measured = len(found.cost.nets)
+    each = "each" if measured == found.networks else f"{measured} of them"
+    return [
+        f"{found.manifest}: {found.images:,} images to train and validate on; {found.trials:,} trials of up to "
+        f"{found.epochs_each} epochs,",
+        f"{found.networks} different networks, {each} trained here on a few images; {found.share.at_once:,} trials at "
+        f"once, on {found.share.text()} each.",
+    ]
+
+
+def _rows(found: TuneEstimate) -> list[tuple[str, str, str, str]]:
+    full, cluster = found.trials * found.epochs_each, found.cluster
+    machines = f"{cluster.machines} machine{'s' if cluster.machines > 1 else ''} of {cluster.cores} cores"
+    machines += f" and {cluster.gpus} GPUs" if cluster.gpus else ""
+    cut = f"; {found.ended_by} ends the search" if found.ended_by else ""
+    rows = [
+        table_row("epochs, of all trials", found.epochs, note=f"{full:,} if no trial is stopped ({found.scheduler})"),
+        _seconds("decoding, once a machine", found.decode_seconds),
+        _seconds("rung 0", found.rung0_seconds),
+        _seconds("trials", found.search_seconds),
+        _seconds("refit", found.refit_seconds),
+        _seconds("wall-clock", found.seconds, f"{machines}, with start and packing{cut}"),
+        table_row("machine-hours", found.machine_hours),
+        table_row("GPU-hours" if cluster.gpus else "core-hours", found.device_hours),
+    ]
+    if found.get_requests:
+        rows.append(("GET requests", "", f"{found.get_requests:,}", "each image, once a machine"))
+    if found.machine_money is None:
+        return [*rows, ("money, machines", "", "", "not priced: --price-per-machine-hour")]
+    return [*rows, table_row("money, machines", found.machine_money, money_text)]
+
+
+def _seconds(what: str, value: Range, note: str = "") -> tuple[str, str, str, str]:
+    return table_row(what, value, seconds_text, note) if value.high else (what, "", "", "none")
+
+
+def _meaning(found: TuneEstimate) -> list[str]:
+    lines = [found.epochs_meaning, _MEANING]
+    if len(found.cost.nets) < found.networks:
+        lines.append(
+            "A network that was not measured may cost whatever its family's measured ones do: --networks measures more."
+        )
+    return lines + busy_text(found.cost.load)

@@ -5,16 +5,26 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+from fault_proxy import start_proxy
 
 from carray.core.errors import BundleError, SettingsError
 from carray.core.storage import write_bytes
-from carray.estimates import classify, scoring
-from carray.estimates.classify import Machines, Probe, estimate_classify
-from carray.estimates.classify_text import classify_text
+from carray.estimates import classify, classify_probe
+from carray.estimates.classify import (
+    Machines,
+    Prices,
+    Probe,
+    Requests,
+    classify_text,
+    count_requests,
+    estimate_classify,
+    longest_share,
+    shard_sizes,
+)
 from carray.estimates.ranges import Range, middle
-from carray.estimates.requests import Prices
 from carray.predictions.format import ClassifySettings
 
 
@@ -70,12 +80,10 @@ def test_images_on_s3_are_counted_in_requests_and_money(s3, small_bundle, make_i
 
 
 def test_a_listing_that_is_stopped_says_at_least(small_bundle, tmp_path, make_image, monkeypatch):
-    from carray.estimates import sampling
-
     for i in range(200):
         (tmp_path / f"{i:03d}.jpg").write_bytes(make_image(i % 5))
     settings = ClassifySettings(shard_images_first=16, shard_images_max=16)
-    monkeypatch.setattr(sampling, "open_plan", stopped_plan(sampling.open_plan))
+    monkeypatch.setattr(classify_probe, "open_plan", stopped_plan(classify_probe.open_plan))
     found = estimate(small_bundle, tmp_path, settings=settings, probe=Probe(workers=1, listing_seconds=0.0))
     assert not found.listed
     text = classify_text(found)
@@ -131,16 +139,16 @@ def test_what_is_not_measured_is_refused(small_bundle, image_folder, wanted, com
 
 
 def measured(seconds: float, core_seconds: float, decode: list[float]):
-    return scoring._Measured(100, seconds, core_seconds, 1.0, decode, 5_000, {"empty": 1})
+    return classify_probe._Measured(100, seconds, core_seconds, 1.0, decode, 5_000, {"empty": 1})
 
 
 def test_the_range_goes_from_the_processors_time_to_the_clocks():
-    cost = scoring._cost([measured(2.0, 1.0, [0.01] * 100), measured(2.0, 1.0, [0.01] * 100)])
+    cost = classify_probe._cost([measured(2.0, 1.0, [0.01] * 100), measured(2.0, 1.0, [0.01] * 100)])
     assert cost.seconds.low == pytest.approx(0.01)
     assert cost.seconds.high == pytest.approx(0.02)
     assert cost.error_codes == {"empty": 2}
     assert cost.bytes_per_image == 50
-    uneven = scoring._cost([measured(2.0, 2.0, [0.0] * 90 + [0.15] * 10)])
+    uneven = classify_probe._cost([measured(2.0, 2.0, [0.0] * 90 + [0.15] * 10)])
     assert uneven.seconds.low < 0.02 < uneven.seconds.high
 
 
@@ -155,11 +163,11 @@ def test_processes_take_disjoint_parts_and_all_where_images_are_few(monkeypatch)
         def model_dump(self):
             return {}
 
-    monkeypatch.setattr(scoring, "run_together", together)
-    scoring.measure_scoring("b", Settings(), Settings(), list(range(100)), workers=2)
+    monkeypatch.setattr(classify_probe, "run_in_parallel", together)
+    classify_probe.measure_scoring("b", Settings(), Settings(), list(range(100)), workers=2)
     assert Counter(taken[0]) + Counter(taken[1]) == Counter(range(100))
     taken.clear()
-    scoring.measure_scoring("b", Settings(), Settings(), list(range(40)), workers=2)
+    classify_probe.measure_scoring("b", Settings(), Settings(), list(range(40)), workers=2)
     assert sorted(taken[0]) == sorted(taken[1]) == list(range(40))
 
 
@@ -172,13 +180,12 @@ def test_ranges():
 
 
 def test_many_workers_beside_s3_are_throttled(monkeypatch):
-    cost = scoring.Cost(Range(0.001, 0.002), 0.001, 1.0, 100, 1e5, {})
-    from carray.estimates.sampling import Sample
+    cost = classify_probe.Cost(Range(0.001, 0.002), 0.001, 1.0, 100, 1e5, {})
     from carray.predictions.format import PlannedImage
     from carray.predictions.ledger import RunRecord
 
     run = RunRecord.model_construct(source="s3://b/photos", runtime="int8")
-    sample = Sample(10_000_000, True, 10_000_000, [PlannedImage("s3://b/photos/a.jpg")])
+    sample = classify_probe.Sample(10_000_000, True, 10_000_000, [PlannedImage("s3://b/photos/a.jpg")])
     found = classify._scale(run, ClassifySettings(), sample, cost, Machines(100, 16), Prices(), out=None, total=None)
     assert found.throttled
     assert found.seconds.high > 10_000_000 / 5_500
@@ -188,3 +195,73 @@ def test_many_workers_beside_s3_are_throttled(monkeypatch):
 def test_paths_are_as_the_job_takes_them(small_bundle, image_folder, monkeypatch):
     monkeypatch.chdir(image_folder.parent)
     assert estimate(small_bundle, "images/").source == str(Path(image_folder))
+
+
+@pytest.mark.parametrize("images", [1, 64, 65, 5_701, 1_000_000])
+def test_shards_hold_every_image_and_grow(images):
+    sizes = list(shard_sizes(images, ClassifySettings()))
+    assert sum(sizes) == images
+    assert sizes[0] == min(64, images)
+    assert max(sizes) <= 10_000
+
+
+def test_a_hundred_million_images_are_about_ten_thousand_shards():
+    assert 10_000 < len(list(shard_sizes(100_000_000, ClassifySettings()))) < 11_000
+
+
+def test_shares_are_even_where_shards_are_many_and_one_shard_where_workers_are():
+    busiest, shards = longest_share(1_000_000, ClassifySettings(), 10)
+    assert 100_000 <= busiest < 110_000
+    busiest, _ = longest_share(1_000_000, ClassifySettings(), 100_000)
+    assert busiest == max(shard_sizes(1_000_000, ClassifySettings()))
+    assert longest_share(100, ClassifySettings(), 1) == (100, 2)
+    assert shards == len(list(shard_sizes(1_000_000, ClassifySettings())))
+
+
+def test_prices_are_for_a_thousand():
+    assert Requests(lists=100_000, gets=100_000_000, puts=200_000).money(Prices()) == pytest.approx(0.5 + 40 + 1)
+    assert Requests(1_000, 0, 0).money(Prices(list_requests=2.0)) == 2.0
+
+
+def test_what_readme_says_of_a_hundred_million_images():
+    settings = ClassifySettings()
+    least, most = count_requests(
+        100_000_000, 100_000_000, settings, workers=160, listed=True, out_on_s3=True, images_on_s3=True
+    )
+    assert 100_000 < least.lists < most.lists < 125_000
+    assert 100_600_000 < least.gets < most.gets < 103_000_000
+    assert 200_000 < least.puts < 250_000
+
+
+def test_local_files_cost_no_request():
+    nothing = Requests(0, 0, 0)
+    assert count_requests(
+        100, 100, ClassifySettings(), workers=2, listed=False, out_on_s3=False, images_on_s3=False
+    ) == (nothing, nothing)
+
+
+def test_a_real_jobs_requests_lie_within(ray_cluster, s3, s3_server, small_bundle, make_image, monkeypatch):
+    """Sixty images in shards of eight, from bucket to bucket, through a proxy that counts."""
+    from carray.predictions.on_ray import classify
+
+    for i in range(60):
+        write_bytes(f"{s3}/photos/{i:03d}.jpg", make_image(i % 7))
+    bucket = s3.removeprefix("s3://")
+    seen: Counter[str] = Counter()
+    settings = ClassifySettings(shard_images_first=8, shard_images_max=8, workers=1)
+    with start_proxy(s3_server.endpoint) as proxy:
+        strike = proxy.rules_for
+
+        def count(method: str, path: str):
+            is_list = method == "GET" and urlsplit(path).path.strip("/") == bucket
+            seen["list" if is_list else {"HEAD": "get"}.get(method, method.lower())] += 1
+            return strike(method, path)
+
+        monkeypatch.setattr(proxy, "rules_for", count)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        outcome = classify(small_bundle, f"{s3}/photos", out=f"{s3}/out", settings=settings)
+    assert outcome["rows"] == 60
+    least, most = count_requests(60, 60, settings, workers=1, listed=True, out_on_s3=True, images_on_s3=True)
+    assert least.lists <= seen["list"] <= most.lists
+    assert least.gets <= seen["get"] <= most.gets
+    assert least.puts <= seen["put"] <= most.puts

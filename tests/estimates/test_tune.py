@@ -1,4 +1,4 @@
-"""What is said of a search beforehand: by a trial's own code and the search's own scheduler, as ranges."""
+"""What is said of a search beforehand: by a trial's own code and an earlier run's log, as ranges."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import math
 from pathlib import Path
 
 import pytest
+from written_runs import write_run
 
 from carray.core.errors import SettingsError
 from carray.core.settings import parse_settings
 from carray.drawing import draw_dataset
-from carray.estimates import stopping, tune
+from carray.estimates import tune
 from carray.estimates.ranges import Range
-from carray.estimates.training import NetCost, TrainingCost, frozen_key, net_key
-from carray.estimates.tune import Cluster, estimate_tune
-from carray.estimates.tune_text import tune_text
+from carray.estimates.tune import Cluster, estimate_tune, tune_text
+from carray.estimates.tune_probe import NetCost, TrainingCost, frozen_key, net_key
 from carray.manifest.build import prepare
 from carray.manifest.format import read_manifest
+from carray.trials import format as runs
 from carray.trials.draw import draw_trials
 from carray.trials.resources import Share
 from carray.trials.space import TuneSettings
@@ -44,19 +45,20 @@ def settings(**search: object) -> TuneSettings:
     )
 
 
-def test_an_estimate_trains_the_spaces_networks_and_stops_some_trials(manifest):
+def test_an_estimate_trains_the_spaces_networks(manifest):
     found = estimate_tune(
         manifest, settings=settings(), cluster=Cluster(2, 2, machine_hour=3.6), most_networks=1, probe_workers=1
     )
     said = json.loads(json.dumps(found.as_json()))
     assert (said["trials"], said["epochs_all_in_full"], said["trials_at_once"]) == (9, 81, 4)
     assert (said["networks"], said["networks_measured"]) == (2, 1)
-    assert 9 <= said["epochs"][0] <= said["epochs"][1] < 81
+    assert said["epochs"] == [9, 81]
     assert 0 < said["search_seconds"][0] < said["search_seconds"][1]
     assert said["machine_money"][1] == pytest.approx(said["machine_hours"][1] * 3.6, rel=0.01)
     assert said["device_hours"][1] == pytest.approx(said["machine_hours"][1] * 2, rel=0.01)
     text = tune_text(found)
-    assert "81 if nobody were stopped (asha)" in text
+    assert "81 if no trial is stopped (asha)" in text
+    assert "from every trial stopped where the scheduler first may, after epoch 1, to none stopped" in text
     assert "--networks measures more" in text
 
 
@@ -68,31 +70,76 @@ def test_gpus_are_not_guessed_at_without_one(manifest):
 COST = NetCost(train=Range(0.01, 0.02), val=Range(0.001, 0.002), frozen=Range(0.0, 0.0))
 
 
-def scaled(manifest: str, chosen: TuneSettings, *, cluster: Cluster, at_once: int = 2, cost: NetCost = COST):
+def scaled(
+    manifest: str,
+    chosen: TuneSettings,
+    *,
+    cluster: Cluster,
+    at_once: int = 2,
+    cost: NetCost = COST,
+    earlier_run: str | None = None,
+):
     hypers = draw_trials(chosen)
     known = TrainingCost({net_key(h): cost for h in hypers}, Range(0.001, 0.002), 5.0, 1e4, 0.0)
+    epochs, meaning = tune._epochs(chosen.search, len(hypers), earlier_run)
     return tune._scale(
-        read_manifest(manifest), chosen, hypers, Share(1, 0, at_once), cluster, known, networks=len(known.nets)
+        read_manifest(manifest),
+        chosen,
+        hypers,
+        Share(1, 0, at_once),
+        cluster,
+        known,
+        networks=len(known.nets),
+        epochs=epochs,
+        epochs_meaning=meaning,
     )
 
 
 def test_without_a_scheduler_every_epoch_is_run(manifest):
     found = scaled(manifest, settings(scheduler="none"), cluster=Cluster(1, 2))
     assert found.epochs == Range(81, 81)
+    assert "all, since search.scheduler none stops no trial" in tune_text(found)
     counts = read_manifest(manifest).split_counts()
-    epoch = 0.01 * counts["train"] + 0.001 * counts["val"]
-    in_a_row = 5  # of nine trials, two at once
-    least = in_a_row * (9 * (epoch + stopping.EPOCH_SECONDS.low) + stopping.TRIAL_SECONDS.low) / 1.25
-    assert found.search_seconds.low == pytest.approx(least)
+    quick = 9 * (0.01 * counts["train"] + 0.001 * counts["val"] + tune.EPOCH_SECONDS.low) + tune.TRIAL_SECONDS.low
+    slow = 9 * (0.02 * counts["train"] + 0.002 * counts["val"] + tune.EPOCH_SECONDS.high) + tune.TRIAL_SECONDS.high
+    # Of nine trials, two at once: five in a row at most, and at least half of the work on each.
+    assert found.search_seconds.low == pytest.approx(4.5 * quick / 1.25)
+    assert found.search_seconds.high == pytest.approx(5 * slow * 1.25)
 
 
-def test_asha_saves_epochs_and_more_trials_at_once_save_time(manifest):
+def test_a_scheduler_may_save_epochs_and_more_trials_at_once_save_time(manifest):
     asha = scaled(manifest, settings(), cluster=Cluster(1, 2))
-    nobody = scaled(manifest, settings(scheduler="none"), cluster=Cluster(1, 2))
-    assert asha.epochs.high < 81
-    assert asha.search_seconds.high < nobody.search_seconds.high
+    unstopped = scaled(manifest, settings(scheduler="none"), cluster=Cluster(1, 2))
+    assert asha.epochs == Range(9, 81)
+    assert asha.search_seconds.low < unstopped.search_seconds.low
+    assert asha.search_seconds.high == unstopped.search_seconds.high
+    assert scaled(manifest, settings(grace_epochs=3), cluster=Cluster(1, 2)).epochs == Range(27, 81)
     wide = scaled(manifest, settings(), cluster=Cluster(4, 2), at_once=8)
     assert wide.search_seconds.high < asha.search_seconds.high
+
+
+def test_an_earlier_run_shows_how_many_epochs_are_run(manifest, tmp_path: Path):
+    run = write_run(tmp_path / "run")  # 40 trials of 9 epochs by ASHA
+    trials = runs.read_trials(run)
+    share = trials["epochs"].sum() / (9 * (trials["status"] != "not_started").sum())
+    few = scaled(manifest, settings(), cluster=Cluster(1, 2), earlier_run=run)
+    many = scaled(manifest, settings(trials=900), cluster=Cluster(1, 2), earlier_run=run)
+    assert few.epochs.low < 81 * share < few.epochs.high < 81
+    assert many.epochs.low < 8100 * share < many.epochs.high
+    assert many.epochs.high / many.epochs.low < few.epochs.high / few.epochs.low
+    unknown = scaled(manifest, settings(), cluster=Cluster(1, 2))
+    assert unknown.search_seconds.low < few.search_seconds.low < few.search_seconds.high < unknown.search_seconds.high
+    assert f"{run} ran {trials['epochs'].sum()} of its 39 trials' 351" in tune_text(few)
+
+
+def test_an_earlier_run_that_stopped_otherwise_is_refused(manifest, tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    with pytest.raises(SettingsError, match="had search.epochs 9, but this search has 6; name a run"):
+        estimate_tune(manifest, settings=settings(epochs=6), cluster=Cluster(1, 2), earlier_run=run)
+    with pytest.raises(SettingsError, match="had search.scheduler asha, but this search has median"):
+        estimate_tune(manifest, settings=settings(scheduler="median"), cluster=Cluster(1, 2), earlier_run=run)
+    with pytest.raises(SettingsError, match=r"holds no search.json"):
+        estimate_tune(manifest, settings=settings(), cluster=Cluster(1, 2), earlier_run=str(tmp_path))
 
 
 def test_a_budget_ends_the_search_and_says_so(manifest):
@@ -126,9 +173,8 @@ def test_features_of_a_frozen_trunk_are_paid_once_a_view():
     )
     hypers = draw_trials(plain)
     counts = {"train": 100, "val": 10}
-    share = Share(1, 0, 1)
     nets = [NetCost(Range(0.001, 0.001), Range(0, 0), Range(0.1, 0.1)) for _ in hypers]
-    _, seconds = stopping.rehearse(plain, hypers, nets, counts, share)
+    seconds = tune._trials_seconds(plain, hypers, nets, counts, Range(16, 16), at_once=1, machines=1)
     trials, epochs, features = 4 * 0.3, 16 * (0.1 + 0.05), 2 * 10.0 + 1.0
     assert seconds.low == pytest.approx(trials + epochs + features)
 

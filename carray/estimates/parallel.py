@@ -1,4 +1,4 @@
-"""Runs the same work in several processes at once, as a job does: side by side they are slower than one alone.
+"""Runs the same work in several processes at once, as a job does: at once they are slower than one alone.
 
 Invariants: all begin what is measured in the same moment; an error of carray's own comes through as what it is, a
 process that dies is a sentence.
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from carray.core.errors import BudgetError, CarrayError
 
-__all__ = ["run_together", "wait_for_others"]
+__all__ = ["run_in_parallel", "wait_for_others"]
 
 T = TypeVar("T")
 START_SECONDS = 300
@@ -25,7 +25,7 @@ START_SECONDS = 300
 _barrier: Any = None
 
 
-def run_together(work: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
+def run_in_parallel(work: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
     """Call `work` once for each tuple of arguments, each in a process of its own; gives what they return, in order.
 
     Raises:

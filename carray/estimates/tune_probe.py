@@ -23,8 +23,8 @@ from carray.core.errors import DataError, DecodeError, FetchError
 from carray.core.images import fetch_image
 from carray.core.settings import parse_settings
 from carray.core.storage import is_s3
+from carray.estimates.parallel import run_in_parallel, wait_for_others
 from carray.estimates.ranges import Range
-from carray.estimates.together import run_together, wait_for_others
 from carray.manifest.format import SPLITS, Manifest, read_manifest, row_box
 from carray.pixels import decode
 from carray.tensors.format import Block
@@ -110,11 +110,11 @@ def measure_training(
     load = os.getloadavg()[0] / len(os.sched_getaffinity(0))
     values = [hyper.model_dump() for hyper in hypers]
     arguments = (manifest.uri, settings.model_dump(mode="json"), values, max(1, int(cpus)), device)
-    measured = run_together(_measure, [arguments] * processes)
+    measured = run_in_parallel(_measure, [arguments] * processes)
     nets = {}
-    for place, hyper in enumerate(hypers):
-        each = [one[0][place] for one in measured]
-        nets[net_key(hyper)] = NetCost(*(_spread([parts[i] for parts in each]) for i in range(3)))
+    for i, hyper in enumerate(hypers):
+        each = [one[0][i] for one in measured]
+        nets[net_key(hyper)] = NetCost(*(_spread([parts[j] for parts in each]) for j in range(3)))
     return TrainingCost(
         nets=nets,
         decode=_spread([one[1] for one in measured]),

@@ -1,8 +1,10 @@
-"""Measures what an image costs a core: fetched, decoded, scored and written by the job's own worker, on all cores.
+"""Measures what an image of a source costs one core, by the job's own code.
 
-From: a bundle and some images. To: a `Cost`.
-Invariants: each process scores its images once, since a second look would find them in the machine's memory; two
-shards are in hand, as in a job; what is measured begins when every process has opened the bundle.
+From: what run is wanted, and a bundle. To: a `Sample` of the source's images, and the `Cost` of one of them.
+Invariants: the listing is the job's own (predictions.plan), into a temporary folder; it is stopped after a while, and
+then the count is a lower bound and says so. Each process scores its images once, since a second look would find them
+in the machine's memory; two shards are in hand, as in a job; the clock starts when every process has opened the bundle.
+Cost: a LIST request for 1,000 keys, one GET for each image that is drawn.
 """
 
 from __future__ import annotations
@@ -20,25 +22,85 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import pyarrow as pa
 
+from carray.core.errors import SettingsError
 from carray.core.listing import Piece
+from carray.core.progress import say
+from carray.core.storage import is_s3
+from carray.estimates.parallel import run_in_parallel, wait_for_others
 from carray.estimates.ranges import Range, middle
-from carray.estimates.together import run_together, wait_for_others
 from carray.predictions.build import ShardScorer
 from carray.predictions.format import ClassifySettings, PlannedImage
 from carray.predictions.ledger import RunRecord
+from carray.predictions.plan import open_plan
 from carray.predictions.reading import Arrival, ImageReader, SeenImage
-from carray.predictions.shards import BOX, SHARD_SCHEMA, ShardCutter, ShardNote
+from carray.predictions.shards import BOX, SHARD_SCHEMA, ShardCutter, ShardNote, read_notes, read_shard
 
-__all__ = ["Cost", "measure_scoring"]
+__all__ = ["Cost", "Sample", "draw_images", "measure_scoring"]
 
+_MOST_SHARDS = 40
+"""From which images are drawn."""
 WARM_IMAGES = 16
 """Scored before the clock starts: they open the bundle and set the network's memory up."""
 _RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
+class Sample:
+    """Holds what a listing found: how many images there are, and some of them."""
+
+    images: int
+    """Of the source; of what was listed, where the listing was stopped."""
+    complete: bool
+    keys: int
+    """Listed, those that are no images among them."""
+    chosen: list[PlannedImage]
+
+    @property
+    def on_s3(self) -> bool:
+        """Say whether the images lie in an object store."""
+        return is_s3(self.chosen[0].uri)
+
+
+def draw_images(
+    out: str, wanted: RunRecord, settings: ClassifySettings, *, uses_boxes: bool, count: int, seconds: float
+) -> Sample:
+    """List a source for so many seconds at most, and draw `count` of its images, or all if there are fewer.
+
+    Raises:
+        SettingsError: there is no image, or none was listed in that time.
+        SchemaError: a table of images cannot be read as one.
+        StorageError: the source cannot be listed.
+    """
+    started = time.monotonic()
+    with open_plan(out, wanted, settings, uses_boxes=uses_boxes) as plan:
+        while not plan.complete and time.monotonic() - started < seconds:
+            plan.wait(plan.shards, timeout_seconds=0.2)
+        complete = plan.complete
+    notes = read_notes(out)
+    images = sum(note.images for note in notes.values())
+    keys = images + sum(note.skipped.total() for note in notes.values())
+    if not images:
+        raise SettingsError(
+            f"{wanted.source} gave no image within {seconds:g} s; give the listing longer (--listing-seconds)."
+        )
+    if not complete:
+        say(f"estimate: the listing was stopped after {seconds:g} s, with {images:,} images listed")
+    chosen = _draw(out, {number: note.images for number, note in notes.items()}, count)
+    return Sample(images, complete, keys, chosen)
+
+
+def _draw(out: str, sizes: dict[int, int], count: int) -> list[PlannedImage]:
+    random = np.random.default_rng(0)
+    numbers = np.array(list(sizes))
+    weights = np.array([sizes[number] for number in numbers], dtype=float)
+    some = random.choice(numbers, min(_MOST_SHARDS, len(numbers)), replace=False, p=weights / weights.sum())
+    images = [image for number in sorted(some.tolist()) for image in read_shard(out, number)]
+    return [images[i] for i in random.permutation(len(images))[:count]]
+
+
+@dataclass(frozen=True)
 class Cost:
-    """Says what one image costs one core of a machine all of whose cores score."""
+    """Holds what one image costs one core while all cores of the machine score."""
 
     seconds: Range
     """An image, of one core: from the processor's time, which it would take undisturbed, to the time that passed here;
@@ -80,7 +142,7 @@ def measure_scoring(
         parts = [[*images[i % len(images) :], *images[: i % len(images)]] for i in range(workers)]
     shared = (bundle, run.model_dump(), settings.model_dump())
     load = os.getloadavg()[0] / len(os.sched_getaffinity(0))
-    return replace(_cost(run_together(_measure, [(*shared, part) for part in parts])), load=load)
+    return replace(_cost(run_in_parallel(_measure, [(*shared, part) for part in parts])), load=load)
 
 
 def _cost(measured: Sequence[_Measured]) -> Cost:
@@ -161,7 +223,7 @@ class _Timing:
     seconds: list[float]
 
     def put(self, item: Arrival) -> None:
-        place, finish = item
+        index, finish = item
 
         def timed() -> SeenImage:
             started = time.perf_counter()
@@ -170,4 +232,4 @@ class _Timing:
             finally:
                 self.seconds.append(time.perf_counter() - started)
 
-        self.arrived.put((place, timed))
+        self.arrived.put((index, timed))
