@@ -1,22 +1,22 @@
-"""What the benchmarks and the drill decide by: comparisons, rungs, resizing without OpenCV, and tables of results."""
+"""What the benchmarks and the drill decide by: comparisons, what a machine lacks, and tables of results."""
 
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from carray.trials.space import SearchSettings
+from jobs import bench_gpu
 from jobs.bench.curves import read_curves
 from jobs.bench.drill import KINDS
 from jobs.bench.drill_compare import Reference, changed, differences, disagreements, other_winner
 from jobs.bench.drill_rounds import kinds_of
-from jobs.bench.gpu_machine import resize_area
-from jobs.bench.gpu_search import rungs, survivors
-from jobs.bench.rows import append_rows, table_text, write_rows
+from jobs.bench.rows import ROOT, append_rows, table_text, write_rows
+from jobs.bench_gpu import lacking
 
 
 def log_of(*pairs: tuple[int, int], **values: Any) -> list[dict[str, Any]]:
@@ -107,23 +107,21 @@ def test_every_kind_of_kill_has_its_turn() -> None:
     assert {len(kinds) for kinds in drawn} == {1, 2, 3}
 
 
-def test_rungs_and_survivors() -> None:
-    assert rungs(SearchSettings(epochs=24, grace_epochs=3, reduction_factor=3)) == [3, 9, 24]
-    assert rungs(SearchSettings(epochs=9, grace_epochs=1, reduction_factor=3)) == [1, 3, 9]
-    assert survivors({0: 0.1, 1: 0.5, 2: 0.3, 3: -1.0}, 3) == [1, 2]
-    assert survivors({0: -1.0, 1: -1.0}, 3) == []
+def test_the_search_on_a_gpu_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
 
-
-@pytest.mark.parametrize(
-    ("given", "wanted"), [((200, 320), (72, 72)), ((230, 230), (240, 240)), ((90, 300), (128, 128))]
-)
-def test_resize_without_opencv_is_opencvs(given: tuple[int, int], wanted: tuple[int, int]) -> None:
-    import cv2
-
-    pixels_HWC = np.random.default_rng(0).integers(0, 256, (*given, 3), dtype=np.uint8)
-    ours_HWC = resize_area(pixels_HWC, wanted[::-1])
-    theirs_HWC = cv2.resize(pixels_HWC, wanted[::-1], interpolation=cv2.INTER_AREA)
-    assert np.abs(ours_HWC.astype(int) - theirs_HWC.astype(int)).max() <= 1
+    if not torch.cuda.is_available():
+        command = [sys.executable, "jobs/bench_gpu.py", "--work", str(tmp_path / "work")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("bench_gpu: torch ")
+        assert "sees no GPU; run it on a machine with one" in done.stderr
+        assert not (tmp_path / "work").exists()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert "none does not exist" in (lacking(tmp_path / "none") or "")
+    assert lacking(tmp_path) is None
+    monkeypatch.setattr(bench_gpu, "NEEDED", ("torch", "no_such_module"))
+    assert "this Python has no no_such_module; install carray" in (lacking(tmp_path) or "")
 
 
 def test_curves_are_read_with_what_was_paid_beside_them(tmp_path: Path) -> None:
