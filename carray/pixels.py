@@ -3,10 +3,10 @@
 From: the bytes of one image. To: uint8 RGB. `decode` gives `decode_size` pixels (what the shared block holds), `view`
 turns those into the network's input. Shape letters, here and everywhere: N images, B batch, H height, W width, C = 3
 channels, K classes, D features, E epochs.
-Invariants: the same bytes and settings give the same pixels in every process; a broken or truncated file is a
+Invariants: the same bytes and settings give the same pixels in every process; a broken, damaged or truncated file is a
 `DecodeError`, never a grey square; EXIF orientation is applied; alpha is laid over white; the first frame stands for
 an animation (`carray.decoding`). A colour JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 of its size that still
-covers `decode_size`.
+covers `decode_size`. The threads of a process share one budget of memory, MEMORY_BYTES.
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from carray.core.at_once import ByteBudget
 from carray.core.errors import DecodeError
 from carray.core.settings import Settings
-from carray.decoding import MAX_PIXELS, Pixels, open_image, read_upright, upright_size
+from carray.decoding import MAX_PIXELS, Pixels, open_image
 
 __all__ = ["MAX_PIXELS", "Box", "DecodedImage", "PixelSettings", "decode", "decode_original", "view"]
+
+MEMORY_BYTES = 1_000_000_000
+"""What the images that a process decodes at once take at most: one of the largest, or many of common sizes."""
+_MEMORY = ByteBudget(MEMORY_BYTES)
 
 Box = tuple[int, int, int, int]
 """x1, y1, x2, y2 in pixels of the upright image, x2 and y2 exclusive."""
@@ -73,16 +78,18 @@ def decode(data: bytes, settings: PixelSettings, *, box: Box | None = None) -> D
     """Decode one image's bytes, upright, cut to `box` if given, to decode_size x decode_size x 3 uint8 RGB.
 
     Raises:
-        DecodeError: code empty, unsupported, too_large, truncated or bad_box.
+        DecodeError: code empty, unsupported, too_large, truncated, damaged or bad_box.
     """
     image = open_image(data)
-    width, height = upright_size(image)
+    width, height = image.upright_size
     if box is not None:
         box = _clamp(box, width, height)
-    source_HWC = read_upright(data, image, _cover(settings, width, height, box))
-    if box is not None:
-        source_HWC = _cut(source_HWC, box, width, height)
-    return DecodedImage(_to_square(source_HWC, settings), width, height, _difference_hash(source_HWC))
+    cover = _cover(settings, width, height, box)
+    with _MEMORY.hold(image.memory_bytes(cover)):
+        source_HWC = image.read_upright(cover)
+        if box is not None:
+            source_HWC = _cut(source_HWC, box, width, height)
+        return DecodedImage(_to_square(source_HWC, settings), width, height, _difference_hash(source_HWC))
 
 
 def decode_original(data: bytes, *, box: Box | None = None) -> Pixels:
@@ -91,11 +98,12 @@ def decode_original(data: bytes, *, box: Box | None = None) -> Pixels:
     For who changes pictures before `decode` reads them; what a network sees comes from `decode` and `view` alone.
 
     Raises:
-        DecodeError: code empty, unsupported, too_large, truncated or bad_box.
+        DecodeError: code empty, unsupported, too_large, truncated, damaged or bad_box.
     """
     image = open_image(data)
-    width, height = upright_size(image)
-    source_HWC = read_upright(data, image, 0)
+    width, height = image.upright_size
+    with _MEMORY.hold(image.memory_bytes(0)):
+        source_HWC = image.read_upright(0)
     return source_HWC if box is None else _cut(source_HWC, _clamp(box, width, height), width, height)
 
 

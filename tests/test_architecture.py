@@ -22,7 +22,8 @@ JOBS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "jobs").glob
 
 LAYERS = [
     {"core"},
-    {"decoding", "vehicles"},
+    {"jpegs", "vehicles"},
+    {"decoding"},
     {"pixels"},
     {"manifest"},
     {"tensors"},

@@ -3,13 +3,11 @@
 From: keys of a shard. To: what became of each, in the order in which they come.
 Invariants: a failure to fetch or decode is a row, any other exception is a bug whose message names the image; at most
 `fetch_memory_mb` of originals are held, a single larger one alone, and none above `max_image_mb` is read. Whoever
-scores decodes, so that no more originals are unpacked at once than it has CPUs, each of 0.65 GB at most
-(decoding.MAX_PIXELS).
+scores decodes, so that no more originals are unpacked at once than it has CPUs, within `pixels`' budget of memory.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from carray.core.at_once import ByteBudget
 from carray.core.errors import CarrayError, DecodeError, FetchError
 from carray.core.images import FetchedImage, fetch_image
 from carray.core.storage import is_s3
@@ -29,7 +28,6 @@ from carray.predictions.format import ClassifySettings, PlannedImage
 __all__ = [
     "LOST",
     "Arrival",
-    "ByteBudget",
     "ImageReader",
     "Reader",
     "SeenImage",
@@ -66,26 +64,6 @@ class Reader(Protocol):
 
     def begin(self, images: Mapping[int, PlannedImage], arrived: SimpleQueue[Arrival]) -> None:
         """Begin to read images, given by their places in a shard; each is put into `arrived` once it is there."""
-
-
-class ByteBudget:
-    """Holds back reads while the bytes in hand would pass a limit; safe to call from several threads."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._held = limit, 0
-        self._changed = threading.Condition()
-
-    def take(self, size: int) -> None:
-        """Wait until `size` bytes fit, or nothing else is held."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._held or self._held + size <= self._limit)
-            self._held += size
-
-    def give_back(self, size: int) -> None:
-        """Let others have these bytes."""
-        with self._changed:
-            self._held -= size
-            self._changed.notify_all()
 
 
 class ImageReader:

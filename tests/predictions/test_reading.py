@@ -9,10 +9,11 @@ from queue import SimpleQueue
 import pytest
 
 from carray.bundle.format import open_bundle
+from carray.core.at_once import ByteBudget
 from carray.core.images import FetchedImage
 from carray.predictions import reading
 from carray.predictions.format import ClassifySettings, PlannedImage
-from carray.predictions.reading import ByteBudget, ImageReader
+from carray.predictions.reading import ImageReader
 
 
 def see(reader, images):
