@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from carray.commands.options import Column
+
 __all__ = ["demo", "prepare"]
 
 
@@ -20,6 +22,7 @@ def prepare(
         bool, typer.Option("--crop-boxes", help="Cut every image to its box, if it has one.")
     ] = False,
     extend: Annotated[str | None, typer.Option(help="Older manifest whose images keep their splits.")] = None,
+    column: Column = None,
     balance: Annotated[int | None, typer.Option(metavar="N", help="Keep at most N training images of a class.")] = None,
 ) -> None:
     """Read labelled images and write the manifest: one row an image, checked, hashed and split.
@@ -30,6 +33,7 @@ def prepare(
 
     Example: `carray prepare photos/ --out manifest.parquet`
     """
+    from carray.core.uri_tables import parse_columns
     from carray.manifest.build import prepare as build_manifest
     from carray.manifest.splits import parse_split
 
@@ -41,6 +45,7 @@ def prepare(
         crop_boxes=crop_boxes,
         extend=extend,
         balance=balance,
+        column=parse_columns(column or []),
     )
     typer.echo(report.text())
 

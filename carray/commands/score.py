@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
-from carray.commands.options import Bundle, Config, ManifestOption, Settings, short_for
+from carray.commands.options import Bundle, Column, Config, ManifestOption, Settings, short_for
 
 __all__ = ["calibrate", "classify", "compact", "evaluate", "predict", "quantize"]
 
@@ -105,6 +106,7 @@ def classify(
     ],
     out: Annotated[str, typer.Option("--out", help="Predictions folder; local or s3://. Repeat to continue.")],
     split: Annotated[str | None, typer.Option(help="Of a manifest, this split only.")] = None,
+    column: Column = None,
     all_files: Annotated[bool, typer.Option("--all-files", help="Take every key, whatever its suffix.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Score fetch_error rows again.")] = False,
     only_new: Annotated[
@@ -130,6 +132,7 @@ def classify(
     """
     from carray.core.progress import print_result
     from carray.core.settings import load_settings
+    from carray.core.uri_tables import parse_columns
     from carray.predictions.format import ClassifySettings
     from carray.predictions.on_ray import classify as run_classify
 
@@ -144,6 +147,7 @@ def classify(
         workers=workers,
         runtime=runtime,
     )
+    overrides += [f"column.{what}={json.dumps(name)}" for what, name in parse_columns(column or []).items()]
     chosen = load_settings(ClassifySettings, config=config, overrides=overrides)
     print_result(run_classify(bundle, source, out=out, settings=chosen))
 

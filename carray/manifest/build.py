@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -28,6 +29,7 @@ from carray.manifest.balance import cap_classes
 from carray.manifest.duplicates import group_duplicates
 from carray.manifest.format import MANIFEST_SCHEMA, read_manifest, row_box, write_manifest
 from carray.manifest.health import HealthReport, report_health
+from carray.manifest.labels import normalise_labels, same_spelling
 from carray.manifest.sources import Candidates, list_candidates
 from carray.manifest.splits import SplitSettings, assign_splits, kept_splits
 from carray.pixels import PixelSettings, decode
@@ -56,11 +58,13 @@ def prepare(
     workers: int | None = None,
     extend: str | None = None,
     balance: int | None = None,
+    column: Mapping[str, str] | None = None,
 ) -> HealthReport:
     """Build the manifest of a source at `out`.
 
     `workers` is a number of threads, `extend` a manifest whose splits stay, `balance` how many training images a class
     may have: the others are rows without a split. Of an extended manifest, training images stay before new ones.
+    `column` says which column of a table is which, such as {"uri": "path"}. Labels get one spelling from every source.
 
     Raises:
         SettingsError: an unknown layout, a source not laid out so, `out` is a folder, or `workers` or `balance` is
@@ -78,7 +82,8 @@ def prepare(
         raise SettingsError(f"{out} is a folder; name the manifest's file, such as {out.rstrip('/')}/manifest.parquet.")
     # Read before hours of decoding: a wrong manifest should not be found out after them.
     old = read_manifest(extend).rows if extend else None
-    candidates = list_candidates(source, layout=layout)
+    candidates = list_candidates(source, layout=layout, column=column, crop_boxes=crop_boxes)
+    candidates, label_changes = _spell_labels(candidates)
     rows = _measure(candidates, crop_boxes=crop_boxes, workers=workers)
     kept, absent = kept_splits(rows, old) if old is not None else (None, None)
     groups = _group(rows if absent is None else pd.concat([rows, absent], ignore_index=True))
@@ -96,10 +101,19 @@ def prepare(
         layout=candidates.layout,
         out=out,
         skipped=candidates.skipped,
+        label_changes=label_changes,
+        boxes_left_out=candidates.boxes_left_out,
         extended=extend,
         old_rows_absent=0 if absent is None else len(absent),
         balance=balance,
     )
+
+
+def _spell_labels(candidates: Candidates) -> tuple[Candidates, dict[str, int]]:
+    """Give every label its one spelling, and count what changed; an image without a label has no split."""
+    labels, changes = normalise_labels(candidates.rows["label"])
+    rows = candidates.rows.assign(label=labels, split=candidates.rows["split"].mask(labels.isna()))
+    return replace(candidates, rows=rows, classes=same_spelling(candidates.classes)), changes
 
 
 def _measure(candidates: Candidates, *, crop_boxes: bool, workers: int | None) -> pd.DataFrame:

@@ -7,7 +7,7 @@ Invariants: it only reports; no image is dropped, moved or relabelled here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -15,11 +15,15 @@ import pandas as pd
 from carray.core.text import readable
 from carray.manifest.balance import SET_ASIDE
 from carray.manifest.format import SPLITS
+from carray.manifest.labels import similar_labels, unsure_labels
 
 __all__ = ["HealthReport", "report_health"]
 
 EXAMPLES = 5
 """Groups, classes and errors shown of each kind; the manifest holds them all."""
+
+BOXES_USUAL = 0.01
+"""Share of boxes that may reach beyond their image before it is a concern: annotators draw over the edge."""
 
 _QUANTILES = {"min": 0.0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 
@@ -62,6 +66,18 @@ class HealthReport:
     """Exact duplicates that carry different labels."""
     conflicting_examples: list[dict[str, str]]
     """Each maps uri to label."""
+    label_changes: dict[str, int] = field(default_factory=dict)
+    """Labels that were given another spelling, by what changed: blank (no label at all), blanks, unicode form."""
+    similar_classes: list[list[str]] = field(default_factory=list)
+    """Groups of classes whose names differ only by case, compatible letters or how one number is written."""
+    unsure_classes: list[str] = field(default_factory=list)
+    """Classes whose names look like a missing label: None, NULL, nan."""
+    boxes: dict[str, int] = field(default_factory=dict)
+    """Readable images that were cut to a box, and those whose box was clamped, or is one pixel wide or high."""
+    boxes_left_out: str | None = None
+    """Why a table's boxes are not in the manifest, where images are not cut to them."""
+    empty_boxes: int = 0
+    """Boxes that cover nothing of their image; such rows are unreadable."""
     extended: str | None = None
     """The older manifest whose splits were kept."""
     old_rows_absent: int = 0
@@ -74,6 +90,8 @@ class HealthReport:
     @property
     def unusable(self) -> str | None:
         """Say why `tune` cannot work with this manifest; None when it can."""
+        if self.empty_boxes == self.rows:
+            return self._empty_boxes_text()
         if not self.ok:
             return f"none of its {self.rows:,} images could be read"
         if self.unlabelled == self.ok:
@@ -95,6 +113,10 @@ class HealthReport:
             ),
             (failed > 0.01 * self.rows, f"{failed / self.rows:.1%} of the images cannot be read"),
             (self.classes_without_train, f"{_count(len(self.classes_without_train), 'class')} without a train image"),
+            (self.similar_classes, self._similar_text()),
+            (self.unsure_classes, f"classes that look like a missing label ({self._few(self.unsure_classes)})"),
+            (self.empty_boxes, self._empty_boxes_text()),
+            *self._box_concerns(),
             (self.empty_classes, f"{_count(len(self.empty_classes), 'class')} without a readable image"),
             (self.single_image_classes, f"{_count(len(self.single_image_classes), 'class')} with one image"),
             (self.classes_without_val, f"{_count(len(self.classes_without_val), 'class')} without a val image"),
@@ -121,7 +143,10 @@ class HealthReport:
             *(f"               {readable(example)}" for example in self.error_examples),
             f"  skipped      {_pairs(self.skipped)} (not images by name)" if self.skipped else "",
             f"  classes      {self.classes:,}; images a class {_pairs(self.images_per_class)}" if self.classes else "",
+            f"  labels       spelled anew: {_pairs(self.label_changes)}" if self.label_changes else "",
             f"  splits       {_pairs(self.splits)}",
+            f"  boxes        {_pairs(self.boxes)}" if self.boxes else "",
+            f"  boxes        left out: {readable(self.boxes_left_out)}" if self.boxes_left_out else "",
             self._balance_line(),
             *(f"  {name:<12} {_pairs(quantiles)}" for name, quantiles in self.sizes.items()),
             f"  duplicates   {_count(self.exact_groups, 'exact group')}, {_count(self.near_groups, 'near group')}",
@@ -137,6 +162,33 @@ class HealthReport:
     def as_dict(self) -> dict[str, Any]:
         """Give the report as plain values for JSON."""
         return {**asdict(self), "usable": self.unusable is None, "concerns": self.concerns, "verdict": self.verdict}
+
+    def _similar_text(self) -> str:
+        shown = "; ".join(self._few(group) for group in self.similar_classes[:EXAMPLES])
+        return f"{_count(len(self.similar_classes), 'group')} of classes whose names look alike ({shown})"
+
+    def _few(self, names: list[str]) -> str:
+        more = f" and {len(names) - EXAMPLES:,} more" if len(names) > EXAMPLES else ""
+        return ", ".join(repr(readable(name)) for name in names[:EXAMPLES]) + more
+
+    def _box_concerns(self) -> list[tuple[bool, str]]:
+        """Say what is wrong with many boxes; a few that reach over the edge are usual."""
+        if not self.boxes:
+            return []
+        many = max(1, BOXES_USUAL * self.boxes["images"])
+        clamped, narrow = self.boxes["clamped"], self.boxes["one pixel"]
+        fractions = self.boxes["within 0 to 1"] == self.boxes["images"]
+        return [
+            (fractions, "all boxes lie within 0 to 1, probably fractions of the image: multiply by width and height"),
+            (narrow > 0 and not fractions, f"{_count(narrow, 'box')} one pixel wide or high"),
+            (clamped > many, f"{_count(clamped, 'box')} reached beyond the image and were clamped to it"),
+        ]
+
+    def _empty_boxes_text(self) -> str:
+        return (
+            f"{_count(self.empty_boxes, 'box')} of no pixel of their image (x2 and y2 are the far corner, not width "
+            "and height)"
+        )
 
     def _is_imbalanced(self) -> bool:
         return bool(self.images_per_class) and self.images_per_class["max"] > 10 * self.images_per_class["median"]
@@ -180,6 +232,10 @@ def report_health(
         sizes=_sizes(ok),
         splits={split: int((labelled["split"] == split).sum()) for split in SPLITS},
         set_aside=int(is_aside.sum()),
+        similar_classes=similar_labels(classes),
+        unsure_classes=unsure_labels(classes),
+        boxes=_boxes(ok) if crop_boxes else {},
+        empty_boxes=int((failed["error_code"] == "bad_box").sum()),
         **_duplicates(ok, crop_boxes),
         **context,
     )
@@ -201,6 +257,22 @@ def _sizes(ok: pd.DataFrame) -> dict[str, dict[str, float]]:
             quantile: float(values.quantile(share, interpolation="nearest")) for quantile, share in _QUANTILES.items()
         }
         for name, values in columns.items()
+    }
+
+
+def _boxes(ok: pd.DataFrame) -> dict[str, int]:
+    boxed = ok[ok["x1"].notna()]
+    if boxed.empty:
+        return {}
+    x1, y1, x2, y2 = (boxed[name].astype("int64") for name in ("x1", "y1", "x2", "y2"))
+    width, height = boxed["width"].astype("int64"), boxed["height"].astype("int64")
+    across = x2.clip(upper=width) - x1.clip(lower=0)
+    down = y2.clip(upper=height) - y1.clip(lower=0)
+    return {
+        "images": len(boxed),
+        "clamped": int(((x1 < 0) | (y1 < 0) | (x2 > width) | (y2 > height)).sum()),
+        "one pixel": int(((across == 1) | (down == 1)).sum()),
+        "within 0 to 1": int((boxed[["x1", "y1", "x2", "y2"]].max(axis=1) <= 1).sum()),
     }
 
 
@@ -233,7 +305,7 @@ def _examples(found: list[pd.DataFrame], column: str) -> list[dict[str, str]]:
 def _count(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
-    return f"{number:,} {noun}es" if noun.endswith("s") else f"{number:,} {noun}s"
+    return f"{number:,} {noun}es" if noun.endswith(("s", "x")) else f"{number:,} {noun}s"
 
 
 def _pairs(values: dict[str, Any]) -> str:

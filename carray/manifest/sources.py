@@ -14,7 +14,7 @@ table is taken whole); a label never becomes a path, so `/` in it is only a char
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -47,10 +47,16 @@ class Candidates:
     """Class names: the devkit's order, else sorted."""
     skipped: dict[str, int] = field(default_factory=dict)
     """How many keys were left out, by their suffix."""
+    boxes_left_out: str | None = None
+    """Why a table's boxes were not taken, where they are not needed."""
 
 
-def list_candidates(source: str, *, layout: str = "auto") -> Candidates:
+def list_candidates(
+    source: str, *, layout: str = "auto", column: Mapping[str, str] | None = None, crop_boxes: bool = False
+) -> Candidates:
     """List a source's images with the labels, boxes and splits that it gives.
+
+    `column` says which column of a table is which; a table's boxes must be right only with `crop_boxes`.
 
     Raises:
         SettingsError: the layout is unknown, or the source is not laid out in that way.
@@ -63,8 +69,10 @@ def list_candidates(source: str, *, layout: str = "auto") -> Candidates:
     if layout == "auto" and is_table(source):
         layout = "table"
     _check_place(source, layout)
+    if column and layout != "table":
+        raise SettingsError(f"column is {dict(column)}, but {source} is no table; leave it out.")
     if layout == "table":
-        candidates = _from_table(source)
+        candidates = _from_table(source, column, crop_boxes)
     elif layout == "stanford-cars" or (layout == "auto" and exists(devkit_places(source).meta)):
         candidates = _from_devkit(source)
     else:
@@ -102,9 +110,10 @@ def _check_place(source: str, layout: str) -> None:
         )
 
 
-def _from_table(source: str) -> Candidates:
-    rows = read_source_table(source)
-    return Candidates(source, "table", rows, sorted(set(rows["label"].dropna())))
+def _from_table(source: str, column: Mapping[str, str] | None, crop_boxes: bool) -> Candidates:
+    table = read_source_table(source, named=column, crop_boxes=crop_boxes)
+    classes = sorted(set(table.rows["label"].dropna()))
+    return Candidates(source, "table", table.rows, classes, boxes_left_out=table.boxes_left_out)
 
 
 def _from_devkit(source: str) -> Candidates:

@@ -103,7 +103,7 @@ def prediction_schema(outputs: Collection[str] = ()) -> pa.Schema:
 class ClassifySettings(Settings):
     """Says how a bucket is classified.
 
-    `runtime`, `outputs`, `all_files`, `split` and `since` decide what the rows say, the others do not.
+    `runtime`, `outputs`, `all_files`, `split`, `column` and `since` decide what the rows say, the others do not.
     """
 
     runtime: str = "auto"
@@ -117,6 +117,8 @@ class ClassifySettings(Settings):
     """Whether every key is an image, or only those with an image's suffix."""
     split: Literal["train", "val", "test"] | None = None
     """Which rows of a manifest to score; all when None."""
+    column: dict[Literal["uri", "label", "split", "x1", "y1", "x2", "y2"], str] = Field(default_factory=dict)
+    """Which column of a table is which, where their names do not say it, such as {uri: path}."""
     retry_failed: bool = False
     """Whether rows with status fetch_error are scored again, in a run that already has them."""
     since: str | None = None

@@ -44,6 +44,7 @@ class RunRecord(Settings):
     bundle: str
     source: str
     split: str | None
+    column: dict[str, str] = Field(default_factory=dict)
     all_files: bool
     since: str | None = None
     runtime: str
@@ -135,8 +136,8 @@ def check_folder(out: str, wanted: RunRecord) -> None:
                 "give an empty folder."
             )
     elif found.run_id != wanted.run_id:
-        names = ("bundle_id", "source", "split", "all_files", "since", "runtime", "accept_threshold", "columns")
-        differ = [name for name in names if getattr(found, name) != getattr(wanted, name)] or ["pixels"]
+        decisive = "bundle_id source split column all_files since runtime accept_threshold columns"
+        differ = [name for name in decisive.split() if getattr(found, name) != getattr(wanted, name)] or ["pixels"]
         seen = ", ".join(
             f"{name} {getattr(found, name, '?')!r} instead of {getattr(wanted, name, '?')!r}" for name in differ
         )

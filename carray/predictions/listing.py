@@ -11,21 +11,20 @@ import os
 
 from carray.core.errors import SettingsError
 from carray.core.storage import absolute, is_s3
+from carray.core.uri_tables import TABLE_SUFFIXES
 from carray.predictions.format import ClassifySettings
 from carray.predictions.inventory import InventorySource
 from carray.predictions.sources import Source
 from carray.predictions.tables import TableSource
 
-__all__ = ["TABLE_SUFFIXES", "open_source"]
-
-TABLE_SUFFIXES = (".parquet", ".csv", ".tsv")
+__all__ = ["open_source"]
 
 
 def open_source(source: str, settings: ClassifySettings, *, uses_boxes: bool) -> Source:
     """Open what is asked to be scored; boxes are kept only for a bundle that was trained on them.
 
     Raises:
-        SettingsError: `split` is given for a source that has none.
+        SettingsError: `split` or `column` is given for a source that has none.
         StorageError: a table or an inventory does not exist.
     """
     source = absolute(source)
@@ -35,6 +34,10 @@ def open_source(source: str, settings: ClassifySettings, *, uses_boxes: bool) ->
     if settings.split is not None:
         raise SettingsError(
             f"split is {settings.split!r}, but {source} is no manifest; leave it out or give a manifest."
+        )
+    if settings.column:
+        raise SettingsError(
+            f"column is {settings.column}, but {source} is no table ({', '.join(TABLE_SUFFIXES)}); leave it out."
         )
     if source.endswith("/manifest.json") and not is_folder:
         return InventorySource(source, settings)

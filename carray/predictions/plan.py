@@ -47,6 +47,7 @@ def describe_run(
     seen: dict[str, Any] = {"uri": source, "split": settings.split, "all_files": settings.all_files}
     since = absolute(settings.since).rstrip("/") if settings.since else None
     seen |= {"since": since} if since else {}
+    seen |= {"column": settings.column} if settings.column else {}
     # Only where there is one, so that the ids of runs begun before there were thresholds stay as they are.
     seen |= {"accept_threshold": info.accept_threshold} if info.accept_threshold is not None else {}
     return RunRecord(
@@ -56,6 +57,7 @@ def describe_run(
         bundle=bundle,
         source=source,
         split=settings.split,
+        column={str(what): name for what, name in settings.column.items()},
         all_files=settings.all_files,
         since=since,
         runtime=runtime,

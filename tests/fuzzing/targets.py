@@ -302,7 +302,7 @@ def list_source(place: str) -> None:
 def read_table_everywhere(path: str) -> None:
     """Read a table of images as every command that takes one does."""
     with suppress(CarrayError):
-        rows = read_source_table(path)
+        rows = read_source_table(path).rows
         assert list(rows.columns) == ["uri", "escaped", "label", "split", "x1", "y1", "x2", "y2"]
     list_source(path)
     with suppress(CarrayError), connect({"labels": open_labels(path)}) as connection:

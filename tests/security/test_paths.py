@@ -72,7 +72,7 @@ def test_a_bundle_names_no_file_outside_itself(small_bundle: str, tmp_path: Path
 def test_a_local_uri_is_spelled_without_climbing_before_it_is_used(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "table.csv").write_text("uri,label\n../images/a.jpg,x\n")
-    assert read_source_table(f"{tmp_path}/deep/table.csv")["uri"].tolist() == [f"{tmp_path}/images/a.jpg"]
+    assert read_source_table(f"{tmp_path}/deep/table.csv").rows["uri"].tolist() == [f"{tmp_path}/images/a.jpg"]
     assert absolute(f"{tmp_path}/a/../b") == f"{tmp_path}/b"
     assert absolute("s3://bucket/a/../b") == "s3://bucket/a/../b"  # a store knows no folders: this is a key
 

@@ -1,0 +1,81 @@
+"""Gives labels one spelling, and says which of them look like mistakes; the same for every source of labels.
+
+Invariants: a label that is null, NaN or blank is none; blanks at the ends go, doubled ones and odd ones (a no-break
+space, a line end) become one plain blank; Unicode is composed (NFC). Nothing else of a label changes: labels that may
+mean the same are named, not merged.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+__all__ = ["normalise_labels", "similar_labels", "unsure_labels", "whole_number_labels"]
+
+_UNSEEN = str.maketrans("", "", "\u200b\u2060\ufeff")
+"""Blanks without width: a break, a joiner, a byte order mark in the middle of a file."""
+_NO_LABELS = {
+    *("none", "null", "nil", "nan", "-nan", "nat", "na", "n/a", "n.a.", "<na>", "#n/a", "#na", "\\n"),
+    *("?", "-", "--", ".", "undefined", "missing", "unlabelled", "unlabeled"),
+}
+"""What programs write for a missing label, in small letters."""
+
+
+def normalise_labels(labels: pd.Series) -> tuple[pd.Series, dict[str, int]]:
+    """Give each label its one spelling, null where there is none, and how many were changed, by what changed.
+
+    The second value's keys are `blank` (no label at all), `blanks` and `unicode form`; zero counts are left out.
+    """
+    spelled: dict[str, str | None] = {}
+    changed: dict[str, int] = defaultdict(int)
+    for label, images in labels.value_counts().items():
+        composed = unicodedata.normalize("NFC", str(label))
+        spelled[str(label)] = " ".join(composed.translate(_UNSEEN).split()) or None
+        if spelled[str(label)] is None:
+            changed["blank"] += int(images)
+        else:
+            changed["blanks"] += int(images) * (spelled[str(label)] != composed)
+            changed["unicode form"] += int(images) * (composed != str(label))
+    return labels.map(spelled, na_action="ignore").astype("string"), {what: n for what, n in changed.items() if n}
+
+
+def whole_number_labels(labels: pd.Series) -> pd.Series:
+    """Take the point from whole numbers that a missing one beside them has made fractions of: `1` for `1.0`.
+
+    Pandas writes a column of whole numbers with a gap in this way. Anything else stays as it is.
+    """
+    texts = labels.dropna().drop_duplicates()
+    if labels.isna().any() and len(texts) and texts.str.fullmatch(r"-?\d+\.0").all():
+        return labels.str.removesuffix(".0")
+    return labels
+
+
+def similar_labels(labels: Iterable[str]) -> list[list[str]]:
+    """Group labels that differ only by case, by compatible letters, or by how one number is written."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        groups[_likeness(label)].append(label)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def unsure_labels(labels: Iterable[str]) -> list[str]:
+    """Give the labels that look like a missing one: None, NULL, nan and their like."""
+    return [label for label in labels if label.casefold() in _NO_LABELS]
+
+
+def same_spelling(names: Sequence[str]) -> list[str]:
+    """Give the names of classes in their one spelling, each once, in their order; sorted ones stay sorted."""
+    spelled, _ = normalise_labels(pd.Series(names, dtype="string"))
+    classes = list(dict.fromkeys(spelled.dropna()))
+    return sorted(classes) if list(names) == sorted(names) else classes
+
+
+def _likeness(label: str) -> str:
+    folded = unicodedata.normalize("NFKC", label).casefold()
+    try:
+        return f"{float(folded):g}"
+    except ValueError:
+        return folded
