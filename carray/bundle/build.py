@@ -15,7 +15,7 @@ import logging
 import platform
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,23 @@ import numpy.typing as npt
 from carray.bundle.acceptance import choose_on_logits
 from carray.bundle.calibration import calibrated_metrics, fit_temperature
 from carray.bundle.certify import add_int8, block_views
-from carray.bundle.format import MODEL, PROBES, VERSION, WEIGHTS, Acceptance, BundleInfo, bundle_id_of, write_bundle
+from carray.bundle.format import (
+    MODEL,
+    PROBES,
+    TRAINED_ON,
+    VERSION,
+    WEIGHTS,
+    Acceptance,
+    BundleInfo,
+    bundle_id_of,
+    write_bundle,
+)
 from carray.bundle.originals import measure_full_decode
+from carray.bundle.trained_on import content_ids, pack_trained_on
 from carray.core.errors import BundleError, SettingsError
 from carray.core.progress import say
 from carray.core.storage import absolute, join, read_bytes
+from carray.manifest.format import Manifest, read_manifest
 from carray.pixels import PixelSettings
 from carray.trials import format as runs
 
@@ -63,7 +75,7 @@ def pack_winner(
         note: What bundle.json shall say besides of how it was found.
 
     Raises:
-        SettingsError: no search was ever started there, or it has no such trial.
+        SettingsError: no search was ever started there, it has no such trial, or its manifest is another one now.
         SearchError: no trial came to a result, or the named one did not.
         BundleError: the exported model is not the same model.
     """
@@ -82,7 +94,6 @@ def _pack_trial(
 ) -> BundleInfo:
     from safetensors.torch import load
 
-    from carray.manifest.format import read_manifest
     from carray.tensors.batches import view_batch
     from carray.tensors.build import ensure_block
     from carray.trials.hyper import read_hyper
@@ -92,7 +103,7 @@ def _pack_trial(
     settings = TuneSettings.model_validate(search["settings"])
     values = json.loads(row["hyper"])
     hyper = read_hyper(values)
-    manifest = read_manifest(search["manifest"])
+    manifest = _trained_manifest(run, search)
     net = build_net(hyper, class_count=len(manifest.classes), load_weights=False)
     net.load_state_dict(load(read_bytes(runs.best_weights(run, row["trial_id"]))))
     pixels = settings.trial_pixels(hyper)
@@ -100,11 +111,14 @@ def _pack_trial(
     val_rows_N = block.of_split("val")
     logits_NK = predict_logits(net, block, val_rows_N, pixels)
     labels_N = block.labels_N[val_rows_N]
-    temperature = fit_temperature(logits_NK, labels_N)
+    unseen_N = _unseen(manifest)
+    temperature = fit_temperature(logits_NK[unseen_N], labels_N[unseen_N]) if unseen_N.any() else 1.0
     metrics = {"val_before_refit" if weights else "val": calibrated_metrics(logits_NK, labels_N, temperature)}
     if full_decode := measure_full_decode(net, manifest, pixels, logits_NK):
         metrics["val_full_decode"] = full_decode
+    twin = None
     if weights is not None:
+        twin = _export_onnx(net.cpu().eval(), pixels.input_size)
         net.load_state_dict(load(read_bytes(weights)))
     pack_bundle(
         net,
@@ -124,16 +138,40 @@ def _pack_trial(
             **note,
         },
         accept=choose_on_logits(
-            logits_NK,
-            labels_N,
+            logits_NK[unseen_N],
+            labels_N[unseen_N],
             temperature=temperature,
             target_precision=settings.search.target_precision,
             manifest_fingerprint=search["manifest_fingerprint"],
             before_refit=weights is not None,
         ),
         parity_pixels_NHWC=view_batch(block, val_rows_N[:PARITY_IMAGES], pixels),
+        trained_on=manifest.by_content("train", *([] if weights is None else ["val"]))["sha256"],
     )
-    return add_int8(to, block_views(block, val_rows_N, pixels, seen_in_training=weights is not None))
+    return add_int8(to, block_views(block, val_rows_N[unseen_N], pixels, left_out=int((~unseen_N).sum())), twin=twin)
+
+
+def _trained_manifest(run: str, search: Mapping[str, Any]) -> Manifest:
+    """Read a run's manifest, and check that it still holds the images that the run was trained on."""
+    manifest = read_manifest(search["manifest"])
+    if manifest.fingerprint != search["manifest_fingerprint"]:
+        raise SettingsError(
+            f"{manifest.uri} is no longer the manifest that {run} was trained on (images, labels or splits differ), so "
+            "nothing can be measured to pack with; prepare it again as it was."
+        )
+    return manifest
+
+
+def _unseen(manifest: Manifest) -> npt.NDArray[np.bool_]:
+    """Say which validation images, in a block's order, no training on the split train has seen by content."""
+    train, val = (content_ids(manifest.by_content(split)["sha256"]) for split in ("train", "val"))
+    unseen_N = ~np.isin(val, train)
+    if seen := int((~unseen_N).sum()):
+        say(
+            f"bundle: {seen:,} of {len(val):,} validation images are in train, too, so they judge neither temperature, "
+            "threshold nor int8"
+        )
+    return unseen_N
 
 
 def pack_bundle(
@@ -148,11 +186,12 @@ def pack_bundle(
     net_note: dict[str, Any],
     search_note: dict[str, Any],
     parity_pixels_NHWC: Pixels,
+    trained_on: Iterable[str] = (),
     accept: tuple[float | None, Acceptance | None] = (None, None),
 ) -> BundleInfo:
     """Write a `trials.nets.Net` as a bundle; `parity_pixels_NHWC` are uint8 views that torch and ONNX are compared on.
 
-    `accept` is what `choose_threshold` gave.
+    `accept` is what `choose_threshold` gave, `trained_on` the sha256 of the images that the network was trained on.
 
     Raises:
         BundleError: the exported model's logits or labels differ from torch's.
@@ -168,6 +207,8 @@ def pack_bundle(
         MODEL: model,
         PROBES: _probe_file(model, probes_NHWC),
     }
+    if digests := list(trained_on):
+        files[TRAINED_ON] = pack_trained_on(digests)
     info = BundleInfo(
         version=VERSION,
         bundle_id=bundle_id_of(

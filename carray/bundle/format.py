@@ -4,6 +4,7 @@
     model.onnx            uint8 NHWC in (batch is dynamic); logits_BK and embedding_BD out; normalisation is inside
     model.int8.onnx       the same in 8-bit integers, where that passed its certificate
     probes.safetensors    16 generated images and the logits that each runtime gave for them
+    trained_on.safetensors  hashes of the images that the network was trained on (bundle.trained_on)
     bundle.json           everything below, written last
 
 Invariants: `bundle_id` is a hash of weights, classes, pixels and temperature, not of metrics or the threshold; each
@@ -17,7 +18,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from carray.core.errors import BundleError
 from carray.core.settings import Settings
@@ -40,6 +41,7 @@ __all__ = [
 VERSION = 1
 BUNDLE_JSON = "bundle.json"
 WEIGHTS, MODEL, PROBES = "weights.safetensors", "model.onnx", "probes.safetensors"
+TRAINED_ON = "trained_on.safetensors"
 INT8_MODEL = "model.int8.onnx"
 RUNTIME_FILES = {"fp32": MODEL, "int8": INT8_MODEL, "torch-bf16": WEIGHTS}
 """The file that each runtime reads; a bundle has those runtimes whose file it has."""
@@ -58,10 +60,17 @@ class Certificate(Settings):
     holds: bool
     reason: str = ""
     """Why it does not hold."""
+    split: str = "val"
+    """The labelled images that judged."""
     images: int
-    """Of the validation split, scored by both."""
+    """Of them, those scored by both: none that the judged network was trained on."""
+    images_left_out: int = 0
+    """Of that split, images that do not judge, since the judged network was trained on them."""
+    before_refit: bool = False
+    """Whether the network before a refit was judged, exported and quantised by the same recipe, since the refitted one
+    was trained on these images."""
     images_seen_in_training: bool = False
-    """Whether they flatter both: a refit has learned from the validation images, too."""
+    """In bundles of earlier versions: the network was trained on the images that judged, so the certificate is void."""
     top1_fp32: float | None = None
     top1: float | None = None
     drop_points: float | None = None
@@ -80,6 +89,15 @@ class Certificate(Settings):
     """By runtime and batch size, on one thread of the machine that measured."""
     measured_on: str = ""
     """That machine's processor."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_by_trained_images(cls, values: Any) -> Any:
+        """Withdraw what an earlier version certified on images that the network was trained on."""
+        if not (isinstance(values, dict) and values.get("images_seen_in_training") and values.get("holds")):
+            return values
+        reason = "it was judged by images that the network was trained on; carray quantize --split test judges it anew"
+        return {**values, "holds": False, "reason": reason}
 
 
 class Acceptance(Settings):

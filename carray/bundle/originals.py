@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from carray.bundle.certify import CALIBRATION_IMAGES, CERTIFY_IMAGES, Views, add_int8, draw_rows
-from carray.bundle.format import BundleInfo, open_bundle
+from carray.bundle.format import BundleInfo, Certificate, open_bundle
+from carray.bundle.quantise import CALIBRATION
+from carray.bundle.trained_on import mask_trained_on
 from carray.core.errors import DataError, DecodeError, FetchError, SettingsError
 from carray.core.images import fetch_image
 from carray.core.progress import say
@@ -35,14 +38,16 @@ FULL_DECODE_IMAGES = 300
 """Of the validation images that are decoded at reduced scale: enough to see a point of difference, 10 s to read."""
 
 
-def quantise_bundle(bundle: str, manifest: str, *, keep: bool = False) -> BundleInfo:
+def quantise_bundle(bundle: str, manifest: str, *, keep: bool = False, split: str = "val") -> BundleInfo:
     """Add int8 and its certificate to a finished bundle, with images of its manifest; `keep` as in `add_int8`.
+
+    Images of `split` judge, without those that the network was trained on.
 
     Raises:
         BundleError: no finished bundle lies there, or it is damaged.
         SettingsError: the manifest has other classes than the bundle.
         DataError: an image changed or became unreadable since the manifest was prepared.
-        SchemaError: the manifest has no usable training or validation image.
+        SchemaError: the manifest has no usable training image, or none in `split`.
         StorageError: storage refused to read the manifest or to write the bundle.
     """
     info, table = open_bundle(absolute(bundle)), read_manifest(absolute(manifest))
@@ -53,18 +58,43 @@ def quantise_bundle(bundle: str, manifest: str, *, keep: bool = False) -> Bundle
         )
     if info.search.get("manifest_fingerprint") not in (None, table.fingerprint):
         say(f"warning: {table.uri} is not the manifest that bundle {info.bundle_id} was trained on, or has changed")
+    for name in ("train", split):
+        table.of_split(name)  # raises where it is empty
+    rows = table.by_content(split)
+    seen_N, unknown = mask_trained_on(bundle, info, table, rows), ""
+    if seen_N is None:
+        # A bundle that names no manifest was packed by hand; its own manifest is then what the user says.
+        seen_N = np.zeros(len(rows), dtype=np.bool_)
+        if info.search.get("manifest_fingerprint") is not None:
+            unknown = "the bundle does not say which images it was trained on; give the manifest that it was trained on"
     index = {name: i for i, name in enumerate(info.classes)}
-    chosen = {}
-    for split, count in (("train", CALIBRATION_IMAGES), ("val", CERTIFY_IMAGES)):
-        rows = table.of_split(split)
-        chosen[split] = rows.iloc[draw_rows(np.arange(len(rows)), count)].to_dict("records")
-    views = {
-        split: np.stack([view(pixels_HWC, info.pixels) for pixels_HWC in _decoded(rows, info.pixels, info.uses_boxes)])
-        for split, rows in chosen.items()
-    }
-    labels_N = np.array([index[row["label"]] for row in chosen["val"]], dtype=np.int64)
-    seen = bool(info.search.get("refit"))
-    return add_int8(bundle, Views(views["train"], views["val"], labels_N, seen_in_training=seen), keep=keep)
+    judging = _draw(rows[~seen_N], CERTIFY_IMAGES)
+    views = Views(
+        _views(_draw(table.by_content("train"), CALIBRATION_IMAGES), info),
+        _views(judging, info),
+        np.array([index[row["label"]] for row in judging], dtype=np.int64),
+        split=split,
+        left_out=int(seen_N.sum()),
+        unknown=unknown,
+    )
+    return add_int8(bundle, views, keep=keep, standing=_standing(info, table))
+
+
+def _standing(info: BundleInfo, table: Manifest) -> Certificate | None:
+    """Give the certificate of the network before a refit, where quantising by this manifest is the same recipe."""
+    found = info.certificates.get("int8")
+    same = info.search.get("manifest_fingerprint") == table.fingerprint
+    return found if found and same and found.before_refit and found.calibration == CALIBRATION else None
+
+
+def _draw(rows: pd.DataFrame, count: int) -> list[dict[Any, Any]]:
+    return rows.iloc[draw_rows(np.arange(len(rows)), count)].to_dict("records")
+
+
+def _views(rows: list[dict[Any, Any]], info: BundleInfo) -> Pixels:
+    size = info.pixels.input_size
+    views = [view(pixels_HWC, info.pixels) for pixels_HWC in _decoded(rows, info.pixels, info.uses_boxes)]
+    return np.stack(views) if views else np.empty((0, size, size, 3), dtype=np.uint8)
 
 
 def measure_full_decode(
@@ -72,10 +102,11 @@ def measure_full_decode(
 ) -> dict[str, float]:
     """Measure what decoding at reduced scale costs: top-1 of both decodes on validation images that it concerns.
 
-    `logits_NK` are those of the validation images, in the manifest's order, as they are decoded otherwise. Empty, with
-    a line that says why, where no image is large enough to be reduced, or originals cannot be read any more.
+    `logits_NK` are those of the validation images, in the order of `Manifest.by_content`, as they are decoded
+    otherwise. Empty, with a line that says why, where no image is large enough to be reduced, or originals cannot be
+    read any more.
     """
-    rows = manifest.of_split("val").to_dict("records")
+    rows = manifest.by_content("val").to_dict("records")
     reduced_N = np.flatnonzero([_is_reduced(row, pixels, boxes=manifest.crop_boxes) for row in rows])
     if not len(reduced_N):
         say(f"bundle: no validation image is twice decode_size ({pixels.decode_size}), so none is decoded reduced")

@@ -38,7 +38,12 @@ def resolve_runtime(runtime: str, info: BundleInfo, *, device: str = "cpu") -> s
         SettingsError: the runtime is unknown, or the bundle has no file for it.
     """
     if runtime == "auto":
-        return _fastest(info, device)
+        chosen = _fastest(info, device)
+        refused = info.certificates.get("int8")
+        if chosen == "fp32" and device == "cpu" and refused and not refused.holds:
+            why = f"the int8 certificate of bundle {info.bundle_id} does not hold: {refused.reason}"
+            say(f"runtime: auto takes fp32, since {why}")
+        return chosen
     present = [name for name, file in RUNTIME_FILES.items() if file in info.files]
     certificate = info.certificates.get(runtime)
     if runtime not in present:

@@ -15,16 +15,27 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from carray.bundle.certify import AGREEMENT, AGREEMENT_CONFIDENT, DROP_POINTS, judge
 from carray.bundle.format import BundleInfo
 from carray.evaluation.metrics import wilson_interval
+from carray.evaluation.robustness import paired_drop
 
-__all__ = ["area_under_risk", "calibration_error", "chance_error", "coverage_table", "kept_promise", "reliability"]
+__all__ = [
+    "area_under_risk",
+    "calibration_error",
+    "chance_error",
+    "coverage_table",
+    "kept_certificate",
+    "kept_promise",
+    "reliability",
+]
 
 BINS = 15
 CHANCE_DRAWS = 200
 
 Floats = npt.NDArray[np.float64]
 Booleans = npt.NDArray[np.bool_]
+Logits = npt.NDArray[np.float32]
 
 
 def reliability(score_N: Floats, right_N: Booleans) -> pd.DataFrame:
@@ -119,6 +130,39 @@ def kept_promise(info: BundleInfo, score_N: Floats, right_N: Booleans) -> dict[s
     low, high = wilson_interval(right, accepted) if accepted else (None, None)
     found |= {"precision": right / accepted if accepted else None, "precision_low": low, "precision_high": high}
     return found | {"verdict": _verdict(found)}
+
+
+def kept_certificate(
+    info: BundleInfo, runtime: str, fp32_NK: Logits, other_NK: Logits, truth_N: npt.NDArray[np.int64]
+) -> dict[str, Any]:
+    """Measure what a runtime loses against fp32 on these images, beside what the bundle's certificate says.
+
+    Returns:
+        The figures of a certificate (bundle.certify.judge) for these images, with 95 % intervals of drop and
+        agreement; runtime; promised, the bundle's certificate or null; and verdict: null where no certificate holds,
+        else `kept`, `within chance` (a limit is missed by less than an interval), or `broken`.
+    """
+    found = judge(fp32_NK, other_NK, truth_N, temperature=info.temperature)
+    fp32_N, other_N = fp32_NK.argmax(axis=1), other_NK.argmax(axis=1)
+    lost = int(((fp32_N == truth_N) & (other_N != truth_N)).sum())
+    gained = int(((fp32_N != truth_N) & (other_N == truth_N)).sum())
+    _, drop_low, drop_high = paired_drop(lost, gained, len(truth_N))
+    low, high = wilson_interval(int((fp32_N == other_N).sum()), len(truth_N))
+    sure, sure_agreement = found["confident_images"], found["agreement_confident"]
+    sure_high = wilson_interval(round(sure_agreement * sure), sure)[1] if sure else 1.0
+    within = drop_low <= DROP_POINTS and high >= AGREEMENT and sure_high >= AGREEMENT_CONFIDENT
+    promised = info.certificates.get(runtime)
+    verdict = "kept" if found["holds"] else "within chance" if within else "broken"
+    return {
+        **found,
+        "runtime": runtime,
+        "drop_low_points": drop_low,
+        "drop_high_points": drop_high,
+        "agreement_low": low,
+        "agreement_high": high,
+        "promised": promised and promised.model_dump(mode="json"),
+        "verdict": verdict if promised and promised.holds else None,
+    }
 
 
 def _verdict(found: dict[str, Any]) -> str | None:

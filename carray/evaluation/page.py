@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from carray.bundle.certify import AGREEMENT, AGREEMENT_CONFIDENT, DROP_POINTS
 from carray.core.page import render_page
 from carray.core.storage import join, write_bytes
 from carray.core.tables import read_table
@@ -169,6 +170,24 @@ def _coverage(evaluation: Evaluation) -> dict[str, Any]:
     return {"svg": svg, "rows": coverage.iloc[list(chosen)].to_dict("records"), "found": found}
 
 
+def _certificate(evaluation: Evaluation) -> dict[str, Any] | None:
+    """Set the certificate of a runtime beside what it loses on these images; None where there is neither."""
+    metrics = evaluation.metrics
+    found, certificates = metrics.get("certificate"), metrics.get("certificates", {})
+    if not (found or certificates):
+        return None
+    runtime = found["runtime"] if found else next(iter(certificates))
+    promised = certificates.get(runtime)
+    return {
+        "found": found,
+        "runtime": runtime,
+        "promised": promised,
+        "measured": promised and promised["top1"] is not None,
+        "same_images": bool(promised and promised["split"] == metrics["split"] and metrics.get("own_manifest")),
+        "limits": {"drop_points": DROP_POINTS, "agreement": AGREEMENT, "agreement_confident": AGREEMENT_CONFIDENT},
+    }
+
+
 def _classes(evaluation: Evaluation) -> dict[str, Any]:
     classes, pairs = evaluation.table("per_class"), evaluation.table("confused_pairs")
     most = pairs.drop_duplicates("truth").set_index("truth")[["label", "images"]].to_dict("index")
@@ -217,6 +236,7 @@ SECTIONS = (
     Section("pairs", "What is taken for what", "evaluation/sections/pairs.html.j2", _pairs),
     Section("scores", "Whether scores are true", "evaluation/sections/scores.html.j2", _scores),
     Section("coverage", "What can be accepted", "evaluation/sections/coverage.html.j2", _coverage),
+    Section("certificate", "Faster runtimes", "evaluation/sections/certificate.html.j2", _certificate),
     Section(
         "robustness",
         "Corrupted pictures",

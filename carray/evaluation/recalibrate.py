@@ -9,10 +9,11 @@ from __future__ import annotations
 from carray.bundle.acceptance import acceptance_text, choose_threshold, top_scores
 from carray.bundle.format import BundleInfo, write_info
 from carray.bundle.predict import Scorer
+from carray.bundle.trained_on import mask_trained_on
 from carray.core.errors import SettingsError
 from carray.core.progress import say
 from carray.core.storage import absolute
-from carray.evaluation.score import score_split, seen_before
+from carray.evaluation.score import score_split
 from carray.manifest.format import read_manifest
 
 __all__ = ["recalibrate"]
@@ -35,17 +36,22 @@ def recalibrate(bundle: str, manifest: str, *, target_precision: float, split: s
         )
     table, scorer = read_manifest(absolute(manifest)), Scorer(bundle, runtime="fp32")
     info = scorer.info
-    if seen_before(info, table, split) == "training":
+    rows = table.of_split(split)
+    seen_N = mask_trained_on(scorer.uri, info, table, rows)
+    if seen_N is not None and seen_N.all():
         raise SettingsError(
             f"bundle {info.bundle_id} has learned from split {split!r} of {table.uri}, so its scores there promise "
             "nothing; give a split that it has not seen with --split, or other labelled images with --manifest."
         )
-    if info.search.get("manifest_fingerprint") != table.fingerprint:
+    if seen_N is None:
         say(
             f"warning: {table.uri} is not the manifest that bundle {info.bundle_id} was trained on; the promise holds "
             "only if the bundle has learned from none of its images"
         )
-    scored = score_split(table, split, scorer)
+    elif seen_N.any():
+        say(f"{int(seen_N.sum()):,} of {len(rows):,} images are left out: bundle {info.bundle_id} was trained on them")
+        rows = rows[~seen_N]
+    scored = score_split(table, split, scorer, rows=rows)
     score_N = top_scores(scored.logits_NK, temperature=info.temperature)
     right_N = scored.logits_NK.argmax(axis=1) == scored.truth_N
     threshold, found = choose_threshold(score_N, right_N, target_precision=target_precision, split=split)

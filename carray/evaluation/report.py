@@ -16,9 +16,9 @@ import pandas as pd
 import pyarrow as pa
 
 from carray.bundle.acceptance import top_scores
-from carray.bundle.format import BundleInfo
+from carray.bundle.format import INT8_MODEL, BundleInfo
 from carray.bundle.predict import Scorer
-from carray.core.errors import SettingsError
+from carray.core.errors import BundleError, SettingsError
 from carray.core.progress import say
 from carray.core.storage import absolute, exists, join, read_json, write_bytes, write_json
 from carray.core.tables import table_from_rows, write_table
@@ -32,6 +32,12 @@ from carray.evaluation.score import ScoredSplit, score_split, seen_before
 from carray.manifest.format import read_manifest
 
 __all__ = ["evaluate", "summary_text", "write_evaluation"]
+
+_VERDICTS = {
+    "kept": "kept",
+    "within chance": "missed by no more than chance explains",
+    "broken": "broken on these images; --runtime fp32 does without",
+}
 
 
 def evaluate(bundle: str, manifest: str, *, split: str = "test", out: str, runtime: str = "fp32") -> dict[str, Any]:
@@ -56,15 +62,28 @@ def evaluate(bundle: str, manifest: str, *, split: str = "test", out: str, runti
         "split": split,
         "runtime": scorer.runtime,
     }
-    if (finished := _finished(out, identity)) is not None:
+    if (finished := _finished(out, identity, scorer.info)) is not None:
         return finished
-    scored = score_split(table, split, scorer)
+    seen, trained_on = seen_before(scorer, table, split)
+    scored = score_split(table, split, scorer, other=_other_runtime(scorer))
     origin = identity | {
         "bundle": scorer.uri,
         "manifest": table.uri,
-        "seen_before": seen_before(scorer.info, table, split),
+        "seen_before": seen,
+        "images_trained_on": trained_on,
     }
     return write_evaluation(out, origin, scorer.info, scored)
+
+
+def _other_runtime(scorer: Scorer) -> Scorer | None:
+    """Open the runtime that is held against the scored one: fp32, or int8 where fp32 is scored and there is one."""
+    has_int8 = INT8_MODEL in scorer.info.files
+    name = "fp32" if scorer.runtime != "fp32" else "int8" if has_int8 else None
+    try:
+        return None if name is None else Scorer(scorer.uri, runtime=name)
+    except BundleError as err:
+        say(f"warning: {name} is not compared with {scorer.runtime} ({err})")
+        return None
 
 
 def summary_text(metrics: Mapping[str, Any]) -> str:
@@ -82,6 +101,8 @@ def summary_text(metrics: Mapping[str, Any]) -> str:
     lines += [f"  {'macro F1':<10} {metrics['macro_f1']:.3f}", f"  {'loss':<10} {metrics['loss']:.3f} nats"]
     lines.append(f"  {'ECE':<10} {metrics['ece']:.1%}  (before calibration {metrics['ece_before']:.1%})")
     lines.append(f"  {'accepted':<10} {_acceptance_text(metrics['acceptance'])}")
+    if found := metrics.get("certificate"):
+        lines.append(f"  {found['runtime']:<10} {_certificate_text(found)}")
     if metrics["unreadable"]:
         kinds = ", ".join(f"{count} {code}" for code, count in metrics["unreadable_codes"].items())
         lines.append(f"  {metrics['unreadable']:,} images could not be read ({kinds}); they are in no figure above")
@@ -99,15 +120,35 @@ def _acceptance_text(found: Mapping[str, Any]) -> str:
     )
 
 
-def _finished(out: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+def _certificate_text(found: Mapping[str, Any]) -> str:
+    promised = found["promised"]
+    said = (
+        f"its certificate says {promised['agreement']:.1%} and {promised['drop_points']:.1f}"
+        if promised and promised["agreement"] is not None
+        else "it has no certificate"
+    )
+    return (
+        f"the label of fp32 for {found['agreement']:.1%}, top-1 {found['drop_points']:.1f} points below it  ({said}"
+        f"{f': {text}' if (text := _VERDICTS.get(found['verdict'])) else ''})"
+    )
+
+
+def _finished(out: str, identity: Mapping[str, Any], info: BundleInfo) -> dict[str, Any] | None:
     if not exists(join(out, METRICS_JSON)):
         return None
     found: dict[str, Any] = read_json(join(out, METRICS_JSON))
     if any(found.get(name) != value for name, value in identity.items()):
         seen = ", ".join(f"{name} {found.get(name)}" for name in identity)
         raise SettingsError(f"{out} holds another evaluation ({seen}); choose another folder with --out.")
+    if found.get("certificates", {}) != _certificates(info):
+        say(f"{out} holds this evaluation with other certificates of the bundle's runtimes; it is measured again.")
+        return None
     say(f"{out} holds this evaluation already; delete its {METRICS_JSON} to measure again.")
     return found
+
+
+def _certificates(info: BundleInfo) -> dict[str, Any]:
+    return {name: found.model_dump(mode="json") for name, found in info.certificates.items()}
 
 
 def write_evaluation(out: str, origin: dict[str, Any], info: BundleInfo, scored: ScoredSplit) -> dict[str, Any]:
@@ -159,6 +200,9 @@ def _metrics(
     right_N = scored.logits_NK.argmax(axis=1) == scored.truth_N
     before_N = top_scores(scored.logits_NK, temperature=1.0)
     score_N = top_scores(scored.logits_NK, temperature=info.temperature)
+    # In an order of their own, so that the resamples do not depend on that of the rows.
+    order = np.lexsort((right_N, score_N))
+    score_N, right_N = score_N[order], right_N[order]
     aurc_low, aurc_high = measure.bootstrap_interval(calibration.area_under_risk, score_N, right_N, highest=1.0)
     found = {
         **origin,
@@ -179,8 +223,20 @@ def _metrics(
         "aurc_low": aurc_low,
         "aurc_high": aurc_high,
         "acceptance": calibration.kept_promise(info, score_N, right_N),
+        "certificates": _certificates(info),
+        "certificate": _kept_certificate(origin["runtime"], info, scored),
+        "own_manifest": info.search.get("manifest_fingerprint") == origin["manifest_fingerprint"],
     }
     return found
+
+
+def _kept_certificate(runtime: str, info: BundleInfo, scored: ScoredSplit) -> dict[str, Any] | None:
+    """Hold the faster of the two runtimes that scored the split against fp32; None where there was one only."""
+    if scored.other_NK is None:
+        return None
+    if runtime == "fp32":
+        return calibration.kept_certificate(info, "int8", scored.logits_NK, scored.other_NK, scored.truth_N)
+    return calibration.kept_certificate(info, runtime, scored.other_NK, scored.logits_NK, scored.truth_N)
 
 
 def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from carray.bundle.format import BundleInfo
 from carray.bundle.predict import Scorer, score_columns
+from carray.bundle.trained_on import mask_trained_on
 from carray.core.errors import BudgetError, DecodeError, FetchError, SchemaError
 from carray.core.images import fetch_image
 from carray.core.progress import Progress, say
@@ -43,16 +45,20 @@ class ScoredSplit:
     truth_N: npt.NDArray[np.int64]
     """Class indices."""
     logits_NK: npt.NDArray[np.float32]
+    other_NK: npt.NDArray[np.float32] | None = None
+    """Logits of another runtime for the same pixels, where one was asked for."""
 
 
-def score_split(table: Manifest, split: str, scorer: Scorer) -> ScoredSplit:
-    """Read and score every image of a split.
+def score_split(
+    table: Manifest, split: str, scorer: Scorer, *, rows: pd.DataFrame | None = None, other: Scorer | None = None
+) -> ScoredSplit:
+    """Read and score every image of a split, or those of its rows; `other` scores the same pixels, too.
 
     Raises:
         SchemaError: the split is empty, or holds labels that the bundle does not know.
         BudgetError: no image of the split can be read, so there is nothing to measure.
     """
-    rows = table.of_split(split)
+    rows = table.of_split(split) if rows is None else rows
     _check_labels(rows["label"], scorer.info, table.uri)
     if scorer.info.uses_boxes and table.rows["x1"].isna().all():
         say(
@@ -60,7 +66,7 @@ def score_split(table: Manifest, split: str, scorer: Scorer) -> ScoredSplit:
             "are scored."
         )
     records = rows.to_dict("records")
-    predictions, logits_NK = _score_rows(records, scorer)
+    predictions, logits_NK, other_NK = _score_rows(records, scorer, other)
     truth_N = _indices([row["truth"] for row in predictions if row["status"] == "ok"], scorer.info.classes)
     if not len(truth_N):
         first = predictions[0]
@@ -68,18 +74,19 @@ def score_split(table: Manifest, split: str, scorer: Scorer) -> ScoredSplit:
             f"none of the {len(predictions)} images of split {split!r} can be read (the first, {first['uri']!r}: "
             f"{first['error']}); check that they still lie where {table.uri} says."
         )
-    return ScoredSplit(records, predictions, truth_N, logits_NK)
+    return ScoredSplit(records, predictions, truth_N, logits_NK, other_NK if other else None)
 
 
-def seen_before(info: BundleInfo, table: Manifest, split: str) -> str | None:
-    """Say what a split was to the bundle: `training`; `selection`, of the trial, epoch and temperature; or None.
+def seen_before(scorer: Scorer, table: Manifest, split: str) -> tuple[str | None, int]:
+    """Say what a split was to the bundle, and how many of its images the network was trained on.
 
-    Of another manifest's splits nothing is known: None.
+    It was `training` where any was trained on; `selection`, where trial, epoch and temperature were chosen on it; or
+    None, also where nothing is known, since a bundle of an earlier version was trained on another manifest.
     """
-    if info.search.get("manifest_fingerprint") != table.fingerprint:
-        return None
-    trained = info.search.get("refit_splits", ["train", "val"]) if info.search.get("refit") else ["train"]
-    return "training" if split in trained else "selection" if split == "val" else None
+    seen_N = mask_trained_on(scorer.uri, scorer.info, table, table.of_split(split))
+    trained_on = 0 if seen_N is None else int(seen_N.sum())
+    same = scorer.info.search.get("manifest_fingerprint") == table.fingerprint
+    return "training" if trained_on else "selection" if same and split == "val" else None, trained_on
 
 
 def read_original(row: Row) -> bytes:
@@ -103,10 +110,11 @@ def _check_labels(labels: Any, info: BundleInfo, uri: str) -> None:
         )
 
 
-def _score_rows(rows: Sequence[Row], scorer: Scorer) -> tuple[list[dict[str, Any]], npt.NDArray[np.float32]]:
-    """Give one prediction a row, in order, and logits_NK of those with status ok."""
+def _score_rows(rows: Sequence[Row], scorer: Scorer, other: Scorer | None) -> tuple[list[dict[str, Any]], Any, Any]:
+    """Give one prediction a row, in order, and logits_NK of those with status ok, by `scorer` and by `other`."""
     predictions: list[dict[str, Any]] = []
     logits = [np.empty((0, len(scorer.info.classes)), dtype=np.float32)]
+    other_logits = list(logits)
     threads = min(32, 2 * len(os.sched_getaffinity(0)))  # decoding leaves the GIL; twice the cores hides the fetching
     with Progress("evaluating", total=len(rows)) as progress, ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(rows), BATCH_IMAGES):
@@ -117,13 +125,15 @@ def _score_rows(rows: Sequence[Row], scorer: Scorer) -> tuple[list[dict[str, Any
             if pixels:
                 logits_BK, _ = scorer.score(np.stack(pixels))
                 logits.append(logits_BK)
+                if other is not None:
+                    other_logits.append(other.score(np.stack(pixels))[0])
                 columns = score_columns(logits_BK, scorer.info)
                 scored = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
             for row, image in zip(batch, seen, strict=True):
                 outcome = {"status": "ok", **scored.pop(0)} if isinstance(image, np.ndarray) else image
                 predictions.append({"uri": row["uri"], "truth": row["label"], **outcome})
             progress.advance(len(batch), errors=len(batch) - len(pixels))
-    return predictions, np.concatenate(logits)
+    return predictions, np.concatenate(logits), np.concatenate(other_logits)
 
 
 def _see(row: Row, info: BundleInfo) -> npt.NDArray[np.uint8] | dict[str, str]:

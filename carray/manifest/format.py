@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -70,10 +71,17 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Hash what training sees (content, box, label, split, class order): 16 hex digits, whatever the row order."""
-        seen = self.usable[["sha256", *_BOX, "label", "split"]].astype("string").fillna("")
-        lines = sorted(seen.agg("|".join, axis=1))
-        text = json.dumps([lines, self.classes, self.crop_boxes])
+        text = json.dumps([sorted(_identities(self.usable)), self.classes, self.crop_boxes])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def by_content(self, *splits: str) -> pd.DataFrame:
+        """Give the usable rows of splits, ordered by what the fingerprint hashes; the index stays the table's.
+
+        Manifests of one fingerprint give the same images in the same order, however their tables are ordered; rows that
+        tie have the same pixels, label and split. That of train and val is the order of a decoded block.
+        """
+        rows = self.usable[self.usable["split"].isin(splits)]
+        return rows.iloc[np.argsort(_identities(rows).to_numpy(dtype=np.str_), kind="stable")]
 
     def of_split(self, split: str) -> pd.DataFrame:
         """Give the usable rows of one split.
@@ -89,6 +97,12 @@ class Manifest:
     def split_counts(self) -> dict[str, int]:
         """Count the usable rows of each split."""
         return {split: int((self.usable["split"] == split).sum()) for split in SPLITS}
+
+
+def _identities(rows: pd.DataFrame) -> pd.Series[str]:
+    """Give what training sees of each row (content, box, label, split) as one string."""
+    seen = rows[["sha256", *_BOX, "label", "split"]].astype("string").fillna("")
+    return seen["sha256"].str.cat(seen[[*_BOX, "label", "split"]], sep="|")
 
 
 def row_box(row: Mapping[str, Any]) -> Box | None:

@@ -75,4 +75,6 @@ def view_batches(
 
 def view_batch(block: Block, rows_B: Rows, pixels: PixelSettings) -> Pixels:
     """Give evaluation's view of some rows: pixels_BHWC, uint8, input_size."""
-    return np.stack([view(block.pixels_NHWC[i], pixels) for i in rows_B])
+    size = pixels.input_size
+    views = [view(block.pixels_NHWC[i], pixels) for i in rows_B]
+    return np.stack(views) if views else np.empty((0, size, size, 3), dtype=np.uint8)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from carray.core.errors import DataError, DecodeError, FetchError
 from carray.core.images import fetch_image
@@ -58,15 +59,16 @@ def ensure_block(manifest: Manifest, pixels: PixelSettings) -> Block:
 
 
 def _build(manifest: Manifest, pixels: PixelSettings, place: Path) -> None:
-    rows = manifest.usable
-    rows = rows[rows["split"] != "test"]
+    rows = manifest.by_content("train", "val")
     size = pixels.decode_size
     _check_space(place.parent, len(rows) * size * size * 3)
     unfinished = Path(tempfile.mkdtemp(dir=place.parent, prefix=".building-"))
     try:
         shape = (len(rows), size, size, 3)
         target_NHWC = np.lib.format.open_memmap(unfinished / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
-        _decode_all(rows.to_dict("records"), _decoder(manifest, pixels), target_NHWC)
+        # Read in the table's order, which is that of its storage; written to where each row belongs.
+        places = np.argsort(rows.index.to_numpy(), kind="stable")
+        _decode_all(rows.iloc[places].to_dict("records"), _decoder(manifest, pixels), target_NHWC, places)
         target_NHWC.flush()
         index = {name: i for i, name in enumerate(manifest.classes)}
         np.save(unfinished / "labels.npy", np.array([index[label] for label in rows["label"]], dtype=np.int64))
@@ -103,9 +105,11 @@ def _decoder(manifest: Manifest, pixels: PixelSettings) -> Callable[[dict[str, A
     return decode_row
 
 
-def _decode_all(rows: list[Any], decode_row: Callable[[dict[str, Any]], Any], target_NHWC: Any) -> None:
+def _decode_all(
+    rows: list[Any], decode_row: Callable[[dict[str, Any]], Any], target_NHWC: Any, places: npt.NDArray[np.int64]
+) -> None:
     threads = min(32, 2 * len(os.sched_getaffinity(0)))  # decoding leaves the GIL; twice the cores hides the fetching
     with Progress("decoding once", total=len(rows)) as progress, ThreadPoolExecutor(threads) as pool:
-        for i, pixels_HWC in enumerate(pool.map(decode_row, rows)):
+        for i, pixels_HWC in zip(places, pool.map(decode_row, rows), strict=True):
             target_NHWC[i] = pixels_HWC
             progress.advance()

@@ -8,7 +8,8 @@
 Place: `$CARRAY_CACHE/tensors/KEY` (default `~/.cache/carray`), where KEY hashes the manifest's content and what
 decides decoded pixels. A block is only a cache: deleting its folder while nothing runs costs one decode, and `rm -r`
 of the whole `tensors` folder is the clean-up. Beside it lies `KEY.lock`, held while it is built.
-Invariants: rows are in the manifest's order; a block is never changed once its marker exists. Version 1.
+Invariants: rows are in the order of `Manifest.by_content("train", "val")`, so that manifests of one fingerprint share
+a block however their tables are ordered; a block is never changed once its marker exists. Version 2.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from carray.pixels import PixelSettings
 
 __all__ = ["Block", "block_key", "block_place", "cache_home", "open_block"]
 
-VERSION = 1
+VERSION = 2
 MARKER = "tensors.json"
 
 
@@ -42,7 +43,7 @@ class Block:
     """Names what the pixels are (block_key); empty for a block that lies on no disk."""
 
     def of_split(self, split: str) -> npt.NDArray[np.int64]:
-        """Give the row numbers of a split, int64, in the manifest's order."""
+        """Give the row numbers of a split, int64, in the order of `Manifest.by_content`."""
         return np.flatnonzero(self.splits_N == SPLITS.index(split))
 
 

@@ -280,7 +280,7 @@ def test_images_that_changed_are_not_measured_on(copy: Path, manifest: Path) -> 
 
 def test_cost_of_the_reduced_scale_is_measured(net, manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = read_manifest(str(manifest))
-    rows = table.of_split("val")
+    rows = table.by_content("val")
     labels_N = np.array([CLASSES.index(label) for label in rows["label"]])
     found = measure_full_decode(net, table, PIXELS, logits(labels_N))
     assert found["images"] == 120

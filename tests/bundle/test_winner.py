@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from carray.bundle import winner
@@ -19,7 +20,7 @@ from carray.core.settings import parse_settings
 from carray.core.storage import join, read_json, write_json
 from carray.drawing import draw_dataset
 from carray.manifest.build import prepare
-from carray.manifest.format import read_manifest
+from carray.manifest.format import read_manifest, write_manifest
 from carray.trials.format import read_trials, write_tables, write_trial_end
 from carray.trials.recipe import TrainSettings
 from carray.trials.train import refit_run, train
@@ -155,7 +156,7 @@ def test_a_refit_packs_its_last_epoch_with_the_temperature_before_it(run: str, m
     assert info.search["refit_images"] == int(splits.isin(["train", "val"]).sum())
     assert before.search["trial_id"] in info.search["temperature_from"]
     assert list(info.metrics) == ["val_before_refit", "val_full_decode"]
-    assert info.certificates["int8"].images_seen_in_training
+    assert not info.certificates["int8"].images_seen_in_training
     assert info.acceptance is not None and info.acceptance.before_refit
     assert before.acceptance is not None and not before.acceptance.before_refit
     assert info.accept_threshold == before.accept_threshold
@@ -186,6 +187,47 @@ def test_a_search_that_asks_for_it_refits_its_winner(run: str) -> None:
     assert Path(refit_run(run, best, 1), "done.json").exists()
     created = open_bundle(bundle).created_at
     assert open_bundle(keep_winner(run)).created_at == created
+
+
+@pytest.fixture
+def shuffled(manifest: str, tmp_path: Path) -> str:
+    """Give the same manifest with its rows in another order, as a renamed folder or a database gives them."""
+    table, uri = read_manifest(manifest), str(tmp_path / "shuffled.parquet")
+    rows = table.rows.sample(frac=1, random_state=1)
+    write_manifest(rows, uri, classes=table.classes, crop_boxes=table.crop_boxes)
+    return uri
+
+
+@pytest.mark.parametrize("cache", ["shared", "empty"])
+def test_another_order_of_rows_gives_the_same_training_and_bundle(
+    run: str, shuffled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
+    if cache == "empty":
+        monkeypatch.setenv("CARRAY_CACHE", str(tmp_path / "cache"))
+    settings = parse_settings(
+        TrainSettings,
+        {"hyper": {**CNN, "width": 8}, "epochs": 2, "pixels": {"decode_size": 40, "input_size": 32}},
+    )
+    train(shuffled, run=str(tmp_path / "again"), settings=settings)
+    names = ["epoch", "train_loss", "val_loss", "val_top1"]
+    epochs, again = (pd.read_parquet(join(place, "epochs.parquet")) for place in (run, str(tmp_path / "again")))
+    first = epochs[epochs["trial_id"] == "t00000"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(first[names], again[names], check_exact=False)
+    before = pack_winner(run, trial="t00000", to=str(tmp_path / "before"))
+    after = open_bundle(keep_trained(str(tmp_path / "again")))
+    assert before.metrics["val_full_decode"] == after.metrics["val_full_decode"]
+    assert after.metrics["val_full_decode"]["top1_reduced"] == pytest.approx(after.metrics["val"]["top1"])
+    assert after.metrics["val"] == pytest.approx(before.metrics["val"], rel=1e-4)
+    assert (after.temperature, after.acceptance) == (pytest.approx(before.temperature, rel=1e-4), before.acceptance)
+
+
+def test_a_manifest_that_became_another_is_not_packed_with(run: str, manifest: str, tmp_path: Path) -> None:
+    table, search = read_manifest(manifest), read_json(join(run, "search.json"))
+    rows = table.rows.assign(label=list(reversed(table.rows["label"])))
+    write_manifest(rows, str(tmp_path / "m.parquet"), classes=table.classes, crop_boxes=table.crop_boxes)
+    write_json(join(run, "search.json"), {**search, "manifest": str(tmp_path / "m.parquet")})
+    with pytest.raises(SettingsError, match="is no longer the manifest that .* was trained on"):
+        pack_winner(run)
 
 
 def test_a_training_is_packed_once(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

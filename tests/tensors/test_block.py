@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,14 +27,28 @@ def manifest(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return read_manifest(str(tmp_path / "manifest.parquet"))
 
 
-def test_rows_are_the_manifests_and_pixels_are_decodes(manifest: Manifest) -> None:
+def test_rows_are_in_the_order_of_content_and_pixels_are_decodes(manifest: Manifest) -> None:
     block = ensure_block(manifest, PIXELS)
-    rows = manifest.usable[manifest.usable["split"] != "test"]
+    rows = manifest.by_content("train", "val")
+    assert sorted(rows["uri"]) == sorted(manifest.usable.loc[manifest.usable["split"] != "test", "uri"])
     assert len(block.pixels_NHWC) == len(rows) > 0
     for i, row in enumerate(rows.to_dict("records")):
         expected = decode(Path(row["uri"]).read_bytes(), PIXELS).pixels_HWC
         assert np.array_equal(block.pixels_NHWC[i], expected)
         assert manifest.classes[block.labels_N[i]] == row["label"]
+
+
+def test_a_shuffled_manifest_has_the_same_block_in_the_same_order(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shuffled = dataclasses.replace(manifest, rows=manifest.rows.sample(frac=1, random_state=1))
+    first = ensure_block(manifest, PIXELS)
+    assert ensure_block(shuffled, PIXELS).key == first.key
+    assert list(shuffled.by_content("train", "val")["uri"]) == list(manifest.by_content("train", "val")["uri"])
+    monkeypatch.setenv("CARRAY_CACHE", str(tmp_path / "another"))
+    second = ensure_block(shuffled, PIXELS)
+    for name in ("pixels_NHWC", "labels_N", "splits_N"):
+        assert np.array_equal(getattr(first, name), getattr(second, name))
 
 
 def test_no_test_image_is_in_the_block(manifest: Manifest) -> None:

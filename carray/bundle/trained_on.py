@@ -1,0 +1,66 @@
+"""Remembers which images a bundle's network was trained on, so that none of them judges it.
+
+    trained_on.safetensors   content_N, uint64, sorted: the first 8 bytes of the sha256 of each image's file
+
+From: a manifest's hashes. To: a bundle's file, and a mask of any manifest's rows.
+Invariants: an image counts by the content of its file, whatever its uri, box or manifest. Bundles packed before there
+was such a file tell it of the manifest that they were trained on, by its splits, and of no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from carray.bundle.format import TRAINED_ON, BundleInfo, read_bundle_file
+from carray.core.errors import BundleError
+from carray.manifest.format import Manifest
+
+__all__ = ["content_ids", "mask_trained_on", "pack_trained_on", "trained_splits"]
+
+
+def content_ids(sha256: Iterable[str]) -> npt.NDArray[np.uint64]:
+    """Give the first 8 bytes of hex digests as numbers, uint64 (N,): enough to tell a million images apart."""
+    return np.array([int(digest[:16], 16) for digest in sha256], dtype=np.uint64)
+
+
+def pack_trained_on(sha256: Iterable[str]) -> bytes:
+    """Pack the hashes of the images that a network was trained on into the bytes of the bundle's file."""
+    from safetensors.numpy import save
+
+    return save({"content_N": np.unique(content_ids(sha256))})
+
+
+def trained_splits(info: BundleInfo) -> list[str]:
+    """Give the splits of its own manifest that a bundle's network was trained on."""
+    return list(info.search.get("refit_splits", ["train", "val"])) if info.search.get("refit") else ["train"]
+
+
+def mask_trained_on(uri: str, info: BundleInfo, table: Manifest, rows: pd.DataFrame) -> npt.NDArray[np.bool_] | None:
+    """Say of some rows of a manifest which images a bundle's network was trained on; None where nothing tells.
+
+    Raises:
+        BundleError: the bundle's file is damaged.
+        StorageError: it cannot be read.
+    """
+    if TRAINED_ON in info.files:
+        seen_N = _read(uri, info)
+    elif info.search.get("manifest_fingerprint") == table.fingerprint:
+        usable = table.usable
+        seen_N = content_ids(usable.loc[usable["split"].isin(trained_splits(info)), "sha256"])
+    else:
+        return None
+    return np.isin(content_ids(rows["sha256"]), seen_N)
+
+
+def _read(uri: str, info: BundleInfo) -> npt.NDArray[np.uint64]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return load(read_bundle_file(uri, info, TRAINED_ON))["content_N"].astype(np.uint64)
+    except (SafetensorError, KeyError) as err:
+        raise BundleError(f"{uri} has a damaged {TRAINED_ON} ({' '.join(str(err).split())}); pack it again.") from None
