@@ -27,7 +27,7 @@ SMALL_CLASSES = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give `pytest -n 2 --dist loadgroup` its groups: what uses the run's Ray goes to one process, else a file's tests stay together."""
+    """Give `pytest -n 2 --dist loadgroup` its groups: one for what uses the run's Ray, else one a file."""
     for item in items:
         on_ray = "ray_cluster" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("ray" if on_ray else str(item.path)))

@@ -275,8 +275,8 @@ class TableRows:
         elif math.isfinite(_number(value)) and _number(value) % 1:
             remedy = "round it"
         return (
-            f"{self.where(row)}, has {str(value)[:80]!r} as {readable(self._table.columns[name])}; a box is whole numbers "
-            f"of pixels, x2 and y2 exclusive; {remedy}."
+            f"{self.where(row)}, has {str(value)[:80]!r} as {readable(self._table.columns[name])}; a box is whole "
+            f"numbers of pixels, x2 and y2 exclusive; {remedy}."
         )
 
     def _numbers(self, name: str, most: int) -> tuple[pd.Series, Any]:
