@@ -1,7 +1,7 @@
 """Runs everything once on drawn cars: prepare, tune, evaluate, classify, and three questions in pandas.
 
 From: nothing but this package. To: OUT/{images, manifest.parquet, run, evaluation, bucket, predictions,
-report.html}.
+report.html}, each of which the last lines name.
 Cost: under 5 minutes on two cores.
 """
 
@@ -74,6 +74,7 @@ def _learn(out: str) -> float:
     from carray.trials.format import read_trials
     from carray.trials.leaderboard import leaderboard_text
     from carray.trials.on_ray import search
+    from carray.trials.page import write_page
 
     manifest, run = join(out, "manifest.parquet"), join(out, "run")
     _say_step(2, "prepare: check, hash and split every image")
@@ -82,6 +83,7 @@ def _learn(out: str) -> float:
     search(manifest, run=run, settings=_search_settings())
     print(leaderboard_text(read_trials(run)))
     keep_winner(run)
+    write_page(run)
     _say_step(4, "evaluate: the winner on images that no trial has seen")
     metrics = evaluate(join(run, "bundle"), manifest, split="test", out=join(out, "evaluation"))
     print(summary_text(metrics))
@@ -135,13 +137,18 @@ def _show_places(out: str) -> None:
     places = {
         "images": "labelled drawings, one folder a class",
         "manifest.parquet": "one row an image: split, size, hashes",
-        "run": "leaderboard.html, trials.parquet, epochs.parquet, curves.png",
-        "run/bundle": "the winner: weights.safetensors, model.onnx, bundle.json",
-        "evaluation": "report.html, and the same as metrics.json and tables",
+        "run/leaderboard.html": "how the trials went, as a page",
+        "run/trials.parquet": "the same as a table, one row a trial",
+        "run/epochs.parquet": "one row an epoch",
+        "run/curves.png": "their learning curves",
+        "run/bundle": "the winner, which carray classify takes",
+        "evaluation/report.html": "where the winner is wrong, as a page",
+        "evaluation/metrics.json": "its figures",
         "bucket": "what was classified, broken files included",
         "predictions": "one row an image; pd.read_parquet reads this folder",
         "report.html": "what is in the bucket, with a gallery",
     }
     print("\nEverything lies here:")
+    width = len(out) + 1 + max(map(len, places))
     for name, what in places.items():
-        print(f"  {join(out, name):<{len(out) + 18}} {what}")
+        print(f"  {join(out, name):<{width}} {what}")

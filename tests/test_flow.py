@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 import carray
+from carray import demo
 from carray.__main__ import main
 from carray.bundle.format import open_bundle
+from carray.core.settings import load_settings
 from carray.drawing import DEMO_CLASSES, draw_broken_files, draw_dataset
 from carray.manifest.format import read_manifest
 from carray.queries import accuracy
+from carray.trials.space import TuneSettings
 
 EASY_CLASSES = [name for name in DEMO_CLASSES if "Van" in name or "Convertible" in name]
 """Different enough to be told apart after a few seconds of training."""
@@ -55,6 +62,23 @@ def main_quietly(*arguments: str) -> None:
         main(list(arguments))
     except SystemExit as end:
         assert end.code in (0, None), arguments
+
+
+def words_of(*arguments: str) -> str:
+    """Run a command line and give all that it says on both streams."""
+    both = io.StringIO()
+    with contextlib.redirect_stdout(both), contextlib.redirect_stderr(both):
+        main_quietly(*arguments)
+    return both.getvalue()
+
+
+def named_paths(words: str, folder: Path) -> set[Path]:
+    """Give the paths below a folder that some output names, each of which must be there and hold something."""
+    found = {Path(match.rstrip(".,;:)")) for match in re.findall(rf"{re.escape(str(folder))}[^\s\"']*", words)}
+    for path in found:
+        assert path.exists(), f"{path} is named and is not there"
+        assert any(path.iterdir()) if path.is_dir() else path.read_bytes(), f"{path} is empty"
+    return found
 
 
 def test_accuracy_from_the_predictions_is_what_evaluate_says(flow: Path) -> None:
@@ -145,3 +169,58 @@ def test_rows_say_whether_they_are_accepted_by_the_bundle_s_threshold(flow: Path
     threshold = open_bundle(str(flow / "run" / "bundle")).accept_threshold
     rows = pd.read_parquet(flow / "predictions").query("status == 'ok'")
     assert rows["accept"].isna().all() if threshold is None else (rows["accept"] == (rows["score"] >= threshold)).all()
+
+
+def test_what_a_command_says_it_wrote_is_there(flow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARRAY_CACHE", str(flow / "cache"))
+    run, manifest = tmp_path / "run", flow / "manifest.parquet"
+    shutil.copytree(flow / "run", run)
+    again = words_of("tune", "--manifest", str(manifest), "--out", str(run), "--config", str(flow / "settings.yaml"))
+    result = json.loads(again.splitlines()[-1])
+    assert {Path(result["bundle"]), Path(result["page"])} <= named_paths(result["bundle"] + " " + result["page"], run)
+    assert {path.name for path in run.iterdir()} >= {
+        "trials.parquet",
+        "epochs.parquet",
+        "leaderboard.html",
+        "curves.png",
+    }
+    bundle, predictions, data = str(run / "bundle"), str(flow / "predictions"), ["--manifest", str(manifest)]
+    of_row = [*data, "--from", str(run)]
+    for name, arguments, written in (
+        ("leaderboard", [str(run)], "run/leaderboard.html"),
+        ("export", [str(run), "--trial", "1", "--out", f"{tmp_path}/exported"], "exported"),
+        ("train", [*of_row, "--out", f"{tmp_path}/one", "--set", "epochs=1"], "one/bundle"),
+        (
+            "train",
+            [*of_row, "--out", f"{tmp_path}/refit", "--refit", "--epochs", "1"],
+            "refit/bundle",
+        ),
+        ("quantize", [bundle, *data], "run/bundle"),
+        ("calibrate", [bundle, *data, "--target-precision", "0.01"], "run/bundle"),
+        ("evaluate", [bundle, *data, "--out", f"{tmp_path}/evaluation"], "evaluation"),
+        ("stress", [bundle, *data, "--out", f"{tmp_path}/evaluation", "--images", "4"], "evaluation"),
+        ("classify", [bundle, f"{flow}/images", "--out", f"{tmp_path}/again"], "again"),
+        ("compact", [predictions, "--to", f"{tmp_path}/compact"], "compact"),
+        ("report", [predictions, "--out", f"{tmp_path}/report.html"], "report.html"),
+        ("query", [predictions, "by-make", "--out", f"{tmp_path}/answer.csv"], "answer.csv"),
+        ("compare", [predictions, f"{tmp_path}/again", "--out", f"{tmp_path}/comparison"], "comparison"),
+    ):
+        words = words_of(name, *arguments)
+        assert tmp_path / written in named_paths(words, tmp_path), (name, words)
+        named_paths(words, flow)
+
+
+def test_the_demo_ends_by_naming_what_is_there(
+    tmp_path: Path, ray_cluster: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo itself, with fewer images and one short trial."""
+    monkeypatch.setenv("CARRAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(demo, "IMAGES_PER_CLASS", 8)
+    monkeypatch.setattr(demo, "BUCKET_IMAGES_PER_CLASS", 2)
+    settings = load_settings(TuneSettings, start=yaml.safe_load(SETTINGS), overrides=["search.epochs=1"])
+    monkeypatch.setattr(demo, "_search_settings", lambda: settings)
+    words = words_of("demo", "--out", str(tmp_path / "demo"))
+    places = words[words.index("Everything lies here:") :]
+    named = {str(path.relative_to(tmp_path / "demo")) for path in named_paths(places, tmp_path / "demo")}
+    assert named >= {"run/leaderboard.html", "run/bundle", "evaluation/report.html", "predictions", "report.html"}
+    named_paths(words, tmp_path)

@@ -21,7 +21,7 @@ from carray.manifest.format import read_manifest
 from carray.trials import format as runs
 from carray.trials.recipe import find_row, recipe_of_row
 from carray.trials.space import TuneSettings
-from carray.trials.train import refit_run, train
+from carray.trials.train import TRAINING, refit_run, train
 
 __all__ = ["export_trial", "keep_trained", "keep_winner", "refit"]
 
@@ -73,7 +73,8 @@ def keep_trained(run: str) -> str:
 def export_trial(run: str, trial: str, *, out: str | None = None) -> BundleInfo:
     """Pack the trial of that id, or that row of the leaderboard, into RUN/bundle or `out`.
 
-    In RUN/bundle it stays, however the search goes on; only when it is the winner, a better one may take its place.
+    In RUN/bundle it stays, however the search goes on; only when it is the winner, a better one may take its place. A
+    refit's folder packs the refit anew, as `refit` does.
 
     Raises:
         SettingsError: no run lies there, or it has no such trial.
@@ -81,6 +82,10 @@ def export_trial(run: str, trial: str, *, out: str | None = None) -> BundleInfo:
         BundleError: the exported model is not the same model.
     """
     run = absolute(run)
+    training = read_json(join(run, TRAINING)) if exists(join(run, TRAINING)) else {}
+    if before := training.get("refit_of"):
+        refitted = str(find_row(run, trial)["trial_id"])
+        return _pack_refit(before["run"], before["trial_id"], refit_run=run, refitted=refitted, to=out)
     chosen = str(_row_with_result(run, trial)["trial_id"])
     is_winner = chosen == runs.best_trial(runs.read_trials(run))["trial_id"]
     return pack_winner(run, trial=chosen, to=out, note={} if is_winner else {"chosen": True})
@@ -97,8 +102,7 @@ def refit(
         BundleError: the exported model is not the same model.
     """
     run, out = absolute(run), absolute(out)
-    before = _row_with_result(run, row)
-    trial = str(before["trial_id"])
+    trial = str(_row_with_result(run, row)["trial_id"])
     settings, _ = recipe_of_row(run, trial, overrides=[] if epochs is None else [f"epochs={epochs}"])
     source = read_manifest(absolute(manifest))
     if source.fingerprint != runs.read_search(run)["manifest_fingerprint"]:
@@ -106,19 +110,28 @@ def refit(
             f"{source.uri} is not the manifest of {run} (its images, labels or splits differ), so the temperature that "
             "a refit keeps would be of other images; give that manifest."
         )
-    images = sum(len(source.of_split(split)) for split in ("train", "val"))
     outcome = train(manifest, run=out, settings=settings, refit_of={"run": run, "trial_id": trial})
     bundle = to or join(out, "bundle")
+    if to is not None or not _packed(bundle):
+        _pack_refit(run, trial, refit_run=out, refitted=outcome["trial"], to=bundle)
+    return {**outcome, "bundle": bundle}
+
+
+def _pack_refit(run: str, trial: str, *, refit_run: str, refitted: str, to: str | None) -> BundleInfo:
+    """Pack the last epoch of a finished refit of a run's trial, with what is known of the network before it."""
+    if not exists(join(refit_run, runs.DONE)):
+        raise SearchError(f"the refit in {refit_run} is unfinished; repeat the command that began it.")
+    before, search = _row_with_result(run, trial), runs.read_search(refit_run)
+    source = read_manifest(search["manifest"])
     note = {
         "refit": True,
         "refit_splits": ["train", "val"],
-        "refit_images": images,
-        "refit_epochs": settings.epochs,
+        "refit_images": len(source.by_content("train", "val")),
+        "refit_epochs": search["settings"]["search"]["epochs"],
         "temperature_from": f"{trial}, epoch {int(before['best_epoch'])}, before the refit",
     }
-    if to is not None or not _packed(bundle):
-        pack_winner(run, trial=trial, to=bundle, weights=runs.best_weights(out, outcome["trial"]), note=note)
-    return {**outcome, "bundle": bundle}
+    weights = runs.best_weights(refit_run, refitted)
+    return pack_winner(run, trial=trial, to=to or join(refit_run, "bundle"), weights=weights, note=note)
 
 
 def _row_with_result(run: str, row: str) -> dict[str, Any]:

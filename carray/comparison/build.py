@@ -180,7 +180,7 @@ def _origin(data: pads.Dataset) -> dict[str, Any]:
 
 
 def _numbered(data: pads.Dataset) -> pads.Dataset:
-    """Number the rows of an evaluation: both have the manifest's order, in which a uri may come with several boxes."""
+    """Number the rows of an evaluation: both have the order of content, in which a uri may come with several boxes."""
     table = data.to_table(columns=["uri", "status", "label", "score", "truth"])
     return pads.dataset(table.append_column("place", pa.array(np.arange(table.num_rows))))
 

@@ -34,10 +34,10 @@ T = TypeVar("T")
 
 
 def draw_rows(rows: pd.DataFrame, images: int | None, *, seed: int) -> list[Row]:
-    """Draw so many rows of a manifest (all, where None), by a hash of seed and content, in the manifest's order."""
+    """Draw so many rows of a manifest (all, where None), by a hash of seed and content, in the order of that hash."""
     numbered = enumerate(rows["sha256"])
     by_hash = sorted((hashlib.sha256(f"{seed} {sha256}".encode()).hexdigest(), i) for i, sha256 in numbered)
-    chosen = sorted(i for _, i in by_hash[:images])
+    chosen = [i for _, i in by_hash[:images]]
     return list(rows.iloc[chosen].to_dict("records"))
 
 

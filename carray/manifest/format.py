@@ -75,13 +75,14 @@ class Manifest:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def by_content(self, *splits: str) -> pd.DataFrame:
-        """Give the usable rows of splits, ordered by what the fingerprint hashes; the index stays the table's.
+        """Give the usable rows of splits, ordered by what the fingerprint hashes, then by uri; the index stays.
 
-        Manifests of one fingerprint give the same images in the same order, however their tables are ordered; rows that
-        tie have the same pixels, label and split. That of train and val is the order of a decoded block.
+        Manifests of one fingerprint give the same pixels, labels and splits in the same order, however their tables are
+        ordered. The order of train and val together is that of a decoded block.
         """
         rows = self.usable[self.usable["split"].isin(splits)]
-        return rows.iloc[np.argsort(_identities(rows).to_numpy(dtype=np.str_), kind="stable")]
+        keys = (rows["uri"].to_numpy(dtype=np.str_), _identities(rows).to_numpy(dtype=np.str_))
+        return rows.iloc[np.lexsort(keys)]
 
     def of_split(self, split: str) -> pd.DataFrame:
         """Give the usable rows of one split.

@@ -13,11 +13,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from carray.bundle.build import pack_bundle
+from carray.bundle.build import _export_onnx, pack_bundle
 from carray.bundle.certify import Views, add_int8, judge
-from carray.bundle.format import BundleInfo, open_bundle
+from carray.bundle.format import TRAINED_ON, BundleInfo, open_bundle, write_bundle, write_info
 from carray.bundle.originals import measure_full_decode, quantise_bundle
 from carray.bundle.predict import Scorer, resolve_runtime
+from carray.bundle.trained_on import pack_trained_on
 from carray.core.errors import BundleError, DataError, SettingsError
 from carray.manifest.format import MANIFEST_SCHEMA, read_manifest, write_manifest
 from carray.pixels import PixelSettings
@@ -270,6 +271,85 @@ def test_an_older_bundle_is_quantised_with_its_manifest(copy: Path, manifest: Pa
     assert (info.certificates["int8"].images, info.certificates["int8"].calibration_images) == (120, 40)
     assert info.certificates["int8"].holds
     assert Scorer(str(copy), runtime="int8").info == info
+
+
+def hashes(manifest: Path, start: int, stop: int) -> list[str]:
+    return list(read_manifest(str(manifest)).rows["sha256"].iloc[start:stop])
+
+
+def move_rows_to_test(manifest: Path, start: int) -> None:
+    table = read_manifest(str(manifest))
+    rows = table.rows.assign(split=[*table.rows["split"].iloc[:start], *["test"] * (len(table.rows) - start)])
+    write_manifest(rows, str(manifest), classes=CLASSES, crop_boxes=False)
+
+
+def test_the_order_of_a_manifest_s_rows_changes_no_certificate(copy: Path, manifest: Path, tmp_path: Path) -> None:
+    table, uri = read_manifest(str(manifest)), str(tmp_path / "shuffled.parquet")
+    write_manifest(table.rows.sample(frac=1, random_state=1), uri, classes=CLASSES, crop_boxes=False)
+    first, second = (quantise_bundle(str(copy), place).certificates["int8"] for place in (str(manifest), uri))
+    assert first.model_copy(update={"images_per_second": {}}) == second.model_copy(update={"images_per_second": {}})
+
+
+def test_images_that_the_network_was_trained_on_do_not_judge(copy: Path, manifest: Path) -> None:
+    write_bundle(str(copy), open_bundle(str(copy)), {TRAINED_ON: pack_trained_on(hashes(manifest, 0, 50))})
+    found = quantise_bundle(str(copy), str(manifest)).certificates["int8"]
+    assert (found.holds, found.images, found.images_left_out) == (True, 110, 10)
+
+
+def test_where_no_image_is_left_to_judge_auto_takes_fp32_and_says_so(
+    copy: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    move_rows_to_test(manifest, 60)
+    write_bundle(str(copy), open_bundle(str(copy)), {TRAINED_ON: pack_trained_on(hashes(manifest, 0, 60))})
+    info = quantise_bundle(str(copy), str(manifest), keep=True)
+    assert not info.certificates["int8"].holds and info.certificates["int8"].images_left_out == 20
+    capsys.readouterr()
+    assert resolve_runtime("auto", info) == "fp32"
+    assert "auto takes fp32, since the int8 certificate" in (words := capsys.readouterr().err)
+    assert "the network was trained on 20 others" in words
+    found = quantise_bundle(str(copy), str(manifest), split="test").certificates["int8"]
+    assert (found.holds, found.split, found.images, found.images_left_out) == (True, "test", 100, 0)
+
+
+@pytest.mark.parametrize(("refit", "holds"), [(False, True), (True, False)])
+def test_an_older_bundle_knows_its_own_manifest_by_its_splits(
+    copy: Path, manifest: Path, refit: bool, holds: bool
+) -> None:
+    note = {"manifest_fingerprint": read_manifest(str(manifest)).fingerprint, "refit": refit}
+    write_info(str(copy), open_bundle(str(copy)).model_copy(update={"search": note}))
+    assert quantise_bundle(str(copy), str(manifest)).certificates["int8"].holds == holds
+    move_rows_to_test(manifest, 159)  # another manifest, of which it knows nothing
+    found = quantise_bundle(str(copy), str(manifest)).certificates["int8"]
+    assert not found.holds and "does not say which images it was trained on" in found.reason
+
+
+def test_a_certificate_on_images_that_were_trained_on_is_void(
+    int8_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an earlier version wrote it after a refit."""
+    bundle = Path(shutil.copytree(int8_bundle, tmp_path / "older"))
+    values = json.loads((bundle / "bundle.json").read_text())
+    values["certificates"]["int8"] |= {"holds": True, "images_seen_in_training": True}
+    values["certificates"]["int8"]["images_per_second"] = {"fp32": {"8": 1.0}, "int8": {"8": 9.0}}
+    (bundle / "bundle.json").write_text(json.dumps(values))
+    assert Scorer(str(bundle)).runtime == "fp32"
+    assert "judged by images that the network was trained on" in capsys.readouterr().err
+
+
+def test_a_refit_is_judged_by_its_twin_and_quantised_again_keeps_that(
+    net, copy: Path, views: Views, manifest: Path
+) -> None:
+    """The twin is a network that knows nothing, so its figures cannot be those of the bundle's own."""
+    import torch
+
+    torch.manual_seed(1)
+    untrained = build_net(CnnHyper(input_size=SIZE, stages=3, width=8, dropout=0), class_count=len(CLASSES)).eval()
+    own = add_int8(str(copy), views).certificates["int8"]
+    found = add_int8(str(copy), views, keep=True, twin=_export_onnx(untrained, SIZE)).certificates["int8"]
+    assert found.before_refit and found.top1_fp32 < 0.6 < own.top1_fp32
+    note = {"manifest_fingerprint": read_manifest(str(manifest)).fingerprint, "refit": True}
+    write_info(str(copy), open_bundle(str(copy)).model_copy(update={"search": note}))
+    assert quantise_bundle(str(copy), str(manifest), keep=True).certificates["int8"] == found
 
 
 def test_images_that_changed_are_not_measured_on(copy: Path, manifest: Path) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from carray.bundle import winner
+from carray.bundle import certify, winner
 from carray.bundle.build import pack_winner
 from carray.bundle.format import open_bundle, read_bundle_file
+from carray.bundle.trained_on import mask_trained_on
 from carray.bundle.winner import export_trial, keep_trained, keep_winner, refit
 from carray.core.errors import SearchError, SettingsError
 from carray.core.settings import parse_settings
@@ -141,9 +142,12 @@ def test_an_unknown_or_resultless_trial_is_a_sentence(run: str) -> None:
         export_trial(run, "t00001")
 
 
-def test_a_refit_packs_its_last_epoch_with_the_temperature_before_it(run: str, manifest: str, tmp_path: Path) -> None:
+def test_a_refit_packs_its_last_epoch_with_the_temperature_before_it(
+    run: str, manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safetensors.numpy import load
 
+    monkeypatch.setattr(certify, "CERTIFY_IMAGES_LEAST", 5)
     before = open_bundle(join(run, "bundle"))
     out = str(tmp_path / "refit")
     bundle = refit(run, "1", manifest=manifest, out=out)["bundle"]
@@ -156,7 +160,13 @@ def test_a_refit_packs_its_last_epoch_with_the_temperature_before_it(run: str, m
     assert info.search["refit_images"] == int(splits.isin(["train", "val"]).sum())
     assert before.search["trial_id"] in info.search["temperature_from"]
     assert list(info.metrics) == ["val_before_refit", "val_full_decode"]
-    assert not info.certificates["int8"].images_seen_in_training
+    found = info.certificates["int8"]
+    assert found.before_refit and (found.images, found.images_left_out) == (9, 0)
+    assert found.top1_fp32 == pytest.approx(info.metrics["val_before_refit"]["top1"])
+    table = read_manifest(manifest)
+    for bundle_, trained in ((bundle, ["train", "val"]), (join(run, "bundle"), ["train"])):
+        seen_N = mask_trained_on(bundle_, open_bundle(bundle_), table, table.usable)
+        assert seen_N is not None and list(seen_N) == list(table.usable["split"].isin(trained))
     assert info.acceptance is not None and info.acceptance.before_refit
     assert before.acceptance is not None and not before.acceptance.before_refit
     assert info.accept_threshold == before.accept_threshold
@@ -166,6 +176,16 @@ def test_a_refit_packs_its_last_epoch_with_the_temperature_before_it(run: str, m
     old = load(read_bundle_file(join(run, "bundle"), before, "weights.safetensors"))
     assert all(np.array_equal(packed[name], last[name]) for name in last)
     assert not all(np.array_equal(packed[name], old[name]) for name in old)
+
+
+def test_export_of_a_refit_packs_the_refit_anew(run: str, manifest: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "refit")
+    first = open_bundle(refit(run, "1", manifest=manifest, out=out, epochs=1)["bundle"])
+    again = export_trial(out, "1", out=str(tmp_path / "again"))
+    assert (again.bundle_id, again.search, again.metrics) == (first.bundle_id, first.search, first.metrics)
+    Path(out, "done.json").unlink()
+    with pytest.raises(SearchError, match="the refit in .* is unfinished"):
+        export_trial(out, "1", out=str(tmp_path / "third"))
 
 
 def test_refit_of_other_images_is_refused(run: str, tmp_path: Path) -> None:
@@ -219,6 +239,25 @@ def test_another_order_of_rows_gives_the_same_training_and_bundle(
     assert after.metrics["val_full_decode"]["top1_reduced"] == pytest.approx(after.metrics["val"]["top1"])
     assert after.metrics["val"] == pytest.approx(before.metrics["val"], rel=1e-4)
     assert (after.temperature, after.acceptance) == (pytest.approx(before.temperature, rel=1e-4), before.acceptance)
+
+
+def test_a_validation_image_that_is_in_train_too_judges_nothing(
+    manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = read_manifest(manifest)
+    train_rows, val_rows = table.of_split("train"), table.of_split("val")
+    doubles = train_rows.iloc[:7].assign(split="val")
+    doubles["uri"] = [shutil.copy(uri, tmp_path / f"{i}.jpg") for i, uri in enumerate(doubles["uri"])]
+    doubles["uri"] = doubles["uri"].astype(str)
+    rows, uri = pd.concat([train_rows, val_rows, doubles], ignore_index=True), str(tmp_path / "m.parquet")
+    write_manifest(rows, uri, classes=table.classes, crop_boxes=False)
+    settings = {"hyper": CNN, "epochs": 1, "pixels": {"decode_size": 40, "input_size": 32}}
+    train(uri, run=str(tmp_path / "run"), settings=parse_settings(TrainSettings, settings))
+    info = open_bundle(keep_trained(str(tmp_path / "run")))
+    assert info.metrics["val"]["images"] == len(val_rows) + 7
+    assert info.acceptance is not None and info.acceptance.images == len(val_rows)
+    assert (info.certificates["int8"].images, info.certificates["int8"].images_left_out) == (len(val_rows), 7)
+    assert f"7 of {len(val_rows) + 7} validation images are in train, too" in capsys.readouterr().err
 
 
 def test_a_manifest_that_became_another_is_not_packed_with(run: str, manifest: str, tmp_path: Path) -> None:

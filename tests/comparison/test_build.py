@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from carray.core.errors import SchemaError, SettingsError
 from carray.core.storage import list_files, read_json, write_bytes
 from carray.core.tables import table_metadata
 from carray.evaluation.metrics import wilson_interval
+from carray.manifest.format import read_manifest, write_manifest
 
 AUDI, BMW = "Audi A5 Coupe 2012", "BMW X5 SUV 2007"
 
@@ -198,6 +200,21 @@ def test_two_bundles_over_one_manifest_with_truth(two_bundles: tuple[str, str, s
     assert compare_bundles(a, b, manifest, out=out, split="train") == found
     with pytest.raises(SettingsError, match="same bundle"):
         compare_bundles(a, a, manifest, out=out)
+
+
+def test_an_evaluation_that_stands_is_joined_with_one_of_shuffled_rows(
+    two_bundles: tuple[str, str, str], tmp_path: Path
+) -> None:
+    a, b, manifest = two_bundles
+    table, out = read_manifest(manifest), tmp_path / "out"
+    first = compare_bundles(a, b, manifest, out=str(out), split="train")
+    shutil.rmtree(out / "b")
+    (out / "comparison.json").unlink()
+    rows = table.rows.sample(frac=1, random_state=1)
+    write_manifest(rows, str(tmp_path / "b.parquet"), classes=table.classes, crop_boxes=table.crop_boxes)
+    second = compare_bundles(a, b, str(tmp_path / "b.parquet"), out=str(out), split="train")
+    assert second["agreement"] == first["agreement"]
+    assert second["truth"] == first["truth"]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from browser import OpenedPage
 
 from carray.bundle.acceptance import choose_on_logits
 from carray.bundle.columns import score_columns
-from carray.bundle.format import BundleInfo
+from carray.bundle.format import BundleInfo, Certificate
 from carray.core.storage import read_json
 from carray.evaluation.page import SECTIONS, write_page
 from carray.evaluation.report import write_evaluation
@@ -49,6 +49,7 @@ def write(
         **{"version": 1, "bundle_id": "0123456789abcdef", "created_at": "", "classes": classes, "uses_boxes": False},
         **{"pixels": PixelSettings(), "temperature": 1.3, "embedding_size": 8, "accept_threshold": threshold},
         **{"acceptance": promised, "files": {}, "metrics": {}, "parity": {}, "net": {}, "search": {}, "software": {}},
+        **{"certificates": {"int8": Certificate(holds=False, reason=f"it loses much {MARKUP}", images=40)}},
     )
     columns = score_columns(logits_NK, info)
     for i in range(images):
@@ -61,7 +62,8 @@ def write(
     predictions.append({"uri": f"/nowhere/{MARKUP}.jpg", "truth": classes[0], **reason})
     origin = {"version": 2, "bundle_id": info.bundle_id, "accept_threshold": threshold, "split": "test"}
     origin |= {"manifest_fingerprint": "this", "runtime": "fp32", "bundle": "s3://models/it's", "manifest": "m.parquet"}
-    split = ScoredSplit([*rows, rows[0]], predictions, truth_N, logits_NK)
+    other_NK = logits_NK + random.normal(0, 0.3, logits_NK.shape).astype(np.float32)
+    split = ScoredSplit([*rows, rows[0]], predictions, truth_N, logits_NK, other_NK)
     return write_evaluation(str(out), origin | {"seen_before": None}, info, split)
 
 

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 
 from carray.__main__ import main
-from carray.bundle.format import open_bundle, write_info
+from carray.bundle.format import TRAINED_ON, open_bundle, write_bundle, write_info
 from carray.bundle.predict import Classifier, Scorer, prediction_text
+from carray.bundle.trained_on import pack_trained_on
 from carray.core.errors import BudgetError, SchemaError, SettingsError
 from carray.evaluation.recalibrate import recalibrate
 from carray.manifest.format import MANIFEST_SCHEMA, read_manifest, write_manifest
@@ -108,6 +109,19 @@ def test_images_that_the_bundle_learned_from_promise_nothing(
             recalibrate(bundle, labelled, target_precision=0.9)
     else:
         assert recalibrate(bundle, labelled, target_precision=0.9).accept_threshold is not None
+
+
+def test_images_that_the_network_was_trained_on_are_left_out(
+    small_bundle: str, labelled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, rows = str(shutil.copytree(small_bundle, tmp_path / "knows")), read_manifest(labelled).rows
+    write_bundle(copy, open_bundle(copy), {TRAINED_ON: pack_trained_on(rows["sha256"].iloc[:5])})
+    info = recalibrate(copy, labelled, target_precision=0.8)
+    assert info.acceptance is not None and info.acceptance.images == IMAGES - 5
+    assert f"5 of {IMAGES} images are left out" in capsys.readouterr().err
+    write_bundle(copy, open_bundle(copy), {TRAINED_ON: pack_trained_on(rows["sha256"])})
+    with pytest.raises(SettingsError, match="has learned from split 'val'"):
+        recalibrate(copy, labelled, target_precision=0.8)
 
 
 def test_images_of_another_manifest_are_taken_with_a_warning(

@@ -8,11 +8,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from carray.bundle.format import Acceptance, open_bundle, write_info
+from carray.bundle.certify import Views, add_int8
+from carray.bundle.format import TRAINED_ON, Acceptance, open_bundle, write_bundle, write_info
 from carray.bundle.predict import Classifier
+from carray.bundle.trained_on import pack_trained_on
 from carray.core.errors import BudgetError, SchemaError, SettingsError
 from carray.core.storage import list_files, read_bytes, write_bytes
 from carray.evaluation.format import TABLES
@@ -210,6 +213,51 @@ def test_a_split_that_the_bundle_learned_from_is_marked(small_bundle: str, manif
     write_info(bundle, info.model_copy(update={"search": refit}))
     assert evaluate(bundle, manifest, out=str(tmp_path / "out"))["seen_before"] == "training"
     assert "has learned from these very images" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_images_that_were_trained_on_are_counted_whatever_their_manifest(
+    small_bundle: str, manifest: str, tmp_path: Path
+) -> None:
+    bundle, rows = str(shutil.copytree(small_bundle, tmp_path / "bundle")), read_manifest(manifest).rows
+    write_bundle(bundle, open_bundle(bundle), {TRAINED_ON: pack_trained_on(rows["sha256"].iloc[:2])})
+    found = evaluate(bundle, manifest, out=str(tmp_path / "out"))
+    assert (found["seen_before"], found["images_trained_on"]) == ("training", 2)
+    assert f"has learned from 2 of these {IMAGES} images" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_order_of_rows_changes_no_figure(small_bundle: str, manifest: str, tmp_path: Path) -> None:
+    table, uri = read_manifest(manifest), str(tmp_path / "shuffled.parquet")
+    write_manifest(table.rows.sample(frac=1, random_state=1), uri, classes=table.classes, crop_boxes=False)
+    first, second = (evaluate(small_bundle, place, out=f"{place}-out") for place in (manifest, uri))
+    for name, value in first.items():
+        if name != "manifest":
+            close = pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
+            assert second[name] == close, name
+
+
+def test_the_certificate_stands_beside_what_these_images_say(
+    small_bundle: str, manifest: str, images: list[Path], tmp_path: Path
+) -> None:
+    """The certificate is made up: so good that these images may fall short of it."""
+    bundle, out = str(shutil.copytree(small_bundle, tmp_path / "bundle")), tmp_path / "out"
+    assert evaluate(bundle, manifest, out=str(out))["certificate"] is None
+    pixels_NHWC = np.random.default_rng(0).integers(0, 256, (120, 40, 40, 3), dtype=np.uint8)
+    add_int8(bundle, Views(pixels_NHWC[:20], pixels_NHWC, np.zeros(120, dtype=np.int64)), keep=True)
+    info = open_bundle(bundle)
+    promised = info.certificates["int8"].model_copy(update={"holds": True, "reason": "", "before_refit": True})
+    write_info(bundle, info.model_copy(update={"certificates": {"int8": promised}}))
+    for runtime, place in (("fp32", out), ("int8", tmp_path / "by-int8")):
+        found = evaluate(bundle, manifest, out=str(place), runtime=runtime)
+        scorers = [Classifier.load(bundle, runtime=name).predict(images)["label"] for name in ("fp32", "int8")]
+        certificate = found["certificate"]
+        assert certificate["runtime"] == "int8"
+        assert certificate["agreement"] == pytest.approx((scorers[0] == scorers[1]).mean())
+        assert certificate["promised"]["agreement"] == promised.agreement
+        assert found["top1"] == certificate["top1_fp32" if runtime == "fp32" else "top1"]
+        assert certificate["verdict"] in ("kept", "within chance", "broken")
+        words = " ".join((place / "report.html").read_text().split())
+        assert "The certificate of int8 was made on 120 images of split val, with the network before its refit" in words
+        assert "its certificate says" in summary_text(found)
 
 
 def test_folder_of_another_evaluation_is_refused(

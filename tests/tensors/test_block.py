@@ -44,6 +44,7 @@ def test_a_shuffled_manifest_has_the_same_block_in_the_same_order(
     shuffled = dataclasses.replace(manifest, rows=manifest.rows.sample(frac=1, random_state=1))
     first = ensure_block(manifest, PIXELS)
     assert ensure_block(shuffled, PIXELS).key == first.key
+    assert list(manifest.by_content("train", "val")["uri"]) != list(manifest.usable["uri"])
     assert list(shuffled.by_content("train", "val")["uri"]) == list(manifest.by_content("train", "val")["uri"])
     monkeypatch.setenv("CARRAY_CACHE", str(tmp_path / "another"))
     second = ensure_block(shuffled, PIXELS)
