@@ -19,13 +19,13 @@ ROOT = Path(__file__).resolve().parents[2]
 JOB = """
     import os, signal, sys, time
     from carray.core.errors import SettingsError, StorageError
-    from carray.core.last_words import advise, foresee, run_watched, stopping_on_sigterm
+    from carray.core.last_words import advise, foresee, run_watched, stopping_in_order
 
     def command():
         advise("3 of 7 shards stay")
         how = sys.argv[1]
         if how == "sigterm":
-            with stopping_on_sigterm("all stays."):
+            with stopping_in_order("all stays."):
                 print("ready", flush=True)
                 try:
                     time.sleep(60)
@@ -33,7 +33,7 @@ JOB = """
                     time.sleep(0.5)  # a second SIGTERM falls into the clean-up
         if how == "asked":
             asked = []
-            with stopping_on_sigterm("all stays.", ask=asked.append):
+            with stopping_in_order("all stays.", ask=asked.append):
                 print("ready", flush=True)
                 while not asked:
                     time.sleep(0.01)

@@ -113,7 +113,7 @@ def test_an_interruption_changes_nothing_and_repeats_no_whole_epoch(
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, interrupted)
-        with pytest.raises(SearchError, match="was interrupted; repeat the command to go on"):
+        with pytest.raises(KeyboardInterrupt):
             train(manifest, run=run, settings=recipe())
     assert len(read_log(run)) == 1
     run_epoch, begun = Fit.run_epoch, []
@@ -134,7 +134,7 @@ def test_a_damaged_checkpoint_costs_the_epochs_and_is_noted(
             raise KeyboardInterrupt
         return whole(fit)
 
-    with monkeypatch.context() as patch, pytest.raises(SearchError):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Fit, "run_epoch", two_epochs)
         train(manifest, run=run, settings=recipe())
     last = Path(run, "trials", trial_id(0), "last.safetensors")
