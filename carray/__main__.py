@@ -3,7 +3,7 @@
 Invariants: a user's mistake is one sentence and an exit code (core.errors), never a traceback; the last lines say what
 happened and what to do, whatever ended the command (core.last_words); results go to standard output, progress to
 standard error. Exit codes: 0 done, 1 a bug, or machines lost, 2 settings or tables, 3 bundle, 4 storage, 5 budget,
-6 search, 130 and 143 stopped.
+6 search, 129, 130 and 143 stopped.
 """
 
 from __future__ import annotations
