@@ -28,6 +28,7 @@ from textwrap import shorten
 from typing import Any
 
 from carray.core.errors import CarrayError, SettingsError, StoppedError
+from carray.core.leftovers import remove_scratch
 from carray.core.text import readable
 
 __all__ = ["advise", "end_in_words", "foresee", "keeping_handlers", "run_watched", "stopping_in_order"]
@@ -206,6 +207,8 @@ class _Watch:
         signal.alarm(0)
         self._signal_session(signal.SIGKILL)
         _, status = os.waitpid(self._child, 0)
+        if os.WIFSIGNALED(status):
+            remove_scratch()
         code, lines = _last_words(os.waitstatus_to_exitcode(status), _read_board(self._board), self._number)
         _say(lines)
         return code

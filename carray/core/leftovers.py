@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["remove_leftovers", "scratch_folder"]
+__all__ = ["remove_leftovers", "remove_scratch", "scratch_folder"]
 
 _LOCK = ".carray-lock"
 
@@ -30,17 +30,22 @@ def remove_leftovers(paths: Iterable[Path], lock_of: Callable[[Path], Path]) -> 
                 path.unlink(missing_ok=True)
 
 
+def remove_scratch() -> None:
+    """Delete the scratch folders of processes that died."""
+    there = [path for path in Path(tempfile.gettempdir()).glob("carray-*") if (path / _LOCK).exists()]
+    remove_leftovers(there, lambda path: path / _LOCK)
+
+
 @contextmanager
 def scratch_folder(prefix: str) -> Iterator[str]:
-    """Give a temporary folder, which is deleted at the end, or by the next who needs one where the process is killed.
+    """Give a temporary folder, `prefix` being `carray-` and something, which is deleted at the end, or by the next who needs one where the process is killed.
 
     Raises:
         OSError: the temporary folder is full or cannot be written.
     """
     from filelock import FileLock
 
-    others = [path for path in Path(tempfile.gettempdir()).glob(f"{prefix}*") if (path / _LOCK).exists()]
-    remove_leftovers(others, lambda path: path / _LOCK)
+    remove_scratch()
     while True:
         with tempfile.TemporaryDirectory(prefix=prefix) as folder, FileLock(os.path.join(folder, _LOCK)) as lock:
             if os.path.exists(lock.lock_file):  # else another took it for a leftover before the lock was held
