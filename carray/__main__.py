@@ -3,7 +3,7 @@
 Invariants: a user's mistake is one sentence and an exit code (core.errors), never a traceback; the last lines say what
 happened and what to do, whatever ended the command (core.last_words); results go to standard output, progress to
 standard error. Exit codes: 0 done, 1 a bug, or machines lost, 2 settings or tables, 3 bundle, 4 storage, 5 budget,
-6 search, 130 and 143 stopped.
+6 search, 129, 130 and 143 stopped.
 """
 
 from __future__ import annotations
@@ -62,10 +62,11 @@ app.add_typer(estimate, name="estimate")
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line, this process's own or the one given; ends the process with an exit code.
 
-    On a cluster (`RAY_ADDRESS`) the process's own runs in a child, so that even a lost Ray has a last word.
+    The process's own runs in a child, so that a signal to the shell's process group does not end its Ray first, and
+    even a lost Ray has a last word.
     """
     command = partial(app, args=arguments, prog_name="carray")
-    watched = arguments is None and os.environ.get("RAY_ADDRESS", "") not in ("", "local") and hasattr(os, "fork")
+    watched = arguments is None and hasattr(os, "fork")
     raise SystemExit(run_watched(command) if watched else end_in_words(command))
 
 

@@ -14,6 +14,7 @@ import json
 import logging
 import platform
 import tempfile
+import time
 import warnings
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -41,10 +42,11 @@ from carray.bundle.originals import measure_full_decode
 from carray.bundle.trained_on import content_ids, pack_trained_on
 from carray.core.errors import BundleError, SettingsError
 from carray.core.progress import say
-from carray.core.storage import absolute, join, read_bytes
+from carray.core.storage import absolute, exists, join, read_bytes
 from carray.manifest.format import Manifest, read_manifest
 from carray.pixels import PixelSettings
 from carray.trials import format as runs
+from carray.trials.checkpoint import safetensors_metadata
 
 __all__ = ["generate_probes", "pack_bundle", "pack_winner"]
 
@@ -77,20 +79,53 @@ def pack_winner(
     Raises:
         SettingsError: no search was ever started there, it has no such trial, or its manifest is another one now.
         SearchError: no trial came to a result, or the named one did not.
-        BundleError: the exported model is not the same model.
+        BundleError: the exported model is not the same model, or the weights are of another epoch than the table's.
     """
     run = absolute(run)
     search = runs.read_search(run)
     trials = runs.read_trials(run)
     if trial is not None and trial not in set(trials["trial_id"]):
         raise SettingsError(f"{run} has no trial {trial!r}; allowed are those of carray leaderboard {run}.")
-    row = runs.best_trial(trials if trial is None else trials[trials["trial_id"] == trial])
+    row, best = _row_and_weights(run, trials, trial)
+    packed = best if weights is None else _read_weights(weights, note.get("refit_epochs"))
     say(f"bundle: packing {row['trial_id']} ({row['val_top1']:.1%} validation top-1){', refitted' if weights else ''}")
-    return _pack_trial(run, search, row, to or join(run, "bundle"), weights, note)
+    return _pack_trial(search, row, to or join(run, "bundle"), best, packed, note)
+
+
+def _row_and_weights(run: str, trials: Any, trial: str | None) -> tuple[dict[str, Any], bytes]:
+    """Give the row of a trial, or of the best, and its weights; those of a running search may change in between."""
+    tries = 1 if exists(join(run, runs.TRIALS)) else 5
+    for left in reversed(range(tries)):
+        row = runs.best_trial(trials if trial is None else trials[trials["trial_id"] == trial])
+        try:
+            return row, _read_weights(runs.best_weights(run, row["trial_id"]), int(row["best_epoch"]))
+        except BundleError:
+            if not left:
+                raise
+        time.sleep(1)  # weights are written before their epoch is logged
+        trials = runs.read_trials(run)
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _read_weights(uri: str, epoch: int | None) -> bytes:
+    """Read a trial's weights, which must be those of that epoch.
+
+    Raises:
+        BundleError: they are of another epoch.
+        StorageError: they cannot be read.
+    """
+    data = read_bytes(uri)
+    found = safetensors_metadata(data).get("epoch")
+    if found != str(epoch):
+        raise BundleError(
+            f"{uri} holds the weights of epoch {found}, and the table says {epoch}, so another process has trained "
+            "there, too; nothing was packed: choose another trial, or search anew in another folder."
+        )
+    return data
 
 
 def _pack_trial(
-    run: str, search: Mapping[str, Any], row: Mapping[str, Any], to: str, weights: str | None, note: Mapping[str, Any]
+    search: Mapping[str, Any], row: Mapping[str, Any], to: str, best: bytes, packed: bytes, note: Mapping[str, Any]
 ) -> BundleInfo:
     from safetensors.torch import load
 
@@ -105,7 +140,8 @@ def _pack_trial(
     hyper = read_hyper(values)
     manifest = _trained_manifest(run, search)
     net = build_net(hyper, class_count=len(manifest.classes), load_weights=False)
-    net.load_state_dict(load(read_bytes(runs.best_weights(run, row["trial_id"]))))
+    net.load_state_dict(load(best))
+    refitted = packed is not best
     pixels = settings.trial_pixels(hyper)
     block = ensure_block(manifest, pixels)
     val_rows_N = block.of_split("val")
@@ -113,13 +149,13 @@ def _pack_trial(
     labels_N = block.labels_N[val_rows_N]
     unseen_N = _unseen(manifest)
     temperature = fit_temperature(logits_NK[unseen_N], labels_N[unseen_N]) if unseen_N.any() else 1.0
-    metrics = {"val_before_refit" if weights else "val": calibrated_metrics(logits_NK, labels_N, temperature)}
+    metrics = {"val_before_refit" if refitted else "val": calibrated_metrics(logits_NK, labels_N, temperature)}
     if full_decode := measure_full_decode(net, manifest, pixels, logits_NK):
         metrics["val_full_decode"] = full_decode
     twin = None
-    if weights is not None:
+    if refitted:
         twin = _export_onnx(net.cpu().eval(), pixels.input_size)
-        net.load_state_dict(load(read_bytes(weights)))
+        net.load_state_dict(load(packed))
     pack_bundle(
         net,
         to,
@@ -143,10 +179,10 @@ def _pack_trial(
             temperature=temperature,
             target_precision=settings.search.target_precision,
             manifest_fingerprint=search["manifest_fingerprint"],
-            before_refit=weights is not None,
+            before_refit=refitted,
         ),
         parity_pixels_NHWC=view_batch(block, val_rows_N[:PARITY_IMAGES], pixels),
-        trained_on=manifest.by_content("train", *([] if weights is None else ["val"]))["sha256"],
+        trained_on=manifest.by_content("train", *(["val"] if refitted else []))["sha256"],
     )
     return add_int8(to, block_views(block, val_rows_N[unseen_N], pixels, left_out=int((~unseen_N).sum())), twin=twin)
 

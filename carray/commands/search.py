@@ -43,9 +43,12 @@ def tune(
     from carray.trials.space import TuneSettings
 
     overrides = short_for(settings, search__trials=trials, search__epochs=epochs, search__seed=seed)
-    outcome = search(manifest, run=out, settings=load_settings(TuneSettings, config=config, overrides=overrides))
-    bundle = keep_winner(outcome["run"])
-    print_result({**outcome, "bundle": bundle, "page": write_page(outcome["run"])})
+    chosen = load_settings(TuneSettings, config=config, overrides=overrides)
+
+    def finish(run: str) -> dict[str, str]:
+        return {"bundle": keep_winner(run), "page": write_page(run)}
+
+    print_result(search(manifest, run=out, settings=chosen, finish=finish))
 
 
 def train(
@@ -92,8 +95,7 @@ def train(
         return
     overrides = short_for(settings, epochs=epochs, seed=seed)
     recipe = recipe_of_row(source, row, overrides=overrides)[0] if source else read_recipe(config, overrides=overrides)
-    outcome = train_one(manifest, run=out, settings=recipe)
-    print_result({**outcome, "bundle": keep_trained(outcome["run"])})
+    print_result(train_one(manifest, run=out, settings=recipe, finish=lambda run: {"bundle": keep_trained(run)}))
 
 
 def _check_one_source(source: str | None, *, config: str | None, refit: bool, changed: bool) -> None:
@@ -115,8 +117,8 @@ def leaderboard(
 ) -> None:
     """Print a search's trials, best first, and write them as one page that any browser shows.
 
-    Reads RUN's tables. Writes RUN/leaderboard.html: curves, who was stopped where, what mattered, accuracy against
-    speed.
+    Reads RUN's tables, or the log of a search that still runs or was killed. Writes RUN/leaderboard.html: curves, who
+    was stopped where, what mattered, accuracy against speed.
 
     Cost: about 10 s; with --measure 15 s to start and 4 s for each distinct network, which is measured once.
 
@@ -145,7 +147,8 @@ def export(
 ) -> None:
     """Pack any trial of a search as a bundle; in RUN/bundle it stays, even if the search goes on and finds better.
 
-    Reads the trial's best weights and the validation images, on which its temperature is fitted. Writes a bundle.
+    Reads the trial's best weights and the validation images, on which its temperature is fitted. Writes a bundle. The
+    search may still run, or have been killed.
 
     Cost: about 20 seconds, and the validation images are classified once.
 

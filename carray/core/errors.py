@@ -11,13 +11,16 @@
       BudgetError          exit 5   a limit the user set, or the only honest one, was passed
       SearchError          exit 6   no trial of a search came to a result; names the first cause
       ClusterError         exit 1   Ray lost processes, machines or its head, beyond what is made good by itself
-      StoppedError         exit 143 SIGTERM ended the command in order; says what is kept
+      StoppedError         exit 130 Ctrl-C, or 143 SIGTERM, ended the command in order; says what is kept
 
 Invariants: a message is one sentence that says what is wrong, the value seen, what is allowed and what to do. Only
 `FetchError` and `DecodeError` become rows of a table; anything else that is not a `CarrayError` is a bug of ours.
 """
 
 from __future__ import annotations
+
+import signal
+import time
 
 __all__ = [
     "BudgetError",
@@ -109,6 +112,9 @@ class ClusterError(CarrayError):
 
 
 class StoppedError(CarrayError):
-    """Says that the command was told to stop, and what is kept."""
+    """Says which signal told the command to stop, and what is kept."""
 
-    exit_code = 143
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+        self.exit_code = 128 + number
+        self.at = time.monotonic()
+        super().__init__(message)

@@ -27,7 +27,7 @@ from ray.exceptions import AuthenticationError
 
 from carray.core.errors import CarrayError, ClusterError, SettingsError
 from carray.core.growth_on_ray import can_grow, wait_for_machine
-from carray.core.last_words import foresee
+from carray.core.last_words import foresee, keeping_handlers
 from carray.core.progress import say
 
 __all__ = ["RunningRay", "is_cluster", "start_ray", "used_text"]
@@ -121,7 +121,8 @@ def _connect(address: str) -> None:
         )
     try:
         _knock(address)
-        ray.init(address=address, logging_level=logging.WARNING)
+        with keeping_handlers():  # Ray's answer to SIGTERM is none to a user
+            ray.init(address=address, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError, AuthenticationError) as err:
         raise SettingsError(
             f"RAY_ADDRESS is {address!r}, but no Ray answers there ({' '.join(str(err).split())[:200]}); "
@@ -142,14 +143,15 @@ def _start_private(num_cpus: int | None) -> None:
     _choose_token()
     # Ray would warn on every start that it chose token authentication; the line below says so once.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-        # A node address that outlives a change of network, for the length of a long search on a laptop.
-        _node_ip_address="127.0.0.1",
-    )
+    with keeping_handlers():
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            # A node address that outlives a change of network, for the length of a long search on a laptop.
+            _node_ip_address="127.0.0.1",
+        )
     _started_here = True
     mode = os.environ.get("RAY_AUTH_MODE", "disabled")
     say(f"Ray: started a private one on this machine, {_describe().cpus} CPUs, authentication by {mode}")

@@ -15,7 +15,7 @@
 3. reading   keys -> originals in bounded memory -> pixels; staged_on_ray does so on other machines
 4. build     one shard of keys -> one Parquet file, in a worker without Ray and torch (ahead, rows, since)
 5. ledger    what is done, what is missing, whether rows out are images in (failures: whether too many failed)
-6. on_ray    `classify`, the whole job: one driver (lease), rounds of shards over Ray Data's workers (workers_on_ray)
+6. on_ray    `classify`, the whole job: one driver (core.lease), rounds of shards over Ray Data's workers
 7. compact   many files -> few, in another folder
 8. format    the rows' schema, the job's settings, the names of its files
 """

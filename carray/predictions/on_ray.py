@@ -19,7 +19,8 @@ from typing import Any
 from carray.bundle.format import BundleInfo, open_bundle
 from carray.core.aws import aws_environment
 from carray.core.errors import SettingsError, StorageError
-from carray.core.last_words import advise, stopping_on_sigterm
+from carray.core.last_words import advise, stopping_in_order
+from carray.core.lease import Lease, hold_run
 from carray.core.metrics_on_ray import Meter
 from carray.core.on_ray import RunningRay, is_cluster, start_ray, used_text
 from carray.core.progress import Progress, breaking_silence, say
@@ -27,7 +28,6 @@ from carray.core.storage import absolute, delete, write_json
 from carray.predictions.attempts import forget_attempts
 from carray.predictions.failures import FailureWatch
 from carray.predictions.format import ClassifySettings, record_place
-from carray.predictions.lease import Lease, hold_run
 from carray.predictions.ledger import (
     LedgerEntry,
     RunRecord,
@@ -57,7 +57,7 @@ def classify(bundle: str, source: str, *, out: str, settings: ClassifySettings |
         SchemaError: a table of images cannot be read as one.
         StorageError: storage refused, or rows out are not images in.
         BudgetError: a shard lost its worker again and again, too many images failed, or another driver has the run.
-        StoppedError: SIGTERM.
+        StoppedError: Ctrl-C or SIGTERM.
     """
     started = time.monotonic()
     settings = settings or ClassifySettings()
@@ -72,7 +72,7 @@ def classify(bundle: str, source: str, *, out: str, settings: ClassifySettings |
         check_folder(out, wanted)
         if wanted.since is not None:
             EarlierRun(wanted.since, wanted.bundle_id)  # refuses what is none before anything is listed
-        lease = stack.enter_context(hold_run(out))
+        lease = stack.enter_context(hold_run(out, record_place(out, "driver.json"), what="classify"))
         workers = settings.workers or (running.cpus if running else cpu_count() or 1)
         plan = stack.enter_context(open_plan(out, wanted, settings, uses_boxes=info.uses_boxes, workers=workers))
         job = _Job(bundle, out, wanted, settings, device, lease, plan)
@@ -144,7 +144,7 @@ class _Job:
             say(f"classify: {len(self._begun):,} shards are done already, {left:,} of those listed so far are left")
         self._advise()
         with (
-            stopping_on_sigterm(_STOPPED),
+            stopping_in_order(_STOPPED),
             Progress("classify", total=None) as progress,
             breaking_silence(_waiting_text) as hear,
         ):

@@ -10,7 +10,9 @@ that exceed MEMORY_BYTES spill into a temporary folder, which is removed. Only t
 from __future__ import annotations
 
 import os
-import tempfile
+import signal
+import socket
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +23,7 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
 from carray.core.errors import SchemaError, SettingsError
+from carray.core.leftovers import scratch_folder
 from carray.queries.guard import check_sql
 from carray.queries.labels import open_labels
 from carray.queries.reading import open_predictions, to_frame
@@ -30,6 +33,7 @@ __all__ = ["MEMORY_BYTES", "ask", "connect", "query"]
 MEMORY_BYTES = 4 * 2**30
 """What DuckDB may hold, or half of the machine's memory where that is less: a laptop's share."""
 
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATTERN = set("*?[]{}")
 """What DuckDB would read as a pattern of file names."""
 
@@ -84,9 +88,9 @@ def connect(tables: Mapping[str, pads.Dataset]) -> Iterator[Any]:
     """
     import duckdb
 
-    with tempfile.TemporaryDirectory(prefix="carray-query-") as folder:
+    with scratch_folder("carray-query-") as folder:
         limits: dict[str, Any] = {"memory_limit": f"{_memory_bytes() // 2**20}MiB", "temp_directory": folder}
-        with duckdb.connect(":memory:", config=limits) as connection:
+        with duckdb.connect(":memory:", config=limits) as connection, _interruptible(connection):
             try:
                 _lock(connection, [file for data in tables.values() for file in _own_files(data)])
                 for name, data in tables.items():
@@ -94,6 +98,34 @@ def connect(tables: Mapping[str, pads.Dataset]) -> Iterator[Any]:
                 yield connection
             except duckdb.Error as err:
                 raise _sentence(err, tables) from None
+
+
+@contextmanager
+def _interruptible(connection: Any) -> Iterator[None]:
+    """Let a signal end a query: while DuckDB computes, no handler of Python's is called."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    read_end, write_end = socket.socketpair()
+    write_end.setblocking(False)
+    ended = threading.Event()
+
+    def watch() -> None:
+        while came := read_end.recv(1):
+            while came[0] in _STOPS and not ended.wait(0.1):
+                connection.interrupt()
+
+    before = signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=watch, name="interrupt", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        ended.set()
+        write_end.close()
+        thread.join()
+        read_end.close()
 
 
 def _lock(connection: Any, files: Sequence[str]) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import io
 
 from carray.core.storage import join, write_bytes
-from carray.core.tables import read_table
-from carray.trials.format import EPOCHS, EPOCHS_SCHEMA
+from carray.trials.format import read_epochs
 
 __all__ = ["plot_curves"]
 
@@ -20,19 +19,19 @@ def plot_curves(run: str) -> None:
     """Draw validation top-1 and training loss of every trial by epoch.
 
     Raises:
-        StorageError: the run has no epochs yet, or the picture cannot be written.
+        StorageError: the log cannot be read, or the picture not be written.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    epochs = read_table(join(run, EPOCHS), kind="epochs", required=EPOCHS_SCHEMA.names).to_pandas()
+    epochs = read_epochs(run)
     figure = Figure(figsize=(10, 4), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
-    diverged = epochs.loc[epochs["decision"] == "non_finite", "trial_id"]
-    usable = epochs.loc[~epochs["trial_id"].isin(diverged) & epochs["val_top1"].notna()]
+    usable = epochs.loc[(epochs["decision"] != "non_finite") & epochs["val_top1"].notna()]
     best = None if usable.empty else usable.nlargest(1, "val_top1")["trial_id"].iloc[0]
     labelled: set[str] = set()
-    for (trial, family), rows in epochs.sort_values("epoch").groupby(["trial_id", "family"]):
+    for (trial, named), rows in epochs.sort_values("epoch").groupby(["trial_id", "family"]):
+        family = str(named)
         name = family if family not in labelled else None
         labelled.add(family)
         style = {"color": _COLOURS.get(family, "#555555"), "marker": "o", "markersize": 3}
@@ -40,7 +39,7 @@ def plot_curves(run: str) -> None:
         accuracy.plot(rows["epoch"], rows["val_top1"], label=name, **style)
         loss.plot(rows["epoch"], rows["train_loss"], **style)
         if trial == best:
-            top = rows.loc[rows["val_top1"].idxmax()]
+            top = usable[usable["trial_id"] == trial].nlargest(1, "val_top1").iloc[0]
             accuracy.annotate(
                 f"{trial}: {top['val_top1']:.1%}",
                 (top["epoch"], top["val_top1"]),

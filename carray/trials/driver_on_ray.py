@@ -16,7 +16,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.stopper import Stopper
 
-from carray.core.errors import CarrayError, DataError, StorageError
+from carray.core.errors import BudgetError, CarrayError, DataError, StorageError
 from carray.core.last_words import advise
 from carray.trials.record import SearchLog
 from carray.trials.schedulers_on_ray import FamilyScheduler
@@ -64,7 +64,7 @@ class SearchDriver(FamilyScheduler):
             trial.run_metadata.num_failures = self._losses[number] = 0
         try:
             return super().on_trial_result(tune_controller, trial, result)
-        except StorageError as err:
+        except (StorageError, BudgetError) as err:
             self.trouble = err
             return str(TrialScheduler.NOOP)
         finally:

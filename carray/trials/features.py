@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from carray.core.errors import DataError
+from carray.core.leftovers import remove_leftovers
 from carray.pixels import PixelSettings
 from carray.tensors.batches import view_batch
 from carray.tensors.format import Block, cache_home
@@ -140,7 +141,7 @@ class Features:
 
     def _write(self, path: Path, values_N: npt.NDArray[Any]) -> None:
         _make_room(path.parent.parent.parent, values_N.nbytes)
-        unfinished = path.with_suffix(f".{os.getpid()}.part")
+        unfinished = path.with_suffix(".part")  # the lock of `path` is held
         try:
             with unfinished.open("wb") as file:
                 np.save(file, values_N, allow_pickle=False)
@@ -192,10 +193,18 @@ def _settings(hyper: CnnHyper | TransferHyper, pixels: PixelSettings, net: Net) 
     return {"views": views, "evaluation": pixels.model_dump(mode="json"), "net": normalised_by, "precision": precision}
 
 
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # it has become whole, or was given up
+        return 0
+
+
 def _make_room(home: Path, needed_bytes: int) -> None:
     """Delete the features that were not used for longest until `needed_bytes` more fit."""
+    remove_leftovers(home.rglob("*.part"), lambda path: path.with_name(f"{path.name.partition('.')[0]}.npy.lock"))
     files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in home.rglob("*.npy"))
-    total = sum(size for _, size, _ in files)
+    total = sum(size for _, size, _ in files) + sum(_size_bytes(path) for path in home.rglob("*.part"))
     while files and (total + needed_bytes > FEATURES_BYTES or shutil.disk_usage(home).free < 2 * needed_bytes):
         # Whoever has it mapped keeps it: on Linux the file lives until it is closed.
         _, size, path = files.pop(0)

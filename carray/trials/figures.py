@@ -76,7 +76,10 @@ def progress_svg(epochs: pd.DataFrame, *, title: str) -> str:
         end = epochs["clock_seconds"].max() / 60
         handles = []
         for family, own in epochs.sort_values("sequence").groupby("family"):
-            minutes, best = own["clock_seconds"] / 60, own["val_top1"].cummax()
+            minutes, best = (
+                own["clock_seconds"] / 60,
+                own["val_top1"].where(own["decision"] != "non_finite").cummax().ffill().fillna(0.0),
+            )
             colour = _FAMILY_COLOURS.get(str(family), _INK)
             axes.step([0, *minutes, end], [0, *best, best.max()], where="post", color=colour, linewidth=1.8)
             handles.append(Line2D([], [], color=colour, label=family))

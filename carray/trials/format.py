@@ -1,5 +1,6 @@
 """Says what a search leaves behind, and derives its tables from the log.
 
+    RUN/driver.json            which process works here now (core.lease)
     RUN/search.json            settings, manifest and every configuration, each written before it is launched
     RUN/log/NUMBER.json        one object per (trial, epoch): the figures and the scheduler's decision
     RUN/probes.json            rung 0: one entry a candidate backbone
@@ -16,7 +17,8 @@
 
 Invariants: S3 cannot append, hence one object an entry; sequence numbers grow in the order of decisions; an epoch of a
 trial is logged once, however often it is run; "best" is the best epoch's validation top-1, never the last epoch's, and
-never of a trial with a non-finite loss. Nothing here is Ray's: its own state files may be lost. Version 2.
+a trial whose loss became non-finite has that of the epochs before. Tables that are there are of the whole log: a search
+that goes on deletes them first. Nothing here is Ray's: its own state files may be lost. Version 2.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -34,7 +36,7 @@ import pyarrow as pa
 from carray.core.at_once import at_once
 from carray.core.errors import SearchError, SettingsError
 from carray.core.settings import read_record
-from carray.core.storage import exists, is_folder, join, list_files, read_json, write_json
+from carray.core.storage import delete, exists, is_folder, join, list_files, read_json, write_json
 from carray.core.tables import read_table, table_from_rows, write_table
 from carray.trials.checks import LogEntry, SearchDocument, TrialEnd
 
@@ -42,7 +44,9 @@ __all__ = [
     "EPOCHS_SCHEMA",
     "TRIALS_SCHEMA",
     "best_weights",
+    "delete_tables",
     "last_checkpoint",
+    "read_epochs",
     "read_log",
     "read_search",
     "read_trials",
@@ -61,7 +65,8 @@ TRIALS_SCHEMA = pa.schema(
         ("family", pa.string()),  # null where the searcher has proposed nothing yet
         # finished: ran every epoch; stopped: by the scheduler; non_finite: its loss; failed: an error, or its process
         # was lost too often; dropped: by rung 0, before it ran; out_of_time: a budget ended the search while it ran;
-        # not_started: a budget ended the search before. The last two go on when the search does.
+        # not_started: a budget ended the search before; unfinished: it ran, and the search has not ended, though it may
+        # have been killed. The last three go on when the search does.
         ("status", pa.string()),
         ("reason", pa.string()),  # one line; null for a finished trial
         ("val_top1", pa.float64()),  # of the best epoch, fraction; null without a finite epoch
@@ -171,9 +176,9 @@ def read_log(run: str) -> list[dict[str, Any]]:
     return sorted(read, key=lambda entry: entry["sequence"])
 
 
-def write_log_entry(run: str, entry: Mapping[str, Any]) -> None:
-    """Write one (trial, epoch) entry; its sequence number names it."""
-    write_json(join(run, "log", f"{entry['sequence']:08d}.json"), dict(entry))
+def write_log_entry(run: str, entry: Mapping[str, Any], *, check: Callable[[], None] | None = None) -> None:
+    """Write one (trial, epoch) entry; its sequence number names it. `check` is that of core.storage.write_bytes."""
+    write_json(join(run, "log", f"{entry['sequence']:08d}.json"), dict(entry), check=check)
 
 
 def write_trial_end(run: str, number: int, *, status: str, reason: str | None) -> None:
@@ -209,35 +214,61 @@ def write_tables(run: str, *, ended_by: str | None = None) -> pd.DataFrame:
         StorageError: storage refused a table.
     """
     search = read_search(run)
+    cut_off = f"the search ended before this trial did{f': {ended_by}' if ended_by else ''}"
+    trials, epochs = _derive_tables(run, search, cut_off, unended="out_of_time")
+    provenance = {"manifest": search["manifest_fingerprint"], "seed": search["settings"]["search"]["seed"]}
+    write_table(epochs, join(run, EPOCHS), kind="epochs", version=VERSION, provenance=provenance)
+    write_table(trials, join(run, TRIALS), kind="trials", version=VERSION, provenance=provenance)
+    return trials.to_pandas()
+
+
+def delete_tables(run: str) -> None:
+    """Take the tables away before the log grows beyond them.
+
+    Raises:
+        StorageError: storage refused.
+    """
+    for name in (TRIALS, EPOCHS):  # in this order: where the first is, the second is, too
+        delete(join(run, name))
+
+
+def read_trials(run: str) -> pd.DataFrame:
+    """Read a run's trials, best first; those of a search that has not ended are derived from what its log holds.
+
+    Raises:
+        SettingsError: no search was ever started there.
+        StorageError: the table or the log cannot be read.
+    """
+    return _read(run, TRIALS, "trials", TRIALS_SCHEMA)
+
+
+def read_epochs(run: str) -> pd.DataFrame:
+    """Read every (trial, epoch) of a run, in the order of decisions; see `read_trials`."""
+    return _read(run, EPOCHS, "epochs", EPOCHS_SCHEMA)
+
+
+def _read(run: str, name: str, kind: str, schema: pa.Schema) -> pd.DataFrame:
+    search = read_search(run)
+    if exists(join(run, TRIALS)):
+        return read_table(join(run, name), kind=kind, required=schema.names).to_pandas()
+    cut_off = "the search has not ended; to go on with one that does not run, repeat carray tune"
+    trials, epochs = _derive_tables(run, search, cut_off, unended="unfinished")
+    return {TRIALS: trials, EPOCHS: epochs}[name].to_pandas()
+
+
+def _derive_tables(run: str, search: Mapping[str, Any], cut_off: str, *, unended: str) -> tuple[pa.Table, pa.Table]:
+    """Give trials and epochs; a trial that ran and has not ended has the status `unended`."""
     log = read_log(run)
     ends = read_trial_ends(run, len(search["configurations"]))
     of_trial = defaultdict(list)
     for entry in log:
         of_trial[entry["number"]].append(entry)
-    cut_off = f"the search ended before this trial did{f': {ended_by}' if ended_by else ''}"
     rows = [
-        _trial_row(number, hyper, of_trial[number], ends.get(number), cut_off)
+        _trial_row(number, hyper, of_trial[number], ends.get(number), unended, cut_off)
         for number, hyper in enumerate(search["configurations"])
     ]
     rows.sort(key=lambda row: (-(row["val_top1"] if row["val_top1"] is not None else -1.0), row["number"]))
-    provenance = {"manifest": search["manifest_fingerprint"], "seed": search["settings"]["search"]["seed"]}
-    epochs = table_from_rows(log, EPOCHS_SCHEMA)
-    write_table(epochs, join(run, EPOCHS), kind="epochs", version=VERSION, provenance=provenance)
-    trials = table_from_rows(rows, TRIALS_SCHEMA)
-    write_table(trials, join(run, TRIALS), kind="trials", version=VERSION, provenance=provenance)
-    return trials.to_pandas()
-
-
-def read_trials(run: str) -> pd.DataFrame:
-    """Read a run's trials, best first.
-
-    Raises:
-        SettingsError: no search was ever started there, or it has no table yet.
-    """
-    read_search(run)
-    if not exists(join(run, TRIALS)):
-        raise SettingsError(f"{run} has no {TRIALS} yet; it is written when the search ends, so run carray tune again.")
-    return read_table(join(run, TRIALS), kind="trials", required=TRIALS_SCHEMA.names).to_pandas()
+    return table_from_rows(rows, TRIALS_SCHEMA), table_from_rows(log, EPOCHS_SCHEMA)
 
 
 def best_trial(trials: pd.DataFrame) -> dict[str, Any]:
@@ -261,18 +292,17 @@ def _trial_row(
     hyper: Mapping[str, Any] | None,
     entries: Sequence[Mapping[str, Any]],
     end: Mapping[str, Any] | None,
+    unended: str,
     cut_off: str,
 ) -> dict[str, Any]:
     finite = [entry for entry in entries if is_finite(entry)]
     best = max(finite, key=lambda entry: (entry["val_top1"], -entry["epoch"]), default=None)
-    if len(finite) < len(entries):  # a trial that went non-finite is never best, whatever it had reached before
-        best = None
     figures = {name: best[name] if best else None for name in ("val_top1", "val_top5", "val_loss")}
     return {
         "trial_id": trial_id(number),
         "number": number,
         "family": hyper["family"] if hyper else None,
-        "status": end["status"] if end else ("out_of_time" if entries else "not_started"),
+        "status": end["status"] if end else (unended if entries else "not_started"),
         "reason": end["reason"] if end else cut_off,
         **figures,
         "best_epoch": best["epoch"] if best else None,

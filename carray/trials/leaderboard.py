@@ -21,7 +21,7 @@ __all__ = ["configurations", "leaderboard_text"]
 
 _TROUBLED = ("failed", "non_finite", "dropped")
 """Statuses that a reader wants to know the reason of, trial by trial."""
-_UNENDED = ("out_of_time", "not_started")
+_UNENDED = ("out_of_time", "unfinished", "not_started")
 """Statuses whose reason is the same for all."""
 _NARROW = 100
 """Columns below which the configuration stands on lines of its own."""

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import traceback
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -23,7 +23,9 @@ from ray.tune.search import Searcher
 
 from carray.core.aws import aws_environment
 from carray.core.errors import SearchError, StorageError
-from carray.core.last_words import advise, stopping_on_sigterm
+from carray.core.last_words import advise, keeping_handlers, stopping_in_order
+from carray.core.lease import Lease, hold_run
+from carray.core.leftovers import scratch_folder
 from carray.core.metrics_on_ray import Meter
 from carray.core.on_ray import start_ray
 from carray.core.progress import say
@@ -50,16 +52,25 @@ _MOST_PENDING = 200
 """Trials that wait for resources at once, which is what a growing cluster grows by; Tune's own figure."""
 
 
-def search(manifest: str, *, run: str, settings: TuneSettings) -> dict[str, Any]:
+def search(
+    manifest: str, *, run: str, settings: TuneSettings, finish: Callable[[str], Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
     """Search for the best network and write the run's tables and curves; the same call again does only what is missing.
+
+    Args:
+        manifest: Table written by carray prepare.
+        run: Folder of the run.
+        settings: What is searched, and for how long.
+        finish: What is done with the finished run before another process may have it; what it gives is added.
 
     Raises:
         SettingsError: settings no network takes, resources the cluster has not, or a run folder of another search.
         SchemaError: the manifest has no usable training or validation image, or fewer than two classes.
         DataError: an image changed since the manifest was prepared.
         StorageError: the run's place is full or away; what was logged stays, and the same call goes on.
-        SearchError: no trial came to a result, whose first cause it names, or the search was interrupted.
-        StoppedError: SIGTERM.
+        SearchError: no trial came to a result, whose first cause it names, or Tune gave up again and again.
+        BudgetError: another process searches there.
+        StoppedError: Ctrl-C or SIGTERM.
     """
     run = absolute(run)
     source = read_manifest(absolute(manifest))
@@ -68,18 +79,28 @@ def search(manifest: str, *, run: str, settings: TuneSettings) -> dict[str, Any]
         say(f"tune: of the grid's {grid_size(settings)} combinations, {len(drawn)} are tried")
     proposes = settings.search.searcher == "tpe"
     check_search(source, [*drawn, *candidates(settings)] if proposes else drawn)
-    configurations = open_run(run, source, settings, [None] * len(drawn) if proposes else drawn)
-    log = SearchLog(run, settings.search, count=len(configurations))
+    with hold_run(run, what="tune") as lease:
+        configurations = open_run(run, source, settings, [None] * len(drawn) if proposes else drawn)
+        outcome = _search(run, source, settings, configurations, lease)
+        return outcome if finish is None else {**outcome, **finish(run)}
+
+
+def _search(
+    run: str, source: Manifest, settings: TuneSettings, configurations: list[dict[str, Any] | None], lease: Lease
+) -> dict[str, Any]:
+    log = SearchLog(run, settings.search, count=len(configurations), check=lease.check)
     ended_by = log.budget.spent_up() if log.missing else None
     if log.missing and not ended_by:
         loggers = EpochLoggers(run, settings.search.loggers)
         log.listeners.append(loggers)
+        runs.delete_tables(run)  # what is read meanwhile comes from the log
         try:
             ended_by = _run_trials(run, source, settings, configurations, log)
         finally:
             loggers.close()
     if ended_by:
         say(f"tune: {ended_by}: {len(log.missing)} trials are unfinished; a higher limit goes on with them")
+    lease.check()
     trials = runs.write_tables(run, ended_by=ended_by)
     winner = runs.best_trial(trials)
     plot_curves(run)
@@ -107,7 +128,7 @@ def _run_trials(
     _quieten_tune()
     _withhold_credentials()
     needs = {"CPU": settings.search.cpus_per_trial or 1.0, "GPU": settings.search.gpus_per_trial or 0.0}
-    with start_ray(worker=needs) as ray_here, tempfile.TemporaryDirectory(prefix="carray-tune-") as scratch:
+    with start_ray(worker=needs) as ray_here, scratch_folder("carray-tune-") as scratch:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         share = share_out(nodes, settings.search, len(configurations))
         log.devices = share.devices
@@ -164,7 +185,7 @@ def _run_rounds(
         configurations = runs.read_search(run)["configurations"]  # what a searcher proposed stands there
         driver = SearchDriver(settings.search, log, losses)
         searcher = build_searcher(settings, run, configurations, numbers)
-        with stopping_on_sigterm(_STOPPED, ask=driver.stop):
+        with stopping_in_order(_STOPPED, ask=driver.stop):
             _run_round(trainable, driver, searcher, len(numbers), scratch)
         broken += driver.broken
         if (log.missing and not driver.goes_on and not log.budget.spent_up()) or broken > MOST_LOSSES:
@@ -184,6 +205,7 @@ def _quieten_tune() -> None:
     # Deciding includes writing the log, which takes its time on a bucket.
     logging.getLogger("ray.tune.utils.util").setLevel(logging.ERROR)
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would take the first Ctrl-C for itself
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer output engine prints boxes even when told to be silent
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1000000"  # nobody reads the state that Tune would write meanwhile
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
@@ -221,7 +243,8 @@ def _run_round(trainable: Any, driver: SearchDriver, searcher: Searcher, count: 
         ),
     )
     try:
-        tuner.fit()
+        with keeping_handlers():
+            tuner.fit()
     except Exception as err:
         if driver.trouble is None and isinstance(err, OSError):
             raise StorageError(

@@ -19,7 +19,6 @@ import pandas as pd
 from carray.core.errors import CarrayError
 from carray.core.page import render_page
 from carray.core.storage import absolute, exists, join, read_json, write_bytes
-from carray.core.tables import read_table
 from carray.manifest.format import read_manifest
 from carray.trials import figures, standing
 from carray.trials import format as runs
@@ -42,12 +41,11 @@ def write_page(run: str) -> str:
     """Write RUN/leaderboard.html and give its URI.
 
     Raises:
-        SettingsError: no search was ever started there, or it has no table yet.
+        SettingsError: no search was ever started there.
         StorageError: a table cannot be read, or the page not be written.
     """
     run = absolute(run)
-    search, trials = runs.read_search(run), runs.read_trials(run)
-    epochs = read_table(join(run, runs.EPOCHS), kind="epochs", required=runs.EPOCHS_SCHEMA.names).to_pandas()
+    search, trials, epochs = runs.read_search(run), runs.read_trials(run), runs.read_epochs(run)
     place = join(run, PAGE)
     write_bytes(place, render_page("trials/page.html.j2", _context(run, search, trials, epochs)).encode())
     return place
@@ -83,7 +81,8 @@ def _context(run: str, search: Mapping[str, Any], trials: pd.DataFrame, epochs: 
 def _headline(
     run: str, search: Mapping[str, Any], trials: pd.DataFrame, epochs: pd.DataFrame, best: Mapping[Any, Any] | None
 ) -> dict[str, Any]:
-    done = read_json(join(run, runs.DONE)) if exists(join(run, runs.DONE)) else {}
+    ended = exists(join(run, runs.TRIALS)) and exists(join(run, runs.DONE))
+    done = read_json(join(run, runs.DONE)) if ended else {}
     images = _validation_images(search)
     interval = standing.interval(best["val_top1"], images) if best and images else None
     within = 0 if interval is None else int((trials["val_top1"] >= interval[0]).sum()) - 1

@@ -2,13 +2,13 @@
 
 From: settings and a manifest; then epoch after epoch. To: RUN/search.json, RUN/log, RUN/trials/ID/trial.json
 (trials.format).
-Invariants: one process writes the log; sequence numbers grow over every start of the search; an epoch is logged once,
-and its first decision stands.
+Invariants: one process writes the log (core.lease); sequence numbers grow over every start of the search; an epoch is
+logged once, and its first decision stands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -148,7 +148,15 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 class SearchLog:
     """Keeps one search's log and says each epoch in a line."""
 
-    def __init__(self, run: str, search: SearchSettings, *, count: int | None = None, devices: float = 1.0) -> None:
+    def __init__(
+        self,
+        run: str,
+        search: SearchSettings,
+        *,
+        count: int | None = None,
+        devices: float = 1.0,
+        check: Callable[[], None] | None = None,
+    ) -> None:
         """Take up the log where earlier starts left it; a trial whose last decision was logged is ended now.
 
         Args:
@@ -156,6 +164,7 @@ class SearchLog:
             search: How long and how widely to search.
             count: Of configurations; None is search.trials.
             devices: GPUs of a trial, or its CPUs where it has none.
+            check: Raises where another process has taken the run over, so that no entry of its is written over.
 
         Raises:
             StorageError: the log cannot be read, or the end of a trial not be written.
@@ -163,7 +172,7 @@ class SearchLog:
         self.devices = devices
         self.listeners: list[EpochListener] = []
         """Who else is told of each epoch and end."""
-        self._run, self._search = run, search
+        self._run, self._search, self._check = run, search, check
         self._trials = search.trials if count is None else count
         self._entries = runs.read_log(run)
         self._decisions = {(entry["number"], entry["epoch"]): entry["decision"] for entry in self._entries}
@@ -216,6 +225,7 @@ class SearchLog:
 
         Raises:
             StorageError: storage refused the entry after every try.
+            BudgetError: another process has taken the run over.
         """
         number = entry["number"]
         notes = [note for note in (self._remarks.pop(number, None), entry.get("note")) if note]
@@ -229,7 +239,7 @@ class SearchLog:
             "devices": self.devices,
             "logged_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        runs.write_log_entry(self._run, record)
+        runs.write_log_entry(self._run, record, check=self._check)
         self._sequence += 1
         self._entries.append(record)
         self._begun[number] = None

@@ -69,7 +69,8 @@ def rung_table(epochs: pd.DataFrame, search: Mapping[str, Any]) -> pd.DataFrame:
 def best_so_far(epochs: pd.DataFrame) -> pd.DataFrame:
     """Add to each epoch its trial's best top-1 so far, as `best_top1`, which is what schedulers compare."""
     ordered = epochs.sort_values(["number", "epoch"])
-    return ordered.assign(best_top1=ordered.groupby("number")["val_top1"].cummax())
+    finite = ordered["val_top1"].where(ordered["decision"] != "non_finite")
+    return ordered.assign(best_top1=finite.groupby(ordered["number"]).cummax())
 
 
 def pareto_front(speeds: Sequence[float], accuracies: Sequence[float]) -> list[bool]:

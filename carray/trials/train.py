@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from carray.core.errors import SearchError, SettingsError
+from carray.core.errors import SettingsError
+from carray.core.last_words import advise, stopping_in_order
+from carray.core.lease import Lease, hold_run
 from carray.core.progress import say
 from carray.core.storage import absolute, exists, join, read_json, write_json
 from carray.manifest.format import Manifest, read_manifest
@@ -28,6 +30,7 @@ from carray.trials.record import SearchLog, check_search, open_run
 __all__ = ["TRAINING", "refit_run", "train"]
 
 TRAINING = "training.json"
+_STOPPED = "every logged epoch stays, and the same command goes on from there."
 
 
 def refit_run(run: str, trial: str, epochs: int) -> str:
@@ -36,7 +39,12 @@ def refit_run(run: str, trial: str, epochs: int) -> str:
 
 
 def train(
-    manifest: str, *, run: str, settings: TrainSettings, refit_of: Mapping[str, Any] | None = None
+    manifest: str,
+    *,
+    run: str,
+    settings: TrainSettings,
+    refit_of: Mapping[str, Any] | None = None,
+    finish: Callable[[str], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Train one configuration and write its run; the same call again does only what is missing.
 
@@ -45,28 +53,30 @@ def train(
         run: Folder of the run.
         settings: The configuration, and for how many epochs.
         refit_of: What names the trial that is trained once more; the validation images are then trained on, too.
+        finish: What is done with the finished run before another process may have it; what it gives is added.
 
     Raises:
         SettingsError: values no network takes, or a folder that holds another run.
         SchemaError: the manifest has no usable training or validation image.
-        SearchError: the loss became no number, or the training was interrupted.
+        SearchError: the loss became no number in the first epoch.
+        BudgetError: another process trains there.
+        StoppedError: Ctrl-C or SIGTERM.
         StorageError: storage refused to keep the weights or the log.
     """
     run = absolute(run)
-    try:
-        source = read_manifest(absolute(manifest))
-        check_search(source, [settings.configuration()])
+    source = read_manifest(absolute(manifest))
+    check_search(source, [settings.configuration()])
+    with hold_run(run, what="train") as lease:
         _open(run, source, settings, refit_of)
         if exists(join(run, runs.DONE)):
-            return dict(read_json(join(run, runs.DONE)))
-        _run_epochs(run, source, settings, refit=refit_of is not None)
-    except KeyboardInterrupt:
-        raise SearchError(
-            f"the training was interrupted; repeat the command to go on from the last whole epoch in {run}."
-        ) from None
-    outcome = _outcome(run, refit=refit_of is not None)
-    write_json(join(run, runs.DONE), outcome)
-    return outcome
+            outcome = dict(read_json(join(run, runs.DONE)))
+        else:
+            advise(f"to go on from the last whole epoch, run the same command again; OUT={run}")
+            with stopping_in_order(_STOPPED):
+                _run_epochs(run, source, settings, lease, refit=refit_of is not None)
+            outcome = _outcome(run, refit=refit_of is not None)
+            write_json(join(run, runs.DONE), outcome)
+        return outcome if finish is None else {**outcome, **finish(run)}
 
 
 def _open(run: str, manifest: Manifest, settings: TrainSettings, refit_of: Mapping[str, Any] | None) -> None:
@@ -97,14 +107,14 @@ def _described(training: Mapping[str, Any]) -> str:
     return f"on {' and '.join(training['splits'])}{after}"
 
 
-def _run_epochs(run: str, manifest: Manifest, settings: TrainSettings, *, refit: bool) -> None:
+def _run_epochs(run: str, manifest: Manifest, settings: TrainSettings, lease: Lease, *, refit: bool) -> None:
     import torch
 
     from carray.trials.fit import Fit
 
     cpus, gpu = len(os.sched_getaffinity(0)), torch.cuda.is_available()
     torch.set_num_threads(cpus)
-    log = _TrainLog(run, settings.as_search().search, devices=1.0 if gpu else float(cpus))
+    log = _TrainLog(run, settings.as_search().search, devices=1.0 if gpu else float(cpus), check=lease.check)
     if not log.missing:
         return
     say(f"train: on {torch.cuda.get_device_name() if gpu else f'{cpus} CPUs'}, {settings.epochs} epochs")

@@ -16,13 +16,13 @@ from carray.bundle.build import pack_winner
 from carray.bundle.format import open_bundle, read_bundle_file
 from carray.bundle.trained_on import mask_trained_on
 from carray.bundle.winner import export_trial, keep_trained, keep_winner, refit
-from carray.core.errors import SearchError, SettingsError
+from carray.core.errors import BundleError, SearchError, SettingsError
 from carray.core.settings import parse_settings
 from carray.core.storage import join, read_json, write_json
 from carray.drawing import draw_dataset
 from carray.manifest.build import prepare
 from carray.manifest.format import read_manifest, write_manifest
-from carray.trials.format import read_trials, write_tables, write_trial_end
+from carray.trials.format import best_weights, delete_tables, read_trials, write_tables, write_trial_end
 from carray.trials.recipe import TrainSettings
 from carray.trials.train import refit_run, train
 
@@ -134,12 +134,47 @@ def test_the_threshold_is_chosen_for_the_precision_that_the_search_asks_for(run:
 def test_an_unknown_or_resultless_trial_is_a_sentence(run: str) -> None:
     with pytest.raises(SettingsError, match="has no row 't00009'; allowed are 1 to 2.*t00000, t00001"):
         export_trial(run, "t00009")
-    log = sorted(Path(run, "log").iterdir())[-1]
-    log.write_text(json.dumps({**json.loads(log.read_text()), "train_loss": None}))
-    write_trial_end(run, 1, status="non_finite", reason="the loss was not finite in epoch 2")
+    for log in sorted(Path(run, "log").iterdir())[-2:]:
+        log.write_text(json.dumps({**json.loads(log.read_text()), "train_loss": None}))
+    write_trial_end(run, 1, status="non_finite", reason="the loss was not finite in epoch 1")
     write_tables(run)
     with pytest.raises(SearchError, match="t00001 of .* came to no result .non_finite: the loss was not finite"):
         export_trial(run, "t00001")
+
+
+def test_a_trial_that_diverged_counts_with_its_best_finite_epoch(run: str, tmp_path: Path) -> None:
+    before = read_trials(run).set_index("number").loc[1]
+    entry = {**json.loads(sorted(Path(run, "log").iterdir())[-1].read_text()), "sequence": 5, "epoch": 3}
+    write_json(join(run, "log", "00000005.json"), {**entry, "train_loss": None, "decision": "non_finite"})
+    write_trial_end(run, 1, status="non_finite", reason="the loss was not finite in epoch 3")
+    write_tables(run)
+    after = read_trials(run).set_index("number").loc[1]
+    assert (after["status"], after["epochs"]) == ("non_finite", 3)
+    assert (after["val_top1"], after["best_epoch"]) == (before["val_top1"], before["best_epoch"])
+    export_trial(run, "t00001", out=str(tmp_path / "diverged"))
+    assert note(str(tmp_path / "diverged"))["epoch"] == before["best_epoch"]
+
+
+def test_a_search_that_has_not_ended_can_be_packed(run: str, tmp_path: Path) -> None:
+    best = read_trials(run).iloc[0]
+    delete_tables(run)
+    Path(run, "done.json").unlink()
+    export_trial(run, "1", out=str(tmp_path / "so-far"))
+    assert note(str(tmp_path / "so-far"))["trial_id"] == best["trial_id"]
+
+
+def test_weights_of_another_epoch_than_the_rows_are_refused(run: str, tmp_path: Path) -> None:
+    row = read_trials(run).iloc[0]
+    place = Path(best_weights(run, row["trial_id"]))
+    data = place.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"]["epoch"] = "7"  # as of a second search in this folder
+    text = json.dumps(header).encode()
+    place.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    with pytest.raises(BundleError, match=rf"holds the weights of epoch 7, and the table says {row['best_epoch']}"):
+        export_trial(run, row["trial_id"], out=str(tmp_path / "wrong"))
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_a_refit_packs_its_last_epoch_with_the_temperature_before_it(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 JOB = """
     import os, signal, sys, time
     from carray.core.errors import SettingsError, StorageError
-    from carray.core.last_words import advise, foresee, run_watched, stopping_on_sigterm
+    from carray.core.last_words import advise, foresee, run_watched, stopping_in_order
 
     def command():
         advise("3 of 7 shards stay")
         how = sys.argv[1]
         if how == "sigterm":
-            with stopping_on_sigterm("all stays."):
+            with stopping_in_order("all stays."):
                 print("ready", flush=True)
                 try:
                     time.sleep(60)
@@ -33,7 +34,7 @@ JOB = """
                     time.sleep(0.5)  # a second SIGTERM falls into the clean-up
         if how == "asked":
             asked = []
-            with stopping_on_sigterm("all stays.", ask=asked.append):
+            with stopping_in_order("all stays.", ask=asked.append):
                 print("ready", flush=True)
                 while not asked:
                     time.sleep(0.01)
@@ -41,6 +42,13 @@ JOB = """
         if how == "early":
             print("ready", flush=True)
             time.sleep(60)
+        if how == "hangs":
+            import subprocess
+            print(subprocess.Popen(["sleep", "60"], process_group=0).pid, flush=True)
+            try:
+                time.sleep(60)
+            finally:
+                time.sleep(60)
         if how == "storage":
             raise StorageError("the store is away.")
         if how == "settings":
@@ -72,10 +80,18 @@ JOB = """
 STAYS = "carray: 3 of 7 shards stay"
 
 
-def start(how: str) -> subprocess.Popen[str]:
+def start(how: str, before: Callable[[], object] | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", textwrap.dedent(JOB), how]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=before,
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,27 +127,48 @@ def test_a_bug_has_its_trace_above_and_words_below() -> None:
     assert todo == STAYS
 
 
-@pytest.mark.parametrize(
-    ("how", "happened"),
-    [
-        ("sigterm", "stopped by SIGTERM; all stays."),
-        ("asked", "stopped by SIGTERM; all stays."),
-        ("early", "stopped by SIGTERM."),
-    ],
-)
-@pytest.mark.parametrize("both", [False, True], ids=["to the parent", "to parent and child"])
-def test_sigterm_ends_it_in_order_however_it_is_sent(how: str, happened: str, both: bool) -> None:
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+@pytest.mark.parametrize(("how", "kept"), [("sigterm", "; all stays."), ("asked", "; all stays."), ("early", ".")])
+@pytest.mark.parametrize("to", ["the process", "its group", "parent and child"])
+def test_a_signal_ends_it_in_order_however_it_is_sent(how: str, kept: str, to: str, number: int, name: str) -> None:
     job = start(how)
     assert job.stdout is not None
     assert job.stdout.readline() == "ready\n"
     children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-    job.send_signal(signal.SIGTERM)
-    if both:  # as `ray job stop` does
-        os.kill(int(children[0]), signal.SIGTERM)
+    if to == "its group":  # as a shell and a terminal do
+        os.killpg(job.pid, number)
+    else:
+        job.send_signal(number)
+    if to == "parent and child":  # as `ray job stop` does
+        os.kill(int(children[0]), number)
     _, said = job.communicate(timeout=60)
-    assert job.returncode == 143, said
-    assert said.splitlines()[-2].endswith(happened)
+    assert job.returncode == 128 + number, said
+    assert said.splitlines()[-2] == f"carray: stopped by {name}{kept}"
     assert said.splitlines()[-1] == STAYS
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    job = start("early", before=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))  # as a script's `&` does
+    assert job.stdout is not None
+    assert job.stdout.readline() == "ready\n"
+    job.send_signal(signal.SIGINT)
+    job.send_signal(signal.SIGTERM)
+    assert job.communicate(timeout=60)[1].splitlines()[-2] == "carray: stopped by SIGTERM."
+    assert job.returncode == 143
+
+
+def test_the_second_signal_ends_at_once_what_does_not_end_and_what_it_started() -> None:
+    job = start("hangs")
+    assert job.stdout is not None
+    started = int(job.stdout.readline())
+    job.send_signal(signal.SIGTERM)
+    time.sleep(1.5)
+    assert job.poll() is None
+    job.send_signal(signal.SIGTERM)
+    _, said = job.communicate(timeout=30)
+    assert job.returncode == 143
+    assert said.splitlines()[-2:] == ["carray: stopped by SIGTERM.", STAYS]
+    assert not Path(f"/proc/{started}/exe").exists()
 
 
 def test_the_driver_does_not_outlive_the_process_that_was_started() -> None:

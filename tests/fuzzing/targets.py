@@ -22,9 +22,10 @@ import pyarrow.fs as pafs
 from carray import decoding, pixels
 from carray.bundle.format import open_bundle
 from carray.bundle.graph import check_graph
-from carray.core import storage
+from carray.core import lease, storage
 from carray.core.errors import CarrayError, DecodeError
 from carray.core.images import is_image_key, key_suffix
+from carray.core.lease import hold_run
 from carray.core.s3_client import split_uri
 from carray.core.settings import load_settings
 from carray.manifest import matlab
@@ -32,10 +33,8 @@ from carray.manifest.devkit import _annotation, read_devkit
 from carray.manifest.format import read_manifest
 from carray.manifest.tables import read_source_table
 from carray.pixels import PixelSettings
-from carray.predictions import lease
 from carray.predictions.attempts import read_attempt
 from carray.predictions.format import ClassifySettings
-from carray.predictions.lease import hold_run
 from carray.predictions.ledger import done_shards, read_run, read_totals
 from carray.predictions.listing import open_source
 from carray.predictions.shards import read_notes, read_shard, uncovered
@@ -180,10 +179,10 @@ def fuzz_lease(data: bytes) -> None:
     """Take over a run that another driver's note, these bytes, may hold."""
     hasty = {"PATIENCE_SECONDS": 0.0, "SETTLE_SECONDS": {"local": 0.0}, "say": lambda text: None}
     with (
-        folder_with({"_carray/driver.json": data}) as place,
+        folder_with({"driver.json": data}) as place,
         changed(lease, **hasty),
         suppress(CarrayError),
-        hold_run(str(place)) as held,
+        hold_run(str(place), what="fuzz") as held,
     ):
         held.check()
 

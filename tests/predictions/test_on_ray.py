@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 
 from carray.core.errors import BudgetError, BundleError, SettingsError, StorageError
+from carray.core.lease import hold_run
 from carray.core.storage import exists, join, list_files, read_bytes, read_json, write_bytes
-from carray.predictions.format import ClassifySettings
-from carray.predictions.lease import hold_run
+from carray.predictions.format import ClassifySettings, record_place
 from carray.predictions.on_ray import classify
 from carray.predictions.sources import Source
 from carray.queries import read_predictions
@@ -209,9 +209,12 @@ def test_only_what_is_new_is_scored(ray_cluster, small_bundle, image_folder, out
 
 
 def test_a_second_driver_is_refused_while_the_first_lives(ray_cluster, small_bundle, image_folder, out, monkeypatch):
-    monkeypatch.setattr("carray.predictions.lease.BEAT_SECONDS", 0.1)
-    monkeypatch.setattr("carray.predictions.lease.PATIENCE_SECONDS", 1.0)
-    with hold_run(out), pytest.raises(BudgetError, match="is working on .*only one driver can"):
+    monkeypatch.setattr("carray.core.lease.BEAT_SECONDS", 0.1)
+    monkeypatch.setattr("carray.core.lease.PATIENCE_SECONDS", 1.0)
+    with (
+        hold_run(out, record_place(out, "driver.json"), what="test"),
+        pytest.raises(BudgetError, match="is working on .*only one driver can"),
+    ):
         classify(small_bundle, str(image_folder), out=out, settings=settings())
     assert classify(small_bundle, str(image_folder), out=out, settings=settings())["ok"] == 12
 
@@ -249,7 +252,7 @@ ALONE = """
     import json, sys
     import ray
     from carray.core.on_ray import start_ray
-    from carray.predictions.format import ClassifySettings
+    from carray.predictions.format import ClassifySettings, record_place
     from carray.predictions.on_ray import classify
 
     bundle, source, out = sys.argv[1:]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from carray.core.errors import DataError
 from carray.manifest.build import prepare
@@ -68,6 +70,19 @@ def test_many_ask_and_one_decodes(manifest: Manifest) -> None:
     assert all(np.array_equal(blocks[0].pixels_NHWC, block.pixels_NHWC) for block in blocks)
     folder = block_place(block_key(manifest.fingerprint, PIXELS)).parent
     assert [path for path in folder.iterdir() if path.name.startswith(".building")] == []
+
+
+def test_what_a_killed_decode_left_goes_and_what_a_living_one_makes_stays(manifest: Manifest) -> None:
+    key = block_key(manifest.fingerprint, PIXELS)
+    folder = block_place(key).parent
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in (key, "0123", "4567"):
+        (folder / f".building-{name}").mkdir(parents=True)
+        (folder / f".building-{name}" / "pixels.npy").write_bytes(bytes(1000))
+    with FileLock(folder / "4567.lock"):
+        ensure_block(manifest, PIXELS)
+    assert [path.name for path in folder.glob(".building-*")] == [".building-4567"]
+    shutil.rmtree(folder / ".building-4567")
 
 
 def test_folder_without_marker_is_built_again(manifest: Manifest) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from carray.pixels import PixelSettings
 from carray.tensors.format import Block, cache_home
@@ -150,6 +151,23 @@ def test_what_was_not_used_for_longest_goes_first(own_cache: Path, monkeypatch: 
     kept.of_rows(np.array([0]), 1)
     assert [path.name for path in own_cache.rglob("train-*.npy")] == ["train-0001.npy"]
     assert cache_home() == own_cache
+
+
+def test_half_made_files_of_the_dead_go_and_those_of_the_living_count(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = features(network(), key="k")
+    kept.of_rows(np.array([0]), 0)
+    (first,) = own_cache.rglob("train-0000.npy")
+    dead, living = first.with_name("train-0002.77.part"), first.with_name("train-0003.part")
+    for path in (dead, living):
+        path.write_bytes(bytes(2 * first.stat().st_size))
+    monkeypatch.setattr(module, "FEATURES_BYTES", int(first.stat().st_size * 3.5))
+    with FileLock(living.with_name("train-0003.npy.lock")):
+        kept.of_rows(np.array([0]), 1)
+    assert not dead.exists()
+    assert living.exists()
+    assert [path.name for path in own_cache.rglob("train-*.npy")] == ["train-0001.npy"], "1 + 2 + 1 is too much"
 
 
 def test_training_on_features_learns_the_upper_part_only() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from carray.core.errors import SettingsError
+from carray.core.errors import BudgetError, SettingsError
 from carray.core.storage import list_files, read_json, write_json
 from carray.trials import format as runs
 from carray.trials.hyper import CnnHyper
@@ -94,7 +94,7 @@ def test_tables_are_derived_from_the_log(run: str) -> None:
     log.add(an_entry(0, 2, 0.4), "continue")
     log.remark(0, "its process was lost")
     log.add(an_entry(0, 3, 0.6), "continue")
-    trials = runs.write_tables(run, ended_by="search.money_budget of 5 is used up").set_index("number")
+    trials = runs.write_tables(run, ended_by="search.money_budget of 5 is used up").set_index("number").sort_index()
     assert list(trials["status"]) == ["out_of_time", "non_finite", "not_started"]
     assert trials.loc[0, "val_top1"] == 0.6
     assert trials.loc[0, "best_epoch"] == 3
@@ -102,12 +102,41 @@ def test_tables_are_derived_from_the_log(run: str) -> None:
     assert trials.loc[0, "devices"] == 2.0
     assert trials.loc[0, "device_hours"] == pytest.approx(3 * 36 * 2 / 3600)
     assert trials.loc[0, "reason"].endswith("search.money_budget of 5 is used up")
-    assert pd.isna(trials.loc[1, "val_top1"])
+    assert (trials.loc[1, "val_top1"], trials.loc[1, "best_epoch"], trials.loc[1, "epochs"]) == (0.9, 1, 2)
+    assert trials.loc[1, "reason"] == "the loss was not finite in epoch 2"
     assert pd.isna(trials.loc[2, "family"])
     assert json.loads(trials.loc[2, "hyper"]) is None
     epochs = pd.read_parquet(Path(run, runs.EPOCHS))
     assert list(epochs["sequence"]) == [1, 2, 3, 4, 5]
     assert list(epochs.columns) == runs.EPOCHS_SCHEMA.names
+
+
+def test_a_search_that_runs_is_read_from_its_log(run: str) -> None:
+    log = a_log(run)
+    log.add(an_entry(0, 1, 0.5), "continue")
+    log.add(an_entry(1, 3, 0.6), "finish")
+    trials = runs.read_trials(run)
+    assert list(trials["trial_id"]) == ["t00001", "t00000", "t00002"]
+    assert list(trials["status"]) == ["finished", "unfinished", "not_started"]
+    assert "the search has not ended" in trials["reason"][1]
+    pd.testing.assert_frame_equal(
+        runs.write_tables(run).drop(columns=["status", "reason"]), trials.drop(columns=["status", "reason"])
+    )
+    assert list(runs.read_trials(run)["status"]) == ["finished", "out_of_time", "not_started"]
+    runs.delete_tables(run)  # as a search does that goes on
+    log.add(an_entry(0, 2, 0.7), "continue")
+    assert runs.read_trials(run)["val_top1"][0] == 0.7
+    assert list(runs.read_epochs(run)["sequence"]) == [1, 2, 3]
+
+
+def test_a_log_that_another_process_has_taken_over_is_left_alone(run: str) -> None:
+    def taken() -> None:
+        raise BudgetError("taken over")
+
+    log = SearchLog(run, SearchSettings(trials=3, epochs=3), check=taken)
+    with pytest.raises(BudgetError):
+        log.add(an_entry(0, 1, 0.5), "continue")
+    assert runs.read_log(run) == []
 
 
 def test_a_proposed_configuration_is_stored(run: str) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from carray.core.errors import DataError, SchemaError, SearchError, SettingsError
+from carray.core.errors import BudgetError, DataError, SchemaError, SearchError, SettingsError
+from carray.core.lease import hold_run
 from carray.core.settings import parse_settings
 from carray.core.storage import join, list_files, read_json, write_json
 from carray.drawing import draw_dataset
@@ -63,6 +64,17 @@ def finished(manifest: str, tmp_path_factory: pytest.TempPathFactory, ray_cluste
     run = str(tmp_path_factory.mktemp("search") / "run")
     search(manifest, run=run, settings=small_settings())
     return run
+
+
+def test_a_second_search_in_one_folder_is_refused_while_the_first_lives(
+    finished: str, manifest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("carray.core.lease.BEAT_SECONDS", 0.1)
+    before = {uri: Path(uri).read_bytes() for uri in list_files(join(finished, "log"))}
+    with hold_run(finished, what="test"), pytest.raises(BudgetError, match="is working on .*only one driver can"):
+        search(manifest, run=finished, settings=small_settings(trials=4))
+    assert {uri: Path(uri).read_bytes() for uri in list_files(join(finished, "log"))} == before
+    assert len(read_trials(finished)) == 3
 
 
 def test_tables_hold_every_trial_and_epoch_and_the_best_is_first(finished: str) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from carray.core.errors import SearchError, SettingsError
+from carray.core.errors import BudgetError, SearchError, SettingsError
+from carray.core.lease import hold_run
 from carray.core.settings import parse_settings
 from carray.core.storage import join, list_files, read_json
 from carray.drawing import draw_dataset
@@ -113,7 +114,7 @@ def test_an_interruption_changes_nothing_and_repeats_no_whole_epoch(
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, interrupted)
-        with pytest.raises(SearchError, match="was interrupted; repeat the command to go on"):
+        with pytest.raises(KeyboardInterrupt):
             train(manifest, run=run, settings=recipe())
     assert len(read_log(run)) == 1
     run_epoch, begun = Fit.run_epoch, []
@@ -122,6 +123,16 @@ def test_an_interruption_changes_nothing_and_repeats_no_whole_epoch(
     assert begun == left
     assert figures(run) == figures(trained)
     assert read_trials(run)["best_epoch"].iloc[0] == read_trials(trained)["best_epoch"].iloc[0]
+
+
+def test_a_second_training_in_one_folder_is_refused_while_the_first_lives(
+    trained: str, manifest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("carray.core.lease.BEAT_SECONDS", 0.1)
+    with hold_run(trained, what="test"), pytest.raises(BudgetError, match="is working on .*only one driver can"):
+        train(manifest, run=trained, settings=recipe())
+    assert train(manifest, run=trained, settings=recipe())["epochs"] == 3
+    assert not Path(trained, "driver.json").exists()
 
 
 def test_a_damaged_checkpoint_costs_the_epochs_and_is_noted(
@@ -134,7 +145,7 @@ def test_a_damaged_checkpoint_costs_the_epochs_and_is_noted(
             raise KeyboardInterrupt
         return whole(fit)
 
-    with monkeypatch.context() as patch, pytest.raises(SearchError):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Fit, "run_epoch", two_epochs)
         train(manifest, run=run, settings=recipe())
     last = Path(run, "trials", trial_id(0), "last.safetensors")

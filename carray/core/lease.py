@@ -1,6 +1,7 @@
-"""Lets one driver at a time work on a run's folder: two would cut its listing and keep its books against each other.
+"""Lets one driver at a time work on a run's folder: two would write its books against each other.
 
-    OUT/_carray/driver.json   who works here, and when it last said so
+    RUN/driver.json            of carray tune and carray train: who works here, and when it last said so
+    OUT/_carray/driver.json    the same of carray classify
 
 Invariants: a driver that finds another's note waits until the note stands still for PATIENCE_SECONDS, then takes over;
 one whose note was taken stops. A note of a process of this very machine that is gone is taken at once. Where two take
@@ -23,10 +24,9 @@ from carray.core.errors import BudgetError, StorageError
 from carray.core.last_words import advise
 from carray.core.progress import say
 from carray.core.settings import Settings, read_record
-from carray.core.storage import delete, exists, is_s3, write_json
-from carray.predictions.format import record_place
+from carray.core.storage import delete, exists, is_s3, join, write_json
 
-__all__ = ["Lease", "hold_run"]
+__all__ = ["Lease", "hold_run", "process_space"]
 
 BEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 20.0
@@ -40,14 +40,16 @@ class _Note(Settings):
     token: str
     host: str
     pid: int
+    space: str = ""
+    """Tells boots of a machine, and containers of one host name, apart: a `pid` means nothing in another."""
     at: str
 
 
 class Lease:
     """Is one driver's right to work on a run, kept alive by a thread until it is given back."""
 
-    def __init__(self, out: str) -> None:
-        """Take the run.
+    def __init__(self, out: str, place: str, *, what: str) -> None:
+        """Take the run; see `hold_run`.
 
         Raises:
             BudgetError: another driver took it in the same moment.
@@ -55,7 +57,7 @@ class Lease:
         """
         self.token = secrets.token_hex(8)
         """Tells this driver from every other, also in the notes that its workers leave."""
-        self._out = out
+        self._out, self._place, self._what = out, place, what
         self._lost = ""
         self._ended = threading.Event()
         self._write()
@@ -81,7 +83,7 @@ class Lease:
         self._thread.join()
         if not self._lost:
             with suppress(StorageError):  # what ended the job says more, and whoever comes next waits a little
-                delete(_place(self._out))
+                delete(self._place)
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
@@ -91,44 +93,50 @@ class Lease:
                     return
                 self._write()
             except StorageError as err:  # an outage: whoever takes over meanwhile is seen at the next beat
-                say(f"classify: the note {_place(self._out)} could not be renewed ({err})")
+                say(f"{self._what}: the note {self._place} could not be renewed ({err})")
 
     def _look(self) -> None:
-        found = _read(self._out)
+        found = _read(self._place)
         if found is not None and found.token != self.token:
             self._lost = f"{self._out} was taken over by {_name(found)}, so this one stopped; let that one finish."
 
     def _write(self) -> None:
         now = datetime.now(UTC).isoformat()
-        note = _Note(token=self.token, host=socket.gethostname(), pid=os.getpid(), at=now)
-        write_json(_place(self._out), note.model_dump())
+        note = _Note(token=self.token, host=socket.gethostname(), pid=os.getpid(), space=process_space(), at=now)
+        write_json(self._place, note.model_dump())
 
 
 @contextmanager
-def hold_run(out: str) -> Iterator[Lease]:
+def hold_run(out: str, place: str | None = None, *, what: str) -> Iterator[Lease]:
     """Give the right to work on a run, once nobody else has it.
+
+    Args:
+        out: The run's folder.
+        place: Of the note; OUT/driver.json if unset.
+        what: The command, for what is said.
 
     Raises:
         BudgetError: another driver works on it.
         StorageError: the folder cannot be read or written.
     """
-    _wait_for_silence(out)
-    lease = Lease(out)
+    place = place or join(out, "driver.json")
+    _wait_for_silence(out, place, what)
+    lease = Lease(out, place, what=what)
     try:
         yield lease
     finally:
         lease.give_back()
 
 
-def _wait_for_silence(out: str) -> None:
-    found = _read(out)
+def _wait_for_silence(out: str, place: str, what: str) -> None:
+    found = _read(place)
     if found is None or _is_gone(found):
         return
-    say(f"classify: waiting {PATIENCE_SECONDS:.0f} s to see whether {_name(found)} still works on {out}")
+    say(f"{what}: waiting {PATIENCE_SECONDS:.0f} s to see whether {_name(found)} still works on {out}")
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         time.sleep(min(1.0, PATIENCE_SECONDS / 10))
-        now = _read(out)
+        now = _read(place)
         if now is None or _is_gone(now):
             return
         if now != found:
@@ -138,22 +146,26 @@ def _wait_for_silence(out: str) -> None:
 
 
 def _is_gone(note: _Note) -> bool:
-    return note.host == socket.gethostname() and not Path(f"/proc/{note.pid}").exists()
+    here = (socket.gethostname(), process_space())
+    return (note.host, note.space) == here and not Path(f"/proc/{note.pid}").exists()
+
+
+def process_space() -> str:
+    """Name what this process's number is one of: this boot of this machine, and its container; empty where unknown."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
 
 
 def _name(note: _Note) -> str:
     return f"another driver (process {note.pid} on {note.host})"
 
 
-def _read(out: str) -> _Note | None:
-    place = _place(out)
+def _read(place: str) -> _Note | None:
     try:
         return read_record(_Note, place) if exists(place) else None
     except StorageError:
         if exists(place):
             raise
         return None  # given back between the two looks
-
-
-def _place(out: str) -> str:
-    return record_place(out, "driver.json")

@@ -11,11 +11,10 @@ import time
 
 import pytest
 
+from carray.core import lease as leases
 from carray.core.errors import BudgetError
-from carray.core.storage import exists, read_json, write_json
-from carray.predictions import lease as leases
-from carray.predictions.format import record_place
-from carray.predictions.lease import hold_run
+from carray.core.lease import hold_run, process_space
+from carray.core.storage import exists, join, read_json, write_json
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -31,12 +30,13 @@ def short(monkeypatch):
 
 
 def note_of(pid, host=None, **more):
-    return {"token": "other", "host": host or socket.gethostname(), "pid": pid, "at": "then", **more}
+    here = {"host": host or socket.gethostname(), "space": process_space()}
+    return {"token": "other", **here, "pid": pid, "at": "then", **more}
 
 
 def test_a_run_is_held_and_given_back(out, short):
-    place = record_place(out, "driver.json")
-    with hold_run(out) as lease:
+    place = join(out, "driver.json")
+    with hold_run(out, what="tune") as lease:
         first = read_json(place)
         assert (first["token"], first["pid"]) == (lease.token, os.getpid())
         deadline = time.monotonic() + 10
@@ -49,35 +49,44 @@ def test_a_run_is_held_and_given_back(out, short):
 def test_a_dead_driver_of_this_machine_is_followed_at_once(out, monkeypatch):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    write_json(record_place(out, "driver.json"), note_of(ended.pid))
+    write_json(join(out, "driver.json"), note_of(ended.pid))
     monkeypatch.setattr(leases, "PATIENCE_SECONDS", 3600.0)
-    with hold_run(out) as lease:
+    with hold_run(out, what="tune") as lease:
         lease.check()
 
 
 def test_a_silent_driver_of_another_machine_is_followed_after_a_while(out, short, capfd):
-    write_json(record_place(out, "driver.json"), note_of(1, host="elsewhere"))
-    with hold_run(out) as lease:
+    write_json(join(out, "driver.json"), note_of(1, host="elsewhere"))
+    with hold_run(out, what="tune") as lease:
         lease.check()
     assert "waiting 1 s to see whether another driver (process 1 on elsewhere)" in capfd.readouterr().err
 
 
+def test_a_number_of_another_container_says_nothing_about_a_process(out, short, capfd):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    write_json(join(out, "driver.json"), note_of(ended.pid, space="another container of this host name"))
+    with hold_run(out, what="tune") as lease:
+        lease.check()
+    assert "tune: waiting 1 s to see whether" in capfd.readouterr().err
+
+
 def test_a_living_driver_is_left_alone(out, short):
-    with hold_run(out) as lease:
+    with hold_run(out, what="tune") as lease:
         with pytest.raises(BudgetError, match=rf"process {os.getpid()} on .*is working on .*only one driver can"):
-            hold_run(out).__enter__()
+            hold_run(out, what="tune").__enter__()
         lease.check()
 
 
 def test_whoever_lost_the_run_stops_and_leaves_the_note(out, short):
-    with hold_run(out) as lease:
-        write_json(record_place(out, "driver.json"), note_of(1, host="elsewhere"))
+    with hold_run(out, what="tune") as lease:
+        write_json(join(out, "driver.json"), note_of(1, host="elsewhere"))
         deadline = time.monotonic() + 10
         with pytest.raises(BudgetError, match="was taken over by another driver"):
             while time.monotonic() < deadline:
                 lease.check()
                 time.sleep(0.01)
-    assert read_json(record_place(out, "driver.json"))["token"] == "other"
+    assert read_json(join(out, "driver.json"))["token"] == "other"
 
 
 def test_of_many_that_begin_together_one_has_the_run(out, short, monkeypatch):
@@ -88,7 +97,7 @@ def test_of_many_that_begin_together_one_has_the_run(out, short, monkeypatch):
     def begin():
         barrier.wait()
         try:
-            with hold_run(out) as lease:
+            with hold_run(out, what="tune") as lease:
                 held.append(lease.token)
                 ended.wait(30)
         except BudgetError:
