@@ -184,8 +184,7 @@ class TableRows:
         """Give the URIs in their one spelling; a relative one is relative to the table's folder, `~/` is the home.
 
         Raises:
-            SchemaError: a row has no URI, or it is a bucket.
-            SettingsError: a URI has a scheme other than s3, or carries credentials.
+            SchemaError: a row has no URI, or one that is a bucket, has a scheme other than s3, or carries credentials.
         """
         uris = self.texts("uri")
         if uris.null_count:
@@ -198,7 +197,7 @@ class TableRows:
             try:
                 complete.append(_complete(uri, self._table.folder))
             except SettingsError as err:
-                raise SettingsError(f"{self.where(row)}: {err}") from None
+                raise SchemaError(f"{self.where(row)}: {err}") from None
         return pa.array(complete, pa.string())
 
     def texts(self, name: str) -> pa.Array:
@@ -275,8 +274,8 @@ class TableRows:
         elif math.isfinite(_number(value)) and _number(value) % 1:
             remedy = "round it"
         return (
-            f"{self.where(row)}, has {str(value)[:80]!r} as {readable(self._table.columns[name])}; a box is whole numbers "
-            f"of pixels, x2 and y2 exclusive; {remedy}."
+            f"{self.where(row)}, has {str(value)[:80]!r} as {readable(self._table.columns[name])}; a box is whole "
+            f"numbers of pixels, x2 and y2 exclusive; {remedy}."
         )
 
     def _numbers(self, name: str, most: int) -> tuple[pd.Series, Any]:
