@@ -97,7 +97,9 @@ class UriTable:
             StorageError: it does not exist or cannot be read.
         """
         self.place, self.folder, self._named = place, place.rsplit("/", 1)[0], dict(named or {})
-        self._text = None if place.lower().endswith(".parquet") else self._open_text()
+        self.is_parquet = place.lower().endswith(".parquet")
+        """Whether columns have types; those of a text file are all text."""
+        self._text = None if self.is_parquet else self._open_text()
         header = self._text.header if self._text else _parquet_names(place)
         self.columns: dict[str, str] = {}
         """What is read, to its column's name in the table."""
