@@ -40,6 +40,7 @@ LAYERS = [
 ENTRIES = {"queries", "comparison", "doctor", "estimates", "demo", "commands", "__main__", "__init__"}
 """Where commands begin: these may call a stage's `build`, `on_ray` and the like directly."""
 DOORS = {
+    "manifest.tables",
     "tensors.batches",
     "tensors.build",
     "trials.nets",

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from carray.commands.options import Column
+
 __all__ = ["compare", "query"]
 
 Limit = Annotated[int | None, typer.Option(min=0, help="Rows of the answer at most; a list has 1000. 0 is all.")]
@@ -19,6 +21,7 @@ def query(
         typer.Argument(metavar="QUESTION|SQL", help="A question's name, or SQL over `predictions`; else a summary."),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Manifest, or Parquet, CSV or TSV with uri and label.")] = None,
+    column: Column = None,
     other: Annotated[str | None, typer.Option(help="Another run over the same images.")] = None,
     limit: Limit = None,
     format: Annotated[
@@ -40,16 +43,22 @@ def query(
     Example: `carray query predictions "select make, count(*) n from predictions group by make order by n desc"`
     """
     from carray import queries
+    from carray.core.errors import SettingsError
     from carray.core.progress import print_result, say
+    from carray.core.uri_tables import parse_columns
     from carray.queries.answers import choose_format
 
-    chosen = choose_format(format, out)
+    chosen, named = choose_format(format, out), parse_columns(column or []) or None
     if question is None:
-        _refuse_beside_summary(format=chosen, labels=labels, other=other, limit=limit, out=out)
+        _refuse_beside_summary(
+            format=chosen, labels=labels, column="given" if column else None, other=other, limit=limit, out=out
+        )
         summary = queries.summarize(predictions)
         typer.echo(json.dumps(summary, ensure_ascii=False) if chosen == "json" else queries.summary_text(summary))
         return
-    given: dict[str, Any] = {"labels": labels, "other": other, "limit": limit}
+    if named and labels is None:
+        raise SettingsError("--column is given without --labels, the table whose columns it names; leave it out.")
+    given: dict[str, Any] = {"labels": labels, "column": named, "other": other, "limit": limit}
     if len(question.split()) > 1:
         frame = queries.query(predictions, question, **given)
     else:

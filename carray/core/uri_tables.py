@@ -97,7 +97,9 @@ class UriTable:
             StorageError: it does not exist or cannot be read.
         """
         self.place, self.folder, self._named = place, place.rsplit("/", 1)[0], dict(named or {})
-        self._text = None if place.lower().endswith(".parquet") else self._open_text()
+        self.is_parquet = place.lower().endswith(".parquet")
+        """Whether columns have types; those of a text file are all text."""
+        self._text = None if self.is_parquet else self._open_text()
         header = self._text.header if self._text else _parquet_names(place)
         self.columns: dict[str, str] = {}
         """What is read, to its column's name in the table."""
@@ -184,8 +186,7 @@ class TableRows:
         """Give the URIs in their one spelling; a relative one is relative to the table's folder, `~/` is the home.
 
         Raises:
-            SchemaError: a row has no URI, or it is a bucket.
-            SettingsError: a URI has a scheme other than s3, or carries credentials.
+            SchemaError: a row has no URI, or one that is a bucket, has a scheme other than s3, or carries credentials.
         """
         uris = self.texts("uri")
         if uris.null_count:
@@ -198,7 +199,7 @@ class TableRows:
             try:
                 complete.append(_complete(uri, self._table.folder))
             except SettingsError as err:
-                raise SettingsError(f"{self.where(row)}: {err}") from None
+                raise SchemaError(f"{self.where(row)}: {err}") from None
         return pa.array(complete, pa.string())
 
     def texts(self, name: str) -> pa.Array:

@@ -31,7 +31,7 @@ from carray.manifest.format import MANIFEST_SCHEMA, read_manifest, row_box, writ
 from carray.manifest.health import HealthReport, report_health
 from carray.manifest.labels import normalise_labels, same_spelling
 from carray.manifest.sources import Candidates, list_candidates
-from carray.manifest.splits import SplitSettings, assign_splits, kept_splits
+from carray.manifest.splits import SplitSettings, assign_splits, changed_labels, kept_splits
 from carray.pixels import PixelSettings, decode
 
 __all__ = ["prepare"]
@@ -104,6 +104,7 @@ def prepare(
         label_changes=label_changes,
         boxes_left_out=candidates.boxes_left_out,
         extended=extend,
+        changed_labels=[] if old is None else changed_labels(rows, old),
         old_rows_absent=0 if absent is None else len(absent),
         balance=balance,
     )

@@ -80,6 +80,8 @@ class HealthReport:
     """Boxes that cover nothing of their image; such rows are unreadable."""
     extended: str | None = None
     """The older manifest whose splits were kept."""
+    changed_labels: list[str] = field(default_factory=list)
+    """Images that the older manifest labels otherwise: `uri: old label -> new label`."""
     old_rows_absent: int = 0
     """Readable rows of that manifest whose image is not in this source."""
     balance: int | None = None
@@ -113,6 +115,7 @@ class HealthReport:
             ),
             (failed > 0.01 * self.rows, f"{failed / self.rows:.1%} of the images cannot be read"),
             (self.classes_without_train, f"{_count(len(self.classes_without_train), 'class')} without a train image"),
+            (self.changed_labels, f"{_count(len(self.changed_labels), 'image')} labelled otherwise in {self.extended}"),
             (self.similar_classes, self._similar_text()),
             (self.unsure_classes, f"classes that look like a missing label ({self._few(self.unsure_classes)})"),
             (self.empty_boxes, self._empty_boxes_text()),
@@ -155,6 +158,7 @@ class HealthReport:
             *(_names("no image", self.empty_classes), _names("one image", self.single_image_classes)),
             *(_names("not in train", self.classes_without_train), _names("not in val", self.classes_without_val)),
             self._extended_line(),
+            *(f"  new label    {readable(change)}" for change in self.changed_labels[:EXAMPLES]),
             self.verdict,
         ]
         return "\n".join(line for line in lines if line)

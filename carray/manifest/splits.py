@@ -26,8 +26,9 @@ from pydantic import Field, model_validator
 from carray.core.errors import SettingsError
 from carray.core.settings import Settings
 from carray.manifest.format import SPLITS
+from carray.manifest.labels import normalise_labels
 
-__all__ = ["SplitSettings", "assign_splits", "kept_splits", "parse_split"]
+__all__ = ["SplitSettings", "assign_splits", "changed_labels", "kept_splits", "parse_split"]
 
 _BOX = ["x1", "y1", "x2", "y2"]
 
@@ -136,6 +137,18 @@ def kept_splits(rows: pd.DataFrame, old: pd.DataFrame) -> tuple[list[str | None]
     ]
     here = set(contents)
     return kept, old[[content not in here for content in old_contents]]
+
+
+def changed_labels(rows: pd.DataFrame, old: pd.DataFrame) -> list[str]:
+    """Name the images, by sha256 and box, that an older manifest labels otherwise: `uri: old label -> new label`."""
+    old, before = old[(old["status"] == "ok") & old["label"].notna()], defaultdict(set)
+    for content, label in zip(_contents(old), normalise_labels(old["label"])[0], strict=True):
+        before[content].add(label)
+    return [
+        f"{uri}: {min(before[content])} -> {label}"
+        for content, uri, label in zip(_contents(rows), rows["uri"], rows["label"], strict=True)
+        if content in before and pd.notna(label) and label not in before[content]
+    ]
 
 
 def _contents(rows: pd.DataFrame) -> list[tuple[str, ...]]:

@@ -49,9 +49,8 @@ def read_source_table(uri: str, *, named: Mapping[str, str] | None = None, crop_
     `named` says which column of the table is which, where their names do not.
 
     Raises:
-        SchemaError: a column is missing or ambiguous, a row uneven, a uri empty, a split unknown, or, with
-            `crop_boxes`, a box incomplete or not whole numbers.
-        SettingsError: a uri has a scheme other than s3 or a local path.
+        SchemaError: a column is missing or ambiguous, a row uneven, a uri empty or of an unknown scheme, a split
+            unknown, or, with `crop_boxes`, a box incomplete or not whole numbers.
         StorageError: the table does not exist or cannot be read.
     """
     _check_kind(uri)
@@ -76,6 +75,7 @@ def read_source_table(uri: str, *, named: Mapping[str, str] | None = None, crop_
     if left_out:  # of all rows: half of the boxes would be worse than none
         frame = frame.assign(**{name: pd.array([pd.NA] * len(frame), dtype="Int32") for name in BOX})
     frame["label"] = whole_number_labels(frame["label"])
+    frame.loc[frame["label"].isna(), "split"] = None
     return SourceTable(frame, left_out)
 
 

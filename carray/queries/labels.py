@@ -1,25 +1,31 @@
 """Opens a table of true labels: a manifest, or any Parquet, CSV or TSV file with the columns uri and label.
 
-Invariants: what is read is text; a uri is compared as it stands, so it has to be spelled as the predictions spell it.
+Invariants: a user's table is read as `prepare` reads it (`core.uri_tables`, `manifest.labels`): the same names of
+columns, spellings of URIs and of labels, so that a label is right or wrong by what it says. Memory: a manifest is
+read piece by piece, a user's table is held whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
+
+import pandas as pd
 import pyarrow as pa
-import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 
-from carray.core.errors import SchemaError, StorageError
+from carray.core.errors import StorageError
 from carray.core.storage import absolute, exists, filesystem
-from carray.queries.reading import column_names, guarded_read
+from carray.core.tables import table_metadata
+from carray.core.uri_tables import UriTable
+from carray.manifest.labels import normalise_labels, whole_number_labels
+from carray.queries.reading import guarded_read
 
 __all__ = ["open_labels"]
 
-_COLUMNS = ("uri", "label")
 
-
-def open_labels(path: str) -> pads.Dataset:
-    """Open a table of true labels, local or S3.
+def open_labels(path: str, column: Mapping[str, str] | None = None) -> pads.Dataset:
+    """Open a table of true labels, local or S3; `column` says which column is which, where their names do not.
 
     Raises:
         SchemaError: it lacks the column uri or label, or is no such table.
@@ -28,32 +34,34 @@ def open_labels(path: str) -> pads.Dataset:
     path = absolute(path)
     if not exists(path):
         raise StorageError(f"{path} does not exist; give a manifest, or a Parquet, CSV or TSV file with uri and label.")
-    fs, place = filesystem(path)
-    kind = "parquet" if path.lower().endswith(".parquet") else _text_format(path)
-    try:
-        data = guarded_read(lambda: pads.dataset([place], filesystem=fs, format=kind), path)
-    except SchemaError:
-        raise SchemaError(f"{path} is not a readable table; give a .parquet, .csv or .tsv file.") from None
-    names = column_names(data, path)
-    missing = [name for name in _COLUMNS if name not in names]
-    if missing:
-        raise SchemaError(
-            f"{path} lacks the column {', '.join(missing)}; a table of labels has uri and label (it has "
-            f"{', '.join(names)})."
-        )
-    return data
-
-
-def _text_format(path: str) -> pads.CsvFileFormat:
-    return pads.CsvFileFormat(
-        parse_options=pacsv.ParseOptions(
-            delimiter="\t" if path.lower().endswith(".tsv") else ",",
-            newlines_in_values=True,  # a key may hold one
-        ),
-        convert_options=pacsv.ConvertOptions(
-            column_types={name: pa.string() for name in (*_COLUMNS, "split")},
-            null_values=[""],  # a class may be called NA or null: only an empty field is a missing one
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=False,
-        ),
+    if path.lower().endswith(".parquet") and table_metadata(path).get("kind") == "manifest":
+        fs, place = filesystem(path)
+        return guarded_read(lambda: pads.dataset([place], filesystem=fs, format="parquet"), path)
+    return pads.dataset(
+        _read(UriTable(path, required=("uri", "label"), optional=("split",), named=column, keep_others=True))
     )
+
+
+def _read(table: UriTable) -> pa.Table:
+    batches = []
+    for rows in table.batches():
+        spelled = {"uri": rows.uris(), "label": rows.texts("label")}
+        batches.append(pa.table(rows.columns | spelled))
+    if not batches:
+        return pa.table({name: pa.array([], pa.string()) for name in table.columns})
+    whole = pa.concat_tables(batches)
+    labels = pd.Series(whole["label"].to_pandas(), dtype="string")
+    spelling, _ = normalise_labels(whole_number_labels(labels))
+    whole = whole.set_column(whole.schema.get_field_index("label"), "label", pa.array(spelling, pa.string()))
+    return whole if table.is_parquet else _typed(whole)
+
+
+def _typed(whole: pa.Table) -> pa.Table:
+    """Give a text file's other columns the type that all their cells have, so that SQL can compare numbers."""
+    for i, name in enumerate(whole.schema.names):
+        if name not in ("uri", "label", "split"):
+            cells = pd.Series(whole[name].to_pandas(), dtype="string").replace("", pd.NA)
+            with suppress(ValueError, TypeError):
+                cells = pd.to_numeric(cells)
+            whole = whole.set_column(i, name, pa.array(cells))
+    return whole

@@ -39,7 +39,13 @@ _PATTERN = set("*?[]{}")
 
 
 def query(
-    path: str, sql: str, *, other: str | None = None, labels: str | None = None, limit: int | None = None
+    path: str,
+    sql: str,
+    *,
+    other: str | None = None,
+    labels: str | None = None,
+    column: Mapping[str, str] | None = None,
+    limit: int | None = None,
 ) -> pd.DataFrame:
     """Answer one SELECT over the table `predictions`, in DuckDB's dialect.
 
@@ -48,6 +54,7 @@ def query(
         sql: the query; a single one, that only reads.
         other: another run, which the query sees as the table `other`.
         labels: a table of true labels or a manifest, which the query sees as the table `labels`.
+        column: which column of the labels is which, such as {"uri": "path"}, where their names do not say it.
         limit: rows of the answer at most; None or 0 for all.
 
     Raises:
@@ -59,7 +66,7 @@ def query(
     if other is not None:
         tables["other"] = open_predictions(other)
     if labels is not None:
-        tables["labels"] = open_labels(labels)
+        tables["labels"] = open_labels(labels, column)
     with connect(tables) as connection:
         check_sql(connection, sql)
         answer = connection.sql(sql)

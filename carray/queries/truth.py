@@ -6,6 +6,7 @@ scored is counted, and is in no accuracy; intervals are Wilson's, 95 %.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -33,13 +34,15 @@ count(*) FILTER (status <> 'ok') AS not_scored, count(*) FILTER (status IS NULL)
 """
 
 
-def accuracy(path: str, labels: str) -> pd.DataFrame:
+def accuracy(path: str, labels: str, *, column: Mapping[str, str] | None = None) -> pd.DataFrame:
     """Measure a run against a table of true labels: one row, with counts of all that is in no accuracy.
 
     Columns: images (labelled and scored), hits, accuracy, low, high; never_predicted (of the images, those whose label
     no image of the run was given: a class that the bundle lacks, or that it never chose; they count as wrong);
     not_scored (labelled, but they failed), without_prediction (labelled, but not in the run), without_label (scored,
     but not labelled).
+
+    `column` says which column of the labels is which, such as {"uri": "path"}, where their names do not say it.
 
     Raises:
         SchemaError: either table is none, no uri is in both, or one uri has two labels.
@@ -51,26 +54,28 @@ def accuracy(path: str, labels: str) -> pd.DataFrame:
         f"SELECT {_COUNTS}, count(*) FILTER (status = 'ok' AND truth NOT IN (SELECT DISTINCT label FROM predictions "
         "WHERE status = 'ok' AND label IS NOT NULL)) AS never_predicted, "
         "(SELECT count(*) FROM predictions WHERE status = 'ok') - images AS without_label FROM joined",
+        column,
     )
     return frame[[*_MEASURED, "never_predicted", *_LEFT_OUT, "without_label"]]
 
 
-def accuracy_by_class(path: str, labels: str) -> pd.DataFrame:
+def accuracy_by_class(path: str, labels: str, *, column: Mapping[str, str] | None = None) -> pd.DataFrame:
     """Measure a run against a table of true labels, class by class, the least accurate first."""
-    frame = _accuracy(path, labels, f"SELECT truth AS label, {_COUNTS} FROM joined GROUP BY truth ORDER BY truth")
+    frame = _accuracy(
+        path, labels, f"SELECT truth AS label, {_COUNTS} FROM joined GROUP BY truth ORDER BY truth", column
+    )
     frame = frame.sort_values(["accuracy", "label"], ignore_index=True)
     return frame[["label", *_MEASURED, *_LEFT_OUT]]
 
 
-def accuracy_by_split(path: str, labels: str) -> pd.DataFrame:
+def accuracy_by_split(path: str, labels: str, *, column: Mapping[str, str] | None = None) -> pd.DataFrame:
     """Measure a run against a manifest, split by split: the training images flatter.
 
     Raises:
         SchemaError: the table of labels has no column split, or what `accuracy` says.
     """
-    if "split" not in open_labels(labels).schema.names:
-        raise SchemaError(f"{labels} has no column split; ask for accuracy, or give a manifest.")
-    frame = _accuracy(path, labels, f"SELECT split, {_COUNTS} FROM joined GROUP BY split ORDER BY split")
+    sql = f"SELECT split, {_COUNTS} FROM joined GROUP BY split ORDER BY split"
+    frame = _accuracy(path, labels, sql, column, by_split=True)
     return frame[["split", *_MEASURED, *_LEFT_OUT]]
 
 
@@ -78,11 +83,15 @@ _MEASURED = ["images", "hits", "accuracy", "low", "high"]
 _LEFT_OUT = ["not_scored", "without_prediction"]
 
 
-def _accuracy(path: str, labels: str, sql: str) -> pd.DataFrame:
-    tables = {"predictions": open_predictions(path), "labels": open_labels(labels)}
+def _accuracy(
+    path: str, labels: str, sql: str, column: Mapping[str, str] | None, *, by_split: bool = False
+) -> pd.DataFrame:
+    tables = {"predictions": open_predictions(path), "labels": open_labels(labels, column)}
     check_columns(["label"], tables["predictions"].schema)
     _check_labels(tables["labels"], labels)
     has_split = "split" in tables["labels"].schema.names
+    if by_split and not has_split:
+        raise SchemaError(f"{labels} has no column split; ask for accuracy, or give a manifest.")
     with connect(tables) as connection:
         connection.execute(_JOINED.format(split=", min(split) AS split" if has_split else ""))
         joined, found = connection.execute("SELECT count(*), count(status) FROM joined").fetchall()[0]
@@ -94,7 +103,7 @@ def _accuracy(path: str, labels: str, sql: str) -> pd.DataFrame:
                 f"none of the {joined:,} labelled uris of {labels}, such as {example!r}, is among those of {path}, "
                 f"{spelled}; spell them alike."
             )
-        if has_split and "split" not in sql.split(",")[0]:
+        if has_split and not by_split:
             _warn_of_training(connection, labels)
         frame = to_frame(connection.sql(sql).to_arrow_table())
     return frame.assign(**_fractions(frame["hits"].tolist(), frame["images"].tolist()))

@@ -146,21 +146,17 @@ def test_parquet_and_tsv_say_the_same_as_csv(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("path,label\na.jpg,Cat\n", "lacks the column uri; .*it has path, label"),
+        ("name,label\na.jpg,Cat\n", "lacks the column uri; its first line has name, label; .*--column uri=NAME"),
         ("uri\na.jpg\n", "lacks the column label"),
-        ("uri,label,x1,y1\na.jpg,Cat,1,2\n", "lacks the column x2, y2"),
-        ("uri,label\na.jpg,Cat\n,Dog\n", "has no uri in row 2"),
-        ("uri,label,split\na.jpg,Cat,dev\n", "has the split 'dev' in row 1; allowed are train, val, test"),
-        ("uri,label,x1,y1,x2,y2\na.jpg,Cat,1,2,,4\n", "has an incomplete box in row 1"),
-        ("uri,label,x1,y1,x2,y2\na.jpg,Cat,1,2,3.5,4\n", "has '3.5' as x2 in row 1"),
-        ("uri,label,x1,y1,x2,y2\na.jpg,Cat,1,2,wide,4\n", "has 'wide' as x2"),
-        ("uri,label,x1,y1,x2,y2\na.jpg,Cat,1,2,9999999999,4\n", "has '9999999999' as x2"),
+        ("uri,label\na.jpg,Cat\n,Dog\n", "line 3, has no uri"),
+        ("uri,label,split\na.jpg,Cat,third\n", "line 2, has the split 'third'; allowed are train, val, test"),
         ("uri,label\na.jpg,Cat\na.jpg,Dog\n", "the same uri and box more than once"),
         ("uri,label\na.jpg,Cat\nb/../a.jpg,Dog\n", "the same uri and box more than once"),
         ("uri,label\nftp://x/a.jpg,Cat\n", "has the scheme 'ftp'"),
         ("uri,label\n", "holds no image"),
-        ("", "is not a readable table"),
-        ('uri,label\n"a.jpg,Cat\n', "is not a readable table"),
+        ("uri,label\ns3://bucket,Cat\n", "is a bucket and not an image"),
+        ("", "is empty; the first line of a table names its columns"),
+        ('uri,label\n"a.jpg,Cat\n', "line 2, has quotation marks that do not pair"),
     ],
 )
 def test_wrong_tables_are_one_sentence(tmp_path, text, sentence):

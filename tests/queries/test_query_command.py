@@ -65,14 +65,20 @@ def test_a_long_list_says_that_it_is_cut(run, tmp_path: Path) -> None:
     assert len(out.splitlines()) == 1002 and "the first" not in err
 
 
-def test_a_second_table(run, predictions: str, tmp_path: Path) -> None:
+def test_a_second_table(run, placed: str, tmp_path: Path) -> None:
+    predictions = placed
     (tmp_path / "labels.csv").write_text("uri,label\na,Audi A5 Coupe 2012\n")
     code, out, _ = run(predictions, "accuracy", "--labels", tmp_path / "labels.csv", "--format", "json")
     assert code == 0 and json.loads(out)[0]["accuracy"] == 1.0
     assert json.loads(run(predictions, "disagreements", "--other", predictions, "--format", "json")[1]) == []
     sql = "SELECT p.uri FROM predictions p JOIN labels USING (uri)"
     _, out, _ = run(predictions, sql, "--labels", tmp_path / "labels.csv", "--format", "json")
-    assert json.loads(out) == [{"uri": "a"}]
+    assert json.loads(out) == [{"uri": f"{tmp_path}/a"}]
+    (tmp_path / "theirs.csv").write_text("place,first,second\na,x,Audi A5 Coupe 2012\n")
+    named = ("--column", "uri=place", "--column", "label=second")
+    code, out, _ = run(placed, "accuracy", "--labels", tmp_path / "theirs.csv", *named, "--format", "json")
+    assert code == 0 and json.loads(out)[0]["accuracy"] == 1.0
+    assert "--column is given without --labels" in run(placed, "by-make", *named)[2]
 
 
 @pytest.mark.parametrize(

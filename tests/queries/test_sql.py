@@ -49,16 +49,15 @@ def test_every_spelling_of_a_reading_passes(predictions: str, sql: str) -> None:
     assert len(queries.query(predictions, sql))
 
 
-def test_another_run_and_labels_are_tables_too(predictions: str, tmp_path: Path) -> None:
-    other = write_predictions(str(tmp_path / "other"))
+def test_another_run_and_labels_are_tables_too(placed: str, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("uri,label\na,BMW X5 SUV 2007\n")
     answer = queries.query(
-        predictions,
+        placed,
         "SELECT p.uri, o.score, l.label FROM predictions p JOIN other o USING (uri) JOIN labels l USING (uri)",
-        other=other,
+        other=placed,
         labels=str(tmp_path / "labels.csv"),
     )
-    assert answer["uri"].tolist() == ["a"]
+    assert answer["uri"].tolist() == [f"{tmp_path}/a"]
     assert answer["label"].tolist() == ["BMW X5 SUV 2007"]
 
 
