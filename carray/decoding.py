@@ -34,6 +34,9 @@ Pixels = npt.NDArray[np.uint8]
 MAX_PIXELS = 89_000_000
 """Pixels that are decoded at most; a JPEG counts at the scale at which it is read."""
 
+MAX_STORED_PIXELS = 1_000_000_000
+"""Pixels of a JPEG at its full size, which has to be unpacked at any scale: about 8 seconds of a core."""
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """Pillow's names of what is decoded, whatever the file is called."""
 
@@ -276,11 +279,11 @@ def _samples_per_pixel(layers: list[tuple[int, int, int, int]]) -> float:
 
 
 def _check_pixels(width: int, height: int, decoded: int) -> None:
-    if decoded > MAX_PIXELS:
+    if decoded > MAX_PIXELS or width * height > MAX_STORED_PIXELS:
         raise DecodeError(
             "too_large",
             f"the image has {width:,} x {height:,} pixels, of which {decoded:,} would be decoded; "
-            f"at most {MAX_PIXELS:,} are",
+            f"at most {MAX_PIXELS:,} are, of at most {MAX_STORED_PIXELS:,}",
         )
 
 

@@ -76,7 +76,7 @@ class FetchError(_ImageError):
 
 
 class DecodeError(_ImageError):
-    """Says why bytes are not an image: code empty, truncated, unsupported, too_large, bad_box or worker_lost."""
+    """Says why bytes are no image: code empty, truncated, damaged, unsupported, too_large, bad_box or worker_lost."""
 
 
 class SchemaError(DataError):

@@ -41,7 +41,7 @@ _COLUMNS = [
     ("width", pa.int32()),  # of the upright image, pixels
     ("height", pa.int32()),
     ("status", pa.string()),  # ok, fetch_error or decode_error
-    ("error_code", pa.string()),  # not_found, denied, timeout, unavailable; empty, truncated, unsupported, ...
+    ("error_code", pa.string()),  # not_found, denied, timeout, unavailable; empty, truncated, damaged, unsupported, ...
     ("error", pa.string()),
     ("label", pa.string()),
     ("score", pa.float32()),  # calibrated probability of label, 0..1

@@ -44,8 +44,15 @@ _REMEDIES = {
     "unavailable": ("errors or broken bodies after every try", "--retry-failed"),
     "empty": ("no bytes", "final; look at where the images come from"),
     "truncated": ("bytes that end too early", "final; upload it again"),
-    "unsupported": ("bytes that are no image", "final; look at where the images come from"),
-    "too_large": ("above max_image_mb, or over 89 million pixels", "raise max_image_mb in a new run, or shrink it"),
+    "damaged": ("pixels whose decoder or checksum speaks of damage", "final; upload it again"),
+    "unsupported": (
+        "bytes that are no image, or of a kind that is not read",
+        "final; look at where the images come from",
+    ),
+    "too_large": (
+        "a file above max_image_mb, or over 89 million pixels to decode; the row's error says which",
+        "raise max_image_mb in a new run for the first; shrink the image for the second",
+    ),
     "bad_box": ("its box covers nothing of it", "mend the table"),
     "worker_lost": ("the process died twice with this image alone in hand", "look at the image; its shard went on"),
 }

@@ -43,7 +43,7 @@ def score_all(begin_run):
 
 @pytest.fixture
 def broken_folder(tmp_path, make_image) -> Path:
-    """Give a folder of five sound images with odd names and nine files that are none."""
+    """Give a folder of five sound images with odd names and ten files that are none."""
     folder = tmp_path / "broken"
     folder.mkdir()
     for i, name in enumerate(["a b.jpg", "ü#1.png", "100%41.jpg", "what?.webp", "new\nline.gif"]):
@@ -52,6 +52,7 @@ def broken_folder(tmp_path, make_image) -> Path:
     whole = make_image(9, width=200, height=160)
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "damaged.jpg").write_bytes(whole[: len(whole) * 2 // 3] + b"\xff\xd9")
     (folder / "truncated.png").write_bytes(make_image(9, format="PNG")[:200])
     (folder / "text.jpg").write_bytes(b"<html>404</html>")
     (folder / "html.PNG").write_bytes(b"<svg xmlns='http://www.w3.org/2000/svg'/>")
