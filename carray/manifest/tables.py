@@ -16,19 +16,13 @@ import pyarrow as pa
 from carray.core.errors import SchemaError
 from carray.core.storage import absolute, is_s3, join, read_bytes
 from carray.core.tables import read_table
-from carray.manifest.format import SPLITS
+from carray.manifest.format import SPLITS, given_split
 
-__all__ = ["TABLE_SUFFIXES", "given_split", "read_source_table"]
+__all__ = ["TABLE_SUFFIXES", "read_source_table"]
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv")
 _REQUIRED = ["uri", "label"]
 _BOX = ["x1", "y1", "x2", "y2"]
-_SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-
-
-def given_split(name: str) -> str | None:
-    """Give the split that a folder or a table's cell names; None when it names none."""
-    return _SPLIT_NAMES.get(name.lower())
 
 
 def read_source_table(uri: str) -> pd.DataFrame:

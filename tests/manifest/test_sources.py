@@ -43,7 +43,7 @@ def test_class_folders_give_labels_at_any_depth(place):
     )
     found = list_candidates(place)
     assert (found.layout, found.classes) == ("folder", ["Cat", "Dog 2012"])
-    assert found.skipped == {".txt": 1, "(none)": 1}
+    assert found.skipped == {".txt": 1, "readme": 1}
     assert labels(place) == {
         "Cat/1.jpg": ("Cat", None),
         "Cat/deep/er/2.PNG": ("Cat", None),
@@ -150,7 +150,7 @@ def test_parquet_and_tsv_say_the_same_as_csv(tmp_path):
         ("uri\na.jpg\n", "lacks the column label"),
         ("uri,label,x1,y1\na.jpg,Cat,1,2\n", "lacks the column x2, y2"),
         ("uri,label\na.jpg,Cat\n,Dog\n", "has no uri in row 2"),
-        ("uri,label,split\na.jpg,Cat,dev\n", "has the split 'dev' in row 1; allowed are train, val, test"),
+        ("uri,label,split\na.jpg,Cat,both\n", "has the split 'both' in row 1; allowed are train, val, test"),
         ("uri,label,x1,y1,x2,y2\na.jpg,Cat,1,2,,4\n", "has an incomplete box in row 1"),
         ("uri,label,x1,y1,x2,y2\na.jpg,Cat,1,2,3.5,4\n", "has '3.5' as x2 in row 1"),
         ("uri,label,x1,y1,x2,y2\na.jpg,Cat,1,2,wide,4\n", "has 'wide' as x2"),
