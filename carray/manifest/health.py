@@ -87,9 +87,9 @@ class HealthReport:
         if self.classes - len(self.empty_classes) < 2:
             return "it has one class with readable images; two or more are needed"
         missing = [split for split in ("train", "val") if not self.splits[split]]
-        return (
-            f"split {missing[0]} has no image; give a source that holds {missing[0]} images, too" if missing else None
-        )
+        if missing and missing[0] == "train":
+            return "split train has no image; give a source that holds training images, too"
+        return f"split {missing[0]} has no image" if missing else None
 
     @property
     def concerns(self) -> list[str]:

@@ -166,6 +166,11 @@ class FolderLayout:
                 return rest[:depth]
         return None if self._classes.total[rest] or not rest else rest
 
+    def class_names(self) -> tuple[set[str], set[str]]:
+        """Give the names of the class folders, and of those above them that are part of the class."""
+        folders = {folder for rest in self._classes.direct if (folder := self.class_folder((*self._below, *rest)))}
+        return {folder[-1] for folder in folders}, {name for folder in folders for name in folder[:-1]}
+
     def _label(self, rest: Folder) -> str | None:
         if self.label_from == "auto":
             folder = self.class_folder(rest)
@@ -360,19 +365,23 @@ def _check_classes(found: FolderLayout) -> None:
         )
 
 
-def called_like_no_class(classes: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Give the classes that are called like a split, and those called like images or masks."""
+def called_like_no_class(names: Iterable[str], above: Iterable[str] = ()) -> tuple[list[str], list[str]]:
+    """Give the names of classes that are like a split's, and those like images or masks.
+
+    `above` are names of folders above class folders, which are part of the class's name.
+    """
     like_splits: dict[str, tuple[str, tuple[str, ...]]] = {}
     like_images = []
-    for name in classes:
+    above = set(above)
+    for name in sorted({*names, *above}):
         words = {word.casefold() for word in re.split(r"[\W\d_]+", name) if word}
         if found := _split_words(name):
             like_splits[name] = found
         elif words & _PICTURE_WORDS or name.casefold() in COMPANION_FOLDERS:
             like_images.append(name)
-    # One name with a word like test in it may be a car's; names for two splits are none.
+    # A single class with a word like test among others may be a car; names for two splits are none.
     several = len({split for split, _ in like_splits.values()}) > 1
-    return [name for name, (_, others) in like_splits.items() if several or not others], like_images
+    return [name for name, (_, more) in like_splits.items() if several or not more or name in above], like_images
 
 
 def shown(names: Iterable[str]) -> str:

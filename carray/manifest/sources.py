@@ -352,7 +352,7 @@ def _from_folders(source: str, found: FolderLayout, files: _Files, *, by_hand: b
         if label is not None and not any(part.casefold() in COMPANION_FOLDERS for part in folder):
             lost[label] += files.skipped_in.get(folder, Counter())
     classes, skipped = sorted(per_class), sum(files.skipped_in.values(), Counter())
-    named = [] if by_hand else _name_doubts(classes)
+    named = [] if by_hand else _name_doubts(*found.class_names())
     if not classes and {"cars_train", "cars_test"} & set(found.splits):
         named.append(
             "the labels of Stanford Cars stand in its devkit/, which must lie beside cars_train/ and cars_test/"
@@ -372,18 +372,14 @@ def _from_folders(source: str, found: FolderLayout, files: _Files, *, by_hand: b
     )
 
 
-def _name_doubts(classes: list[str]) -> list[str]:
-    like_splits, like_images = called_like_no_class(classes)
+def _name_doubts(classes: Iterable[str], above: Iterable[str] = ()) -> list[str]:
+    like_splits, like_images = called_like_no_class(classes, above)
     found = []
     if like_splits:
-        found.append(f"{_classes_text(like_splits)} called like a split; if it is one, say --layout splits")
+        found.append(f"part of a class is called like a split ({shown(like_splits)}); --layout splits takes it for one")
     if like_images:
-        found.append(f"{_classes_text(like_images)} called like what is no class of cars")
+        found.append(f"part of a class is called like what shows no class of cars ({shown(like_images)})")
     return found
-
-
-def _classes_text(names: list[str]) -> str:
-    return f"{len(names):,} {'class is' if len(names) == 1 else 'classes are'} ({shown(names)})"
 
 
 def _split_doubts(rows: pd.DataFrame) -> list[str]:
