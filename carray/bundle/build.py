@@ -89,7 +89,7 @@ def pack_winner(
     row, best = _row_and_weights(run, trials, trial)
     packed = best if weights is None else _read_weights(weights, note.get("refit_epochs"))
     say(f"bundle: packing {row['trial_id']} ({row['val_top1']:.1%} validation top-1){', refitted' if weights else ''}")
-    return _pack_trial(search, row, to or join(run, "bundle"), best, packed, note)
+    return _pack_trial(run, search, row, to or join(run, "bundle"), best, packed, note)
 
 
 def _row_and_weights(run: str, trials: Any, trial: str | None) -> tuple[dict[str, Any], bytes]:
@@ -125,7 +125,13 @@ def _read_weights(uri: str, epoch: int | None) -> bytes:
 
 
 def _pack_trial(
-    search: Mapping[str, Any], row: Mapping[str, Any], to: str, best: bytes, packed: bytes, note: Mapping[str, Any]
+    run: str,
+    search: Mapping[str, Any],
+    row: Mapping[str, Any],
+    to: str,
+    best: bytes,
+    packed: bytes,
+    note: Mapping[str, Any],
 ) -> BundleInfo:
     from safetensors.torch import load
 

@@ -12,9 +12,21 @@ __all__ = ["demo", "prepare"]
 
 
 def prepare(
-    source: Annotated[str, typer.Argument(help="Class folders, Stanford Cars devkit, CSV/Parquet table, or a prefix.")],
+    source: Annotated[
+        str, typer.Argument(help="Folders by class or split, Stanford Cars, a CSV/Parquet table, or a prefix.")
+    ],
     out: Annotated[str, typer.Option("--out", help="Manifest to write, a .parquet file; local or s3://.")],
-    layout: Annotated[str, typer.Option(help="auto, folder, stanford-cars, table or images.")] = "auto",
+    layout: Annotated[
+        str,
+        typer.Option(help="auto, folder (no folder is a split), splits, stanford-cars, table or images (no labels)."),
+    ] = "auto",
+    label_from: Annotated[
+        str,
+        typer.Option(
+            metavar="WHICH",
+            help="Folder names of the class: auto, path (all), N (the first N below the split) or -N (the last N).",
+        ),
+    ] = "auto",
     split: Annotated[
         str, typer.Option(help="Shares of train/val/test in percent, where the source gives no test split.")
     ] = "70/15/15",
@@ -26,6 +38,8 @@ def prepare(
     balance: Annotated[int | None, typer.Option(metavar="N", help="Keep at most N training images of a class.")] = None,
 ) -> None:
     """Read labelled images and write the manifest: one row an image, checked, hashed and split.
+
+    Says first how the folders were read (layout, splits, classes, what was skipped), then how healthy the images are.
 
     Reads every image once; writes one Parquet file; deletes nothing. An unreadable image is a row with its reason.
 
@@ -41,11 +55,13 @@ def prepare(
         source,
         out=out,
         layout=layout,
+        label_from=label_from,
         split=parse_split(split),
         crop_boxes=crop_boxes,
         extend=extend,
         balance=balance,
         column=parse_columns(column or []),
+        show=typer.echo,
     )
     typer.echo(report.text())
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -53,22 +53,26 @@ def prepare(
     *,
     out: str,
     layout: str = "auto",
+    label_from: str = "auto",
     split: SplitSettings | None = None,
     crop_boxes: bool = False,
     workers: int | None = None,
     extend: str | None = None,
     balance: int | None = None,
     column: Mapping[str, str] | None = None,
+    show: Callable[[str], None] = lambda text: None,
 ) -> HealthReport:
     """Build the manifest of a source at `out`.
 
+    `layout` and `label_from` say how folder names are read, and `show` is told what was understood before any image is
+    opened.
     `workers` is a number of threads, `extend` a manifest whose splits stay, `balance` how many training images a class
     may have: the others are rows without a split. Of an extended manifest, training images stay before new ones.
     `column` says which column of a table is which, such as {"uri": "path"}. Labels get one spelling from every source.
 
     Raises:
-        SettingsError: an unknown layout, a source not laid out so, `out` is a folder, or `workers` or `balance` is
-            below 1.
+        SettingsError: an unknown layout or `label_from`, a source not laid out so, `out` is a folder, or `workers` or
+            `balance` is below 1.
         SchemaError: no image, an unusable table, or `extend` is not a manifest.
         StorageError: source or `extend` cannot be read, or `out` cannot be written.
     """
@@ -82,8 +86,9 @@ def prepare(
         raise SettingsError(f"{out} is a folder; name the manifest's file, such as {out.rstrip('/')}/manifest.parquet.")
     # Read before hours of decoding: a wrong manifest should not be found out after them.
     old = read_manifest(extend).rows if extend else None
-    candidates = list_candidates(source, layout=layout, column=column, crop_boxes=crop_boxes)
+    candidates = list_candidates(source, layout=layout, label_from=label_from, column=column, crop_boxes=crop_boxes)
     candidates, label_changes = _spell_labels(candidates)
+    show(candidates.text())
     rows = _measure(candidates, crop_boxes=crop_boxes, workers=workers)
     kept, absent = kept_splits(rows, old) if old is not None else (None, None)
     groups = _group(rows if absent is None else pd.concat([rows, absent], ignore_index=True))
@@ -95,18 +100,15 @@ def prepare(
     return report_health(
         rows,
         groups[: len(rows)],
-        classes=candidates.classes,
         crop_boxes=crop_boxes,
-        source=candidates.source,
-        layout=candidates.layout,
         out=out,
-        skipped=candidates.skipped,
         label_changes=label_changes,
         boxes_left_out=candidates.boxes_left_out,
         extended=extend,
         changed_labels=[] if old is None else changed_labels(rows, old),
         old_rows_absent=0 if absent is None else len(absent),
         balance=balance,
+        **candidates.report_fields,
     )
 
 
@@ -191,6 +193,7 @@ def _write(
         crop_boxes=crop_boxes,
         source=candidates.source,
         layout=candidates.layout,
+        label_from=candidates.label_from,
         split=split.model_dump(mode="json"),
         extended=extend,
         balance=balance,

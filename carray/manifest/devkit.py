@@ -1,12 +1,14 @@
-"""Reads Stanford Cars' devkit: class names in index order, and each annotated image's name, class and box.
+"""Reads Stanford Cars' annotations: class names in index order, and each annotated image's name, class and box.
 
-From: SOURCE/devkit/*.mat beside SOURCE/cars_train/ and SOURCE/cars_test/, local or S3. To: annotations by split.
+From: SOURCE/devkit/*.mat beside SOURCE/cars_train/ and SOURCE/cars_test/, or the first release's cars_annos.mat beside
+car_ims/, local or S3. To: annotations by split.
 Invariants: .mat files are read by scipy, which runs none of their content, in a process of its own (manifest.matlab);
 boxes there are 1-based and inclusive, and leave here 0-based with x2, y2 exclusive.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,49 +17,94 @@ from carray.core.storage import exists, join, read_bytes
 from carray.manifest.matlab import read_variable
 from carray.pixels import Box
 
-__all__ = ["Annotation", "DevkitPlaces", "devkit_places", "read_devkit"]
+__all__ = ["Annotation", "CarsRelease", "find_release", "read_devkit", "read_release"]
 
 Annotation = tuple[str, str | None, Box | None]
 """An image's file name, label and box."""
 
+_LABELLED = "cars_test_annos_withlabels.mat"
+_CLASSES = "cars_meta.mat"
+_FIRST_RELEASE = "cars_annos.mat"
+
 
 @dataclass(frozen=True, slots=True)
-class DevkitPlaces:
-    """Names where a devkit's parts lie."""
+class CarsRelease:
+    """Names where the parts of a copy of Stanford Cars lie."""
 
-    meta: str
-    annotations: dict[str, list[str]]
-    """Places of each split's annotations; the first that exists is read."""
-    images: dict[str, str]
-    """Folder of each split's images."""
+    root: tuple[str, ...]
+    """Folders from the source down to the one that holds all of it."""
+    devkit: tuple[str, ...] | None
+    """Folders from the source down to the devkit; None for the first release, which has none."""
 
-
-def devkit_places(source: str) -> DevkitPlaces:
-    """Name the places of a devkit's parts."""
-    devkit = join(source, "devkit")
-    labelled = "cars_test_annos_withlabels.mat"
-    return DevkitPlaces(
-        meta=join(devkit, "cars_meta.mat"),
-        annotations={
-            "train": [join(devkit, "cars_train_annos.mat")],
-            # The labelled file was published apart from the devkit, so it often lies beside it.
-            "test": [join(devkit, labelled), join(source, labelled), join(devkit, "cars_test_annos.mat")],
-        },
-        images={"train": join(source, "cars_train"), "test": join(source, "cars_test")},
-    )
+    @property
+    def images(self) -> dict[str, str]:
+        """Give the folder of each split's images, below the root."""
+        return {"train": "cars_train", "test": "cars_test"} if self.devkit else {"train": "car_ims", "test": "car_ims"}
 
 
-def read_devkit(source: str) -> tuple[dict[str, list[Annotation]], list[str]]:
+def find_release(
+    matlab: set[tuple[str, ...]], inside: tuple[str, ...], folders: Iterable[tuple[str, ...]]
+) -> CarsRelease | None:
+    """Find a copy of Stanford Cars among a source's files.
+
+    Args:
+        matlab: paths of the .mat files, from the source down.
+        inside: folders that only wrap the data: the copy may lie in any of them.
+        folders: folders that hold images directly.
+    """
+    folders = list(folders)
+    roots = [inside[:depth] for depth in range(len(inside) + 1)]
+    for root in roots:
+        if (*root, "devkit", _CLASSES) in matlab:
+            return CarsRelease(root, (*root, "devkit"))
+        if (*root, _FIRST_RELEASE) in matlab and any(
+            folder[: len(root) + 1] == (*root, "car_ims") for folder in folders
+        ):
+            return CarsRelease(root, None)
+    for root in roots:  # some copies wrap the devkit once more: car_devkit/devkit/
+        for path in sorted(matlab):
+            if len(path) == len(root) + 3 and path[: len(root)] == root and path[-2:] == ("devkit", _CLASSES):
+                return CarsRelease(root, path[:-1])
+    return None
+
+
+def read_release(source: str, release: CarsRelease) -> tuple[dict[str, list[Annotation]], list[str]]:
     """Read the annotations of train and test, and the class names; labels of an unlabelled file are null.
+
+    Raises:
+        SchemaError: a file is not a MATLAB file, lacks its fields, or names a class that the release does not have.
+        StorageError: a file cannot be read.
+    """
+    root = join(source, *release.root)
+    if release.devkit is not None:
+        return read_devkit(root, devkit=join(source, *release.devkit))
+    place = join(root, _FIRST_RELEASE)
+    classes = [str(name) for name in _variable(place, "class_names")]
+    annotated: dict[str, list[Annotation]] = {"train": [], "test": []}
+    for entry in _variable(place, "annotations"):
+        fields = entry if isinstance(entry, dict) else {}
+        entry = {**fields, "fname": fields["relative_im_path"]} if "relative_im_path" in fields else fields
+        split = "test" if str(fields.get("test", 0)) == "1" else "train"
+        annotated[split].append(_annotation(entry, classes, place))
+    return annotated, classes
+
+
+def read_devkit(source: str, *, devkit: str | None = None) -> tuple[dict[str, list[Annotation]], list[str]]:
+    """Read a devkit's annotations of train and test, and the class names; labels of an unlabelled file are null.
 
     Raises:
         SchemaError: a file is not a MATLAB file, lacks its fields, or names a class that the devkit does not have.
         StorageError: a file cannot be read.
     """
-    places = devkit_places(source)
-    classes = [str(name) for name in _variable(places.meta, "class_names")]
+    devkit = devkit or join(source, "devkit")
+    classes = [str(name) for name in _variable(join(devkit, _CLASSES), "class_names")]
+    places = {
+        "train": [join(devkit, "cars_train_annos.mat")],
+        # The labelled file was published apart from the devkit, so it often lies beside it.
+        "test": [join(devkit, _LABELLED), join(source, _LABELLED), join(devkit, "cars_test_annos.mat")],
+    }
     annotated: dict[str, list[Annotation]] = {"train": [], "test": []}
-    for split, candidates in places.annotations.items():
+    for split, candidates in places.items():
         found = next((place for place in candidates if exists(place)), None)
         if found is not None:
             annotated[split] = [_annotation(entry, classes, found) for entry in _variable(found, "annotations")]

@@ -21,10 +21,16 @@ from carray.core.errors import SchemaError
 from carray.core.tables import read_table, table_metadata, write_table
 from carray.pixels import Box
 
-__all__ = ["MANIFEST_SCHEMA", "SPLITS", "Manifest", "read_manifest", "row_box", "write_manifest"]
+__all__ = ["MANIFEST_SCHEMA", "SPLITS", "Manifest", "given_split", "read_manifest", "row_box", "write_manifest"]
 
 VERSION = 1
 SPLITS = ("train", "val", "test")
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "validate", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""The names that Hugging Face's datasets knows, and `validate`."""
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -48,6 +54,11 @@ MANIFEST_SCHEMA = pa.schema(
     ]
 )
 _BOX = ["x1", "y1", "x2", "y2"]
+
+
+def given_split(name: str) -> str | None:
+    """Give the split that a folder or a table's cell names, in any case; None when it names none."""
+    return next((split for split, names in _SPLIT_NAMES.items() if name.casefold() in names), None)
 
 
 @dataclass(frozen=True)

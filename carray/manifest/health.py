@@ -44,6 +44,12 @@ class HealthReport:
     error_examples: list[str]
     skipped: dict[str, int]
     """Keys left out, by suffix, since they are no images by name."""
+    left_out: dict[str, int]
+    """Hidden keys, keys that tools left behind and masks, by name."""
+    unlabelled_in: dict[str, int]
+    """Images without a label, readable or not, by the folder they lie in."""
+    doubts: list[str]
+    """What looks wrong in how the source was read, and what was lost on the way."""
     classes: int
     images_per_class: dict[str, float]
     """min, median and max over the classes that have a readable image, those set aside not counted."""
@@ -101,13 +107,17 @@ class HealthReport:
         if self.classes - len(self.empty_classes) < 2:
             return "it has one class with readable images; two or more are needed"
         missing = [split for split in ("train", "val") if not self.splits[split]]
+        if missing and missing[0] == "train":
+            return "split train has no image; give a source that holds training images, too"
         return f"split {missing[0]} has no image" if missing else None
 
     @property
     def concerns(self) -> list[str]:
         """List what deserves a look before days of training, the worst first, a sentence each."""
         failed = self.rows - self.ok
+        places = f" ({_pairs(dict(list(self.unlabelled_in.items())[:EXAMPLES]))})" if self.unlabelled_in else ""
         found = [
+            *((True, doubt) for doubt in self.doubts),
             (self.conflicting_groups, f"copies carry different labels in {_count(self.conflicting_groups, 'group')}"),
             (
                 self.crossing_groups,
@@ -125,7 +135,10 @@ class HealthReport:
             (self.classes_without_val, f"{_count(len(self.classes_without_val), 'class')} without a val image"),
             (self._is_imbalanced(), "the largest class has over 10 times the images of the median class"),
             (not self.splits["test"], "no test split, so no final score can be given"),
-            (self.unlabelled, f"{_count(self.unlabelled, 'readable image')} without a label, left out of every split"),
+            (
+                self.unlabelled,
+                f"{_count(self.unlabelled, 'readable image')} without a label, left out of every split{places}",
+            ),
         ]
         return [text for present, text in found if present]
 
@@ -133,7 +146,8 @@ class HealthReport:
     def verdict(self) -> str:
         """Judge the manifest in one paragraph."""
         if self.unusable:
-            return f"Not usable for tune: {self.unusable}."
+            doubts = f" Look at: {'; '.join(self.doubts)}." if self.doubts else ""
+            return f"Not usable for tune: {self.unusable}.{doubts}"
         if self.concerns:
             return f"Usable, with {_count(len(self.concerns), 'thing')} to look at: {'; '.join(self.concerns)}."
         return "Healthy: ready for tune."
@@ -145,6 +159,7 @@ class HealthReport:
             f"  readable     {self.ok:,}" + (f"; unreadable {_pairs(self.errors)}" if self.errors else ""),
             *(f"               {readable(example)}" for example in self.error_examples),
             f"  skipped      {_pairs(self.skipped)} (not images by name)" if self.skipped else "",
+            f"  left out     {_pairs(self.left_out)} (hidden, left by tools, or masks)" if self.left_out else "",
             f"  classes      {self.classes:,}; images a class {_pairs(self.images_per_class)}" if self.classes else "",
             f"  labels       spelled anew: {_pairs(self.label_changes)}" if self.label_changes else "",
             f"  splits       {_pairs(self.splits)}",

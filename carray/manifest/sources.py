@@ -1,21 +1,31 @@
 """Turns a source into candidate rows: which images there are, with what label, box and given split. Opens no image.
 
-From: class folders, a Stanford Cars devkit, a table of URIs or a bare folder, local or S3. To: `Candidates`.
-Invariants: each (uri, box) stands once; a key without an image's suffix is counted by suffix, never silently lost (a
-table is taken whole); a label never becomes a path, so `/` in it is only a character.
+From: class folders, split folders, a copy of Stanford Cars, a table of URIs or a bare folder, local or S3. To:
+`Candidates`.
+Invariants: each (uri, box) stands once; a key without an image's suffix is counted by suffix, a hidden one and what
+tools leave behind by its name, never silently lost (a table is taken whole); a label never becomes a path, so `/` in
+it is only a character.
 
     layout          recognised by                               label from            split from
     table           a file .parquet, .csv or .tsv               column label          column split
-    stanford-cars   devkit/cars_meta.mat                        devkit/*_annos*.mat   cars_train/, cars_test/
-    folder          images below subfolders                     the class folder      train/, val/, test/ above it
+    stanford-cars   devkit/cars_meta.mat, or car_ims/ beside    the annotations       cars_train/, cars_test/, or
+                    cars_annos.mat                                                    the annotations
+    splits          folders called train, val, test or alike    folders below (or     those folders
+                                                                above) the split
+    folder          images below other subfolders               the folders           none
     images          images directly in the folder               none                  none
+
+How folder names are read stands in `manifest/layouts.py`; its labels are made in `_rows_of_folders`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -25,14 +35,44 @@ from carray.core.errors import SchemaError, SettingsError
 from carray.core.images import is_image_key
 from carray.core.listing import ListedImage, list_keys
 from carray.core.storage import absolute, exists, is_folder, is_s3, join
-from carray.manifest.devkit import devkit_places, read_devkit
-from carray.manifest.format import check_unique
-from carray.manifest.tables import TABLE_SUFFIXES, given_split, read_source_table
+from carray.core.text import readable
+from carray.manifest.devkit import CarsRelease, find_release, read_release
+from carray.manifest.format import SPLITS, check_unique
+from carray.manifest.layouts import (
+    COMPANION_FOLDERS,
+    Folder,
+    FolderLayout,
+    Place,
+    called_like_no_class,
+    parse_label_from,
+    read_layout,
+    shown,
+)
+from carray.manifest.tables import TABLE_SUFFIXES, read_source_table
 from carray.pixels import Box
 
 __all__ = ["LAYOUTS", "Candidates", "list_candidates"]
 
-LAYOUTS = ("auto", "folder", "stanford-cars", "table", "images")
+LAYOUTS = ("auto", "folder", "splits", "stanford-cars", "table", "images")
+
+_FIRST_CLASSES = 5
+_LOST_SHARE = 0.01
+"""Skipped files are a concern from this share on, of all or of a class."""
+
+_JUNK_NAMES = set(
+    "__macosx thumbs.db ehthumbs.db desktop.ini @eadir $recycle.bin #recycle @recycle @tmp #snapshot lost+found "
+    "__pycache__".split()
+) | {"system volume information"}
+"""What file managers, archives and network drives leave behind, in lower case; hidden names are junk, too."""
+_TEXT_SUFFIXES = set(
+    ".txt .csv .tsv .json .jsonl .xml .yaml .yml .toml .ini .cfg .md .rst .html .htm .pdf .mat .parquet .db .log .py "
+    ".ipynb .sh .names .lst .url .md5 .sha256".split()
+)
+_TEXT_NAMES = set("readme license licence copying changelog makefile _success".split())
+_NO_PICTURES = _TEXT_SUFFIXES | _TEXT_NAMES
+"""Files that hold no picture: none of them is missed."""
+_CONVERT = set(".heic .heif .avif .jxl .jp2 .ppm .pgm .pbm .pnm .tga .psd .svg .ico .cr2 .cr3 .nef .arw .dng".split())
+_UNPACK = set(".zip .tar .gz .tgz .bz2 .7z .rar .xz .zst".split())
 
 
 @dataclass(frozen=True)
@@ -49,23 +89,75 @@ class Candidates:
     """How many keys were left out, by their suffix."""
     boxes_left_out: str | None = None
     """Why a table's boxes were not taken, where they are not needed."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """How many hidden keys, keys that tools left behind and masks were left out, by name."""
+    label_from: str = "auto"
+    """Which folder names make the label."""
+    inside: str = ""
+    """The folders that were descended from the source, since each was the only one."""
+    unlabelled_in: dict[str, int] = field(default_factory=dict)
+    """How many images have no label, by the folder they lie in."""
+    doubts: list[str] = field(default_factory=list)
+    """What looks wrong in the layout or was lost on the way, a sentence each."""
+
+    @property
+    def report_fields(self) -> dict[str, Any]:
+        """Give what the health report repeats."""
+        names = ("source", "layout", "classes", "skipped", "left_out", "unlabelled_in", "doubts")
+        return {name: getattr(self, name) for name in names}
+
+    def text(self) -> str:
+        """Write what was understood, several lines."""
+        rows = self.rows
+        given, labels = rows["split"].value_counts(), rows["label"].value_counts()
+        classes = [f"{readable(name)} {labels.get(name, 0):,}" for name in self.classes[:_FIRST_CLASSES]]
+        more = f" and {len(self.classes) - len(classes):,} more" if len(self.classes) > len(classes) else ""
+        splits = ", ".join(f"{split} {given[split]:,}" for split in SPLITS if split in given)
+        lines = [
+            f"{self.source}: {len(rows):,} images, read as layout {self.layout}",
+            f"  inside       {readable(self.inside)}/" if self.inside else "",
+            f"  splits       {splits or 'none given'}",
+            f"  classes      {len(self.classes):,}: {', '.join(classes)}{more}" if classes else "  classes      none",
+            f"  no label     {count_text(self.unlabelled_in)}" if self.unlabelled_in else "",
+            f"  skipped      {count_text(self.skipped)} (not images by name)" if self.skipped else "",
+            f"  left out     {count_text(self.left_out)} (hidden, left by tools, or masks)" if self.left_out else "",
+            *(f"  look at      {doubt}" for doubt in self.doubts),
+        ]
+        if self.layout != "table":
+            lines.append("  If this is not what you mean: --layout and --label-from (carray prepare --help).")
+        return "\n".join(line for line in lines if line)
+
+
+def count_text(counts: Mapping[str, int]) -> str:
+    """Write counts by name, the largest first, for a sentence."""
+    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    more = f" and {len(ordered) - 5:,} more" if len(ordered) > 5 else ""
+    return ", ".join(f"{shown([name])} {count:,}" for name, count in ordered[:5]) + more
 
 
 def list_candidates(
-    source: str, *, layout: str = "auto", column: Mapping[str, str] | None = None, crop_boxes: bool = False
+    source: str,
+    *,
+    layout: str = "auto",
+    label_from: str = "auto",
+    column: Mapping[str, str] | None = None,
+    crop_boxes: bool = False,
 ) -> Candidates:
     """List a source's images with the labels, boxes and splits that it gives.
 
-    `column` says which column of a table is which; a table's boxes must be right only with `crop_boxes`.
+    `label_from` says which folder names make the class: `manifest/layouts.py`. `column` says which column of a table is
+    which; a table's boxes must be right only with `crop_boxes`.
+
 
     Raises:
-        SettingsError: the layout is unknown, or the source is not laid out in that way.
+        SettingsError: the layout or `label_from` is unknown, or the source is not laid out in that way.
         SchemaError: no image, a table without its columns, or the same uri and box twice.
         StorageError: the source does not exist or cannot be read.
     """
     source = absolute(source)
     if layout not in LAYOUTS:
         raise SettingsError(f"layout is {layout!r}; allowed are {', '.join(LAYOUTS)}.")
+    parse_label_from(label_from)
     if layout == "auto" and is_table(source):
         layout = "table"
     _check_place(source, layout)
@@ -73,14 +165,15 @@ def list_candidates(
         raise SettingsError(f"column is {dict(column)}, but {source} is no table; leave it out.")
     if layout == "table":
         candidates = _from_table(source, column, crop_boxes)
-    elif layout == "stanford-cars" or (layout == "auto" and exists(devkit_places(source).meta)):
-        candidates = _from_devkit(source)
     else:
-        candidates = _from_listing(source, layout)
-    if candidates.rows.empty:
-        raise SchemaError(
-            f"{source} holds no image ({_skipped_text(candidates.skipped)}); give a place that holds some."
+        candidates = _from_listing(source, layout, label_from)
+    if label_from != "auto" and candidates.layout not in ("folder", "splits"):
+        raise SettingsError(
+            f"label_from is {label_from}, but layout {candidates.layout} takes no label from folder names; "
+            "leave it out."
         )
+    if candidates.rows.empty:
+        raise SchemaError(f"{source} holds no image ({_nothing_text(candidates)}); give a place that holds some.")
     check_unique(candidates.rows, source)
     return candidates
 
@@ -103,69 +196,276 @@ def _check_place(source: str, layout: str) -> None:
             f"{source} is a file, but layout {layout} needs a folder; give a folder, or a table ending in "
             f"{', '.join(TABLE_SUFFIXES)}."
         )
-    elif layout == "stanford-cars" and not exists(devkit_places(source).meta):
-        raise SettingsError(
-            f"layout is stanford-cars, but {devkit_places(source).meta} does not exist; give the folder that holds "
-            "devkit/, cars_train/ and cars_test/, or another layout."
-        )
 
 
 def _from_table(source: str, column: Mapping[str, str] | None, crop_boxes: bool) -> Candidates:
     table = read_source_table(source, named=column, crop_boxes=crop_boxes)
-    classes = sorted(set(table.rows["label"].dropna()))
-    return Candidates(source, "table", table.rows, classes, boxes_left_out=table.boxes_left_out)
+    rows = table.rows
+    classes = sorted(set(rows["label"].dropna()))
+    without = int(rows["label"].isna().sum())
+    doubts = [*_name_doubts(classes), *_split_doubts(rows)]
+    return Candidates(
+        source,
+        "table",
+        rows,
+        classes,
+        boxes_left_out=table.boxes_left_out,
+        unlabelled_in={"the table": without} if without else {},
+        doubts=doubts,
+    )
 
 
-def _from_devkit(source: str) -> Candidates:
-    annotated, classes = read_devkit(source)
-    places = devkit_places(source)
-    rows: list[dict[str, Any]] = []
-    skipped: Counter[str] = Counter()
-    for split, folder in places.images.items():
-        listed = _images_in(list_keys(folder) if is_folder(folder) else (), skipped)
-        # By name: some copies hold cars_train/cars_train/.
-        by_name = {image.uri.rsplit("/", 1)[-1]: image for image in listed}
-        for name, label, box in annotated[split]:
-            image = by_name.pop(name, None) or ListedImage(join(folder, name), 0, None)
-            rows.append(_row(image, label=label, split=split, box=box))
-        rows += [_row(image, label=None, split=None) for image in by_name.values()]
-    return Candidates(source, "stanford-cars", _frame(rows), classes, dict(skipped))
+@dataclass
+class _Files:
+    """Holds a source's files, sorted into images and others."""
+
+    images: list[tuple[Folder, ListedImage]] = field(default_factory=list)
+    skipped_in: dict[Folder, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """Files that are no images by name: by folder and suffix."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    folders: set[Folder] = field(default_factory=set)
+    """Folders that are known to be there though they may hold no file."""
+    matlab: set[Folder] = field(default_factory=set)
+    """Paths of the .mat files."""
+
+    def pictures(self) -> Counter[Folder]:
+        """Count, in each folder, the images and the files that may be pictures under a foreign name."""
+        counts = Counter(folder for folder, _ in self.images)
+        for folder, suffixes in self.skipped_in.items():
+            if count := sum(number for suffix, number in suffixes.items() if suffix not in _NO_PICTURES):
+                counts[folder] += count
+        return counts
 
 
-def _from_listing(source: str, layout: str) -> Candidates:
-    skipped: Counter[str] = Counter()
-    images = _images_in(list_keys(source), skipped)
-    paths = [_relative_path(image, source) for image in images]
-    if layout == "auto":
-        layout = "folder" if any(len(path) > 1 for path in paths) else "images"
-    elif layout == "folder" and images and not any(len(path) > 1 for path in paths):
+def _sort_files(listed: Iterable[ListedImage], source: str) -> _Files:
+    files = _Files()
+    for image in listed:
+        *folders, name = _relative_path(image, source) or [""]
+        folder = tuple(folders)
+        depth = next((depth for depth, part in enumerate((*folders, name)) if _is_junk(part)), None)
+        if depth is not None:
+            junk = (*folders, name)[depth]
+            files.folders.add(folder[:depth])
+            if junk == name and is_image_key(name) and not name.startswith("._"):
+                files.skipped_in[folder][f"hidden {_suffix(name)}"] += 1  # perhaps a photograph that someone misses
+            else:
+                files.left_out["._*" if junk.startswith("._") else junk] += 1
+        elif is_image_key(image.uri):
+            files.images.append((folder, image))
+        elif image.uri.endswith("/") and not image.size_bytes:  # S3's stand-in for an empty folder
+            files.folders.add((*folder, name))
+        else:
+            files.skipped_in[folder][_suffix(name)] += 1
+            if name.lower().endswith(".mat"):
+                files.matlab.add((*folder, name))
+    return files
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in _JUNK_NAMES or name.endswith("_$folder$")
+
+
+def _suffix(name: str) -> str:
+    """Give a name's suffix in lower case; README and the like stand for themselves."""
+    _stem, dot, suffix = name.rpartition(".")
+    if not dot:
+        return suffix.lower() if suffix.lower() in _TEXT_NAMES else "(none)"
+    return "." + suffix.lower()
+
+
+def _empty_folders(source: str) -> set[Folder]:
+    """Give the folders of a local source that hold nothing."""
+    if is_s3(source):
+        return set()
+    found = set()
+    for path, folders, names in os.walk(source):
+        folders[:] = [name for name in folders if not _is_junk(name)]
+        if not folders and not names:
+            found.add(tuple(part for part in path[len(source.rstrip("/")) :].split("/") if part))
+    return found
+
+
+def _from_listing(source: str, layout: str, label_from: str) -> Candidates:
+    files = _sort_files(list_keys(source), source)
+    is_cars = layout == "stanford-cars"
+    found = read_layout(files.pictures(), layout="auto" if is_cars else layout, label_from=label_from)
+    if layout in ("auto", "stanford-cars"):
+        release = find_release(files.matlab, found.inside, {folder for folder, _ in files.images})
+        if release is not None:
+            return _from_release(source, release, files)
+    if is_cars:
         raise SettingsError(
-            f"layout is folder, but all {len(images):,} images lie directly in {source}; put them into class "
+            f"layout is stanford-cars, but {join(source, 'devkit/cars_meta.mat')} does not exist; give the folder that "
+            "holds devkit/, cars_train/ and cars_test/, or cars_annos.mat and car_ims/, or another layout."
+        )
+    if layout == "folder" and files.images and found.kind == "images":
+        raise SettingsError(
+            f"layout is folder, but all {len(files.images):,} images lie directly in {source}; put them into class "
             "folders, or use layout images."
         )
-    if layout == "images":
-        rows = [_row(image, label=None, split=None) for image in images]
-    else:
-        rows = [
-            _row(image, label=label, split=split) for image, (label, split) in zip(images, _labels(paths), strict=True)
-        ]
-    classes = sorted({row["label"] for row in rows} - {None})
-    return Candidates(source, layout, _frame(rows), classes, dict(skipped))
+    return _from_folders(source, found, files, by_hand=layout == "folder")
 
 
-def _images_in(listed: Iterable[ListedImage], skipped: Counter[str]) -> list[ListedImage]:
-    images = []
-    for image in listed:
-        if is_image_key(image.uri):
-            images.append(image)
+def _from_release(source: str, release: CarsRelease, files: _Files) -> Candidates:
+    annotated, classes = read_release(source, release)
+    rows: list[dict[str, Any]] = []
+    unlabelled: Counter[str] = Counter()
+    doubts = []
+    depth = len(release.root)
+    by_top: dict[str, dict[str, ListedImage]] = defaultdict(dict)
+    for folder, image in files.images:
+        top = folder[depth] if folder[:depth] == release.root and len(folder) > depth else ""
+        if top in release.images.values():
+            # By name: some copies hold cars_train/cars_train/.
+            by_top[top][image.uri.rsplit("/", 1)[-1]] = image
         else:
-            skipped[_suffix(image.uri)] += 1
-    return images
+            rows.append(_row(image, label=None, split=None))
+            unlabelled[_folder_name(folder)] += 1
+    for top in dict.fromkeys(release.images.values()):
+        images = by_top[top]
+        for split in [split for split, name in release.images.items() if name == top]:
+            if annotated[split] and not any(name in images for name, _, _ in annotated[split]):
+                doubts.append(f"{top}/ holds none of the {len(annotated[split]):,} annotated images of {split}")
+            for name, label, box in annotated[split]:
+                absent = ListedImage(join(source, *release.root, top, name), 0, None)
+                image = images.pop(name, absent)
+                rows.append(_row(image, label=label, split=split, box=box))
+                unlabelled[f"{top}/"] += label is None
+        rows += [_row(image, label=None, split=None) for image in images.values()]
+        unlabelled[f"{top}/"] += len(images)
+    frame = _frame(rows)
+    skipped = sum(files.skipped_in.values(), Counter())
+    skipped[".mat"] -= sum(path[-1].startswith("cars_") for path in files.matlab)  # they were read
+    skipped = +skipped
+    return Candidates(
+        source,
+        "stanford-cars",
+        frame,
+        classes,
+        dict(skipped),
+        left_out=dict(files.left_out),
+        inside="/".join(release.root),
+        unlabelled_in=dict(+unlabelled),
+        doubts=[*doubts, *_split_doubts(frame), *_loss_doubts(len(files.images), skipped, {}, Counter())],
+    )
 
 
-def _suffix(uri: str) -> str:
-    name = uri.rsplit("/", 1)[-1]
-    return "." + name.rsplit(".", 1)[1].lower() if "." in name else "(none)"
+def _from_folders(source: str, found: FolderLayout, files: _Files, *, by_hand: bool) -> Candidates:
+    places: dict[Folder, Place] = {}
+
+    def place(folder: Folder) -> Place:
+        if folder not in places:
+            places[folder] = found.place(folder)
+        return places[folder]
+
+    left_out, unlabelled = files.left_out.copy(), Counter[str]()
+    rows = []
+    for folder, image in files.images:
+        here = place(folder)
+        if here.left_out:
+            left_out[_folder_name(folder)] += 1
+            continue
+        if here.above is not None:
+            unlabelled[_folder_name(here.above)] += 1
+        rows.append(_row(image, label=here.label, split=here.split))
+    frame = _frame(rows)
+    per_class = Counter(row["label"] for row in rows if row["label"] is not None)
+    lost: dict[str, Counter[str]] = defaultdict(Counter)
+    for folder in {*files.skipped_in, *files.folders, *_empty_folders(source)} if found.kind != "images" else ():
+        label = place(folder).label
+        if label is not None and not any(part.casefold() in COMPANION_FOLDERS for part in folder):
+            lost[label] += files.skipped_in.get(folder, Counter())
+    classes, skipped = sorted(per_class), sum(files.skipped_in.values(), Counter())
+    named = [] if by_hand else _name_doubts(*found.class_names())
+    if not classes and {"cars_train", "cars_test"} & set(found.splits):
+        named.append(
+            "the labels of Stanford Cars stand in its devkit/, which must lie beside cars_train/ and cars_test/"
+        )
+    losses = _loss_doubts(len(files.images), skipped, lost, per_class)
+    return Candidates(
+        source,
+        found.kind,
+        frame,
+        classes,
+        dict(skipped),
+        left_out=dict(left_out),
+        label_from=str(found.label_from),
+        inside="/".join(found.inside),
+        unlabelled_in=dict(unlabelled),
+        doubts=[*found.doubts, *named, *_split_doubts(frame), *losses],
+    )
+
+
+def _name_doubts(classes: Iterable[str], above: Iterable[str] = ()) -> list[str]:
+    like_splits, like_images = called_like_no_class(classes, above)
+    found = []
+    if like_splits:
+        found.append(f"part of a class is called like a split ({shown(like_splits)}); --layout splits takes it for one")
+    if like_images:
+        found.append(f"part of a class is called like what shows no class of cars ({shown(like_images)})")
+    return found
+
+
+def _split_doubts(rows: pd.DataFrame) -> list[str]:
+    """Say where the given splits do not hold the same classes."""
+    given = rows[rows["label"].notna() & rows["split"].notna()]
+    classes = {split: set(given.loc[given["split"] == split, "label"]) for split in SPLITS}
+    classes = {split: labels for split, labels in classes.items() if labels}
+    found = []
+    for first, second in combinations(classes, 2):
+        smaller, common = min(len(classes[first]), len(classes[second])), len(classes[first] & classes[second])
+        if 2 * common < smaller:
+            found.append(f"{first} and {second} share only {common:,} of {smaller:,} classes")
+    if len(classes) > 1:
+        splits_of = {label: [split for split in classes if label in classes[split]] for label in set(given["label"])}
+        alone = sorted(label for label, splits in splits_of.items() if len(splits) == 1)
+        if alone:
+            names = shown([f"{label} in {splits_of[label][0]}" for label in alone])
+            found.append(f"{len(alone):,} of {len(splits_of):,} classes lie in one given split only ({names})")
+    return found
+
+
+def _loss_doubts(
+    images: int, skipped: Mapping[str, int], lost: Mapping[str, Counter[str]], per_class: Counter[str]
+) -> list[str]:
+    """Say which classes have no image by name, and how many files were skipped, if it is more than a few."""
+    found = []
+    if emptied := sorted(label for label in lost if label not in per_class):
+        names = shown([f"{label}: {count_text(lost[label]) or 'empty'}" for label in emptied])
+        found.append(f"{len(emptied):,} class {_plural('folder', len(emptied))} without any image file ({names})")
+    pictures = {suffix: count for suffix, count in skipped.items() if suffix not in _NO_PICTURES}
+    count = sum(pictures.values())
+    of_class = {
+        label: sum(number for suffix, number in suffixes.items() if suffix not in _NO_PICTURES)
+        for label, suffixes in lost.items()
+    }
+    hit = {label: number for label, number in of_class.items() if number > _LOST_SHARE * (number + per_class[label])}
+    if count > _LOST_SHARE * (count + images) or hit:
+        worst = sorted(hit, key=lambda label: (-hit[label], label))
+        names = shown([f"{hit[label]:,} of {hit[label] + per_class[label]:,} in {label}" for label in worst])
+        found.append(
+            f"{count:,} of {count + images:,} files ({count / (count + images):.1%}) were skipped since their names "
+            f"are no image's: {count_text(pictures)}{f' ({names})' if names else ''}; {_remedy(pictures)}"
+        )
+    return found
+
+
+def _remedy(suffixes: Iterable[str]) -> str:
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for suffix in sorted(suffixes):
+        if suffix in _CONVERT:
+            kinds["convert {} to JPEG"].append(suffix)
+        elif suffix in _UNPACK:
+            kinds["unpack {}"].append(suffix)
+        elif re.match(r"\.(p?jp|jif|png|web|tif|bmp|gif)", suffix):
+            kinds["rename {} to what the format is called, such as .jpg"].append(suffix)
+        else:
+            kinds["if {} are images, rename them or list them in a table, which is taken whole"].append(suffix)
+    return ", ".join(text.format(shown(names)) for text, names in kinds.items())
+
+
+def _plural(noun: str, number: int) -> str:
+    return noun if number == 1 else f"{noun}s"
 
 
 def _relative_path(image: ListedImage, source: str) -> list[str]:
@@ -182,15 +482,6 @@ def _plain_name(part: str) -> str:
         return part
 
 
-def _labels(paths: list[list[str]]) -> list[tuple[str | None, str | None]]:
-    """Give each image's label and given split; an image that lies above the class folders has neither label."""
-    tops = {path[0] for path in paths if len(path) > 1}
-    # A class may be called `train`; only where every folder names a split are they splits.
-    if "train" in tops and all(given_split(top) for top in tops):
-        return [(path[1] if len(path) > 2 else None, given_split(path[0])) for path in paths]
-    return [(path[0] if len(path) > 1 else None, None) for path in paths]
-
-
 def _row(image: ListedImage, *, label: str | None, split: str | None, box: Box | None = None) -> dict[str, Any]:
     x1, y1, x2, y2 = box or (None, None, None, None)
     known = {"uri": image.uri, "escaped": image.escaped, "label": label, "split": split if label is not None else None}
@@ -204,7 +495,14 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return frame.astype({"uri": "string", "label": "string", "split": "string", "escaped": bool, **boxes})
 
 
-def _skipped_text(skipped: dict[str, int]) -> str:
-    if not skipped:
-        return "it is empty"
-    return "it has only " + ", ".join(f"{count:,} of {suffix}" for suffix, count in sorted(skipped.items()))
+def _folder_name(folder: Folder) -> str:
+    return "/".join(folder) + "/" if folder else "the top"
+
+
+def _nothing_text(candidates: Candidates) -> str:
+    others = {**candidates.skipped, **candidates.left_out}
+    return (
+        "it has only " + ", ".join(f"{count:,} of {name}" for name, count in sorted(others.items()))
+        if others
+        else "it is empty"
+    )

@@ -16,12 +16,11 @@ import pyarrow as pa
 from carray.core.errors import SchemaError
 from carray.core.tables import table_metadata
 from carray.core.uri_tables import BOX, TABLE_SUFFIXES, TableRows, UriTable
-from carray.manifest.format import SPLITS
+from carray.manifest.format import SPLITS, given_split
 from carray.manifest.labels import whole_number_labels
 
-__all__ = ["TABLE_SUFFIXES", "SourceTable", "given_split", "read_source_table", "table_splits"]
+__all__ = ["TABLE_SUFFIXES", "SourceTable", "read_source_table", "table_splits"]
 
-_SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SCHEMA = pa.schema(
     [("uri", pa.string()), ("escaped", pa.bool_()), ("label", pa.string()), ("split", pa.string())]
     + [(name, pa.int32()) for name in BOX]
@@ -36,11 +35,6 @@ class SourceTable:
     """Columns uri, escaped, label, split, x1, y1, x2, y2 (Int32)."""
     boxes_left_out: str | None = None
     """Why the table's boxes were not taken, where they are not needed; None where they were, or where it has none."""
-
-
-def given_split(name: str) -> str | None:
-    """Give the split that a folder or a table's cell names; None when it names none."""
-    return _SPLIT_NAMES.get(name.lower())
 
 
 def read_source_table(uri: str, *, named: Mapping[str, str] | None = None, crop_boxes: bool = False) -> SourceTable:

@@ -43,7 +43,7 @@ def test_class_folders_give_labels_at_any_depth(place):
     )
     found = list_candidates(place)
     assert (found.layout, found.classes) == ("folder", ["Cat", "Dog 2012"])
-    assert found.skipped == {".txt": 1, "(none)": 1}
+    assert found.skipped == {".txt": 1, "readme": 1}
     assert labels(place) == {
         "Cat/1.jpg": ("Cat", None),
         "Cat/deep/er/2.PNG": ("Cat", None),

@@ -1,0 +1,391 @@
+"""Reads folder names: which folder is a split, which a class, which only wraps the others.
+
+From: how many pictures lie directly in each folder. To: a `FolderLayout`, which gives each folder's label and split.
+Invariants: works on names and counts alone, so a folder on disk and a prefix on S3 read the same; a folder that names
+a split is never a part of a class; what was guessed and looks wrong is a sentence in `doubts`.
+
+    1. images/ beside masks/            the pictures are those of images/; masks/ is left out
+    2. data/data/...                    a folder that is alone and holds folders is descended
+    3. train/CLASS, CLASS/train         the level where most folders name a split
+    4. cars_train/cars_train/...        a split's name, or a wrapper, that stands twice is taken once
+    5. MAKE/MODEL                       the class is the path down to the folder that holds the pictures
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from carray.core.errors import SettingsError
+from carray.core.text import readable
+from carray.manifest.format import given_split
+
+__all__ = [
+    "COMPANION_FOLDERS",
+    "Folder",
+    "FolderLayout",
+    "Place",
+    "called_like_no_class",
+    "parse_label_from",
+    "read_layout",
+    "shown",
+]
+
+Folder = tuple[str, ...]
+"""The names of the folders from the source down; () is the source itself."""
+
+SHOWN = 5
+
+HOLDER_FOLDERS = set("images image imgs img jpegimages photos pictures pics".split())
+"""Folders that only hold pictures: their name says nothing of what is seen."""
+COMPANION_FOLDERS = set(
+    "masks mask labels label annotations annotation annos segmentation segmentations segmentationclass gt groundtruth "
+    "ground_truth trimaps depth bboxes boxes metadata meta devkit docs doc scripts code".split()
+)
+"""Folders that accompany pictures: masks, annotations and the like."""
+_PICTURE_WORDS = HOLDER_FOLDERS | set("mask masks annotation annotations label labels sample samples".split())
+_PICTURE_WORDS |= set("photo picture pic example examples thumbnail thumbnails thumbs preview previews".split())
+_NEUTRAL_WORDS = _PICTURE_WORDS | set("set sets data dataset split folder dir files".split())
+"""Words that may stand beside a split's name: training_set, test-images."""
+_YEAR = re.compile(r"(19|20)\d\d")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Says what a folder tells about the pictures directly in it."""
+
+    label: str | None = None
+    split: str | None = None
+    above: Folder | None = None
+    """Where pictures have no label: the folder to name; else None."""
+    left_out: bool = False
+    """Whether the pictures are masks and the like, which are no candidates."""
+
+
+class _Tree:
+    """Counts the pictures in folders and below them."""
+
+    def __init__(self, pictures: Mapping[Folder, int]) -> None:
+        self.direct, self.total = Counter(pictures), Counter[Folder]()
+        self.children: dict[Folder, set[str]] = defaultdict(set)
+        for folder, count in pictures.items():
+            for depth in range(len(folder) + 1):
+                self.total[folder[:depth]] += count
+                if depth:
+                    self.children[folder[: depth - 1]].add(folder[depth - 1])
+
+    def holds_its_own(self, folder: Folder) -> bool:
+        """Say whether at least half of the pictures of a folder lie directly in it."""
+        return 0 < self.total[folder] <= 2 * self.direct[folder]
+
+    def wrappers(self, stop: Callable[[str], bool]) -> Folder:
+        """Give the folders that are alone in the one above them and hold folders themselves."""
+        inside: Folder = ()
+        while len(names := self.children.get(inside, set())) == 1:
+            (name,) = names
+            child = (*inside, name)
+            if stop(name) or not self.children.get(child) or self.holds_its_own(child):
+                break
+            inside = child
+        return inside
+
+
+@dataclass
+class FolderLayout:
+    """Gives each folder's label and split; made by `read_layout`."""
+
+    kind: str = "images"
+    """images: no folders, or none that counts; folder: class folders; splits: split folders."""
+    inside: Folder = ()
+    """The wrappers that were descended from the source."""
+    label_from: int | str = "auto"
+    level: int | None = None
+    """Where a path, below `inside`, names the split; None where no folder does."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """Folder names at that level, and the split that each means."""
+    doubts: list[str] = field(default_factory=list)
+    _dropped: set[Folder] = field(default_factory=set)
+    _companions: set[Folder] = field(default_factory=set)
+    _repeated: set[Folder] = field(default_factory=set)
+    _beside_are_classes: bool = False
+    _unlabelled_tops: set[str] = field(default_factory=set)
+    _below: Folder = ()
+    _classes: _Tree = field(default_factory=lambda: _Tree({}))
+    _tail: int = 0
+
+    def place(self, folder: Folder) -> Place:
+        """Give what a folder tells, also of one that holds no picture."""
+        reduced = self._reduce(folder)
+        if reduced is None:
+            return Place(above=folder, left_out=True)
+        if self.kind == "images":
+            return Place(above=folder)
+        parts = self._under(reduced, self.inside)
+        split, rest = self._divide(parts)
+        if rest is None:
+            outside = (*self.inside, *parts[: (self.level or 0) + 1])
+            return Place(above=outside)
+        if rest[:1] and rest[0] in self._unlabelled_tops:
+            return Place(above=folder)
+        label = self._label(rest)
+        return Place(label, split if label is not None else None, None if label is not None else folder)
+
+    def _reduce(self, folder: Folder) -> Folder | None:
+        """Take out folders like images/; None below folders like masks/."""
+        kept: list[str] = []
+        for depth, name in enumerate(folder, start=1):
+            if folder[:depth] in self._companions:
+                return None
+            if folder[:depth] not in self._dropped:
+                kept.append(name)
+        return tuple(kept)
+
+    @staticmethod
+    def _under(folder: Folder, wrappers: Folder) -> Folder:
+        if folder[: len(wrappers)] == wrappers:
+            return folder[len(wrappers) :]
+        return () if wrappers[: len(folder)] == folder else folder
+
+    def _divide(self, parts: Folder) -> tuple[str | None, Folder | None]:
+        """Give the split and the parts without it; None for parts outside the split folders."""
+        if self.level is None or len(parts) <= self.level:
+            return None, parts
+        name = parts[self.level]
+        if name not in self.splits:
+            return None, parts if self._beside_are_classes else None
+        after = self.level + (2 if parts[: self.level + 2] in self._repeated else 1)
+        return self.splits[name], parts[: self.level] + parts[after:]
+
+    def class_folder(self, rest: Folder) -> Folder | None:
+        """Give the part of a path that is the class: down to the first folder that holds most of its pictures."""
+        rest = self._under(rest, self._below)
+        for depth in range(1, len(rest) + 1):
+            if self._classes.holds_its_own(rest[:depth]):
+                return rest[:depth]
+        return None if self._classes.total[rest] or not rest else rest
+
+    def class_names(self) -> tuple[set[str], set[str]]:
+        """Give the names of the class folders, and of those above them that are part of the class."""
+        folders = {folder for rest in self._classes.direct if (folder := self.class_folder((*self._below, *rest)))}
+        return {folder[-1] for folder in folders}, {name for folder in folders for name in folder[:-1]}
+
+    def _label(self, rest: Folder) -> str | None:
+        if self.label_from == "auto":
+            folder = self.class_folder(rest)
+            return " ".join(folder[: len(folder) - self._tail]) if folder else None
+        below = self._under(rest, self._below)
+        if not below:
+            return None
+        whole = (*self.inside, *rest)
+        if self.label_from == "path":
+            return " ".join(whole)
+        count = int(self.label_from)
+        return " ".join(below[:count] if count > 0 else whole[count:])
+
+
+def parse_label_from(text: str) -> int | str:
+    """Read `auto`, `path`, or a number of folder names: N from the first, -N from the last.
+
+    Raises:
+        SettingsError: it is something else.
+    """
+    if text in ("auto", "path"):
+        return text
+    if re.fullmatch(r"-?[1-9]\d?", text):
+        return int(text)
+    raise SettingsError(
+        f"label_from is {text!r}; allowed are auto, path (every folder name from the source down), N (the first N "
+        "folder names below the split) and -N (the last N), such as 1 or -1."
+    )
+
+
+def read_layout(pictures: Mapping[Folder, int], *, layout: str = "auto", label_from: str = "auto") -> FolderLayout:
+    """Read which folders are splits and classes.
+
+    Args:
+        pictures: how many pictures lie directly in each folder.
+        layout: auto, folder (no folder names a split or accompanies pictures), splits, or images (no labels).
+        label_from: as `parse_label_from` takes it.
+
+    Raises:
+        SettingsError: no folder names a split though `layout` is splits; `label_from` is unknown, or there are no
+            folders for it.
+    """
+    found = FolderLayout(label_from=parse_label_from(label_from))
+    if layout == "images":
+        return found
+    if layout != "folder":
+        _leave_out_companions(_Tree(pictures), found)
+    reduced: Counter[Folder] = Counter()
+    for folder, count in pictures.items():
+        if (parts := found._reduce(folder)) is not None:
+            reduced[parts] += count
+    tree = _Tree(reduced)
+    found.inside = tree.wrappers(lambda name: layout != "folder" and _split_words(name) is not None)
+    tree = _Tree(_gathered(reduced, lambda folder: found._under(folder, found.inside)))
+    if layout != "folder":
+        _find_splits(tree, found, forced=layout == "splits")
+    if tree.children:
+        found.kind = "folder" if found.level is None else "splits"
+    elif found.label_from != "auto":
+        raise SettingsError(f"label_from is {label_from}, but no folder below the source could name a class.")
+    divided = ((found._divide(folder)[1], count) for folder, count in tree.direct.items())
+    rest = Counter[Folder]()
+    for inner, count in divided:
+        if inner is not None and not (inner and inner[0] in found._unlabelled_tops):
+            rest[inner] += count
+    if found.level == 0:
+        found._below = _Tree(rest).wrappers(lambda name: False)
+    found._classes = _Tree(_gathered(rest, lambda folder: found._under(folder, found._below)))
+    if found.label_from == "auto":
+        _check_classes(found)
+    return found
+
+
+def _gathered(pictures: Mapping[Folder, int], change: Callable[[Folder], Folder]) -> Counter[Folder]:
+    gathered: Counter[Folder] = Counter()
+    for folder, count in pictures.items():
+        gathered[change(folder)] += count
+    return gathered
+
+
+def _leave_out_companions(tree: _Tree, found: FolderLayout) -> None:
+    for folder, names in tree.children.items():
+        holders = {name for name in names if name.casefold() in HOLDER_FOLDERS}
+        others = names - holders
+        if len(holders) == 1 and all(name.casefold() in COMPANION_FOLDERS for name in others):
+            found._dropped.add((*folder, *holders))
+            found._companions |= {(*folder, name) for name in others}
+
+
+def _find_splits(tree: _Tree, found: FolderLayout, *, forced: bool) -> None:
+    depth = max((len(folder) for folder in tree.direct), default=0)
+    levels = []
+    for level in range(depth):
+        names = Counter[str]()
+        for folder, count in tree.direct.items():
+            if len(folder) > level:
+                names[folder[level]] += count
+        splits = _split_names(names, lenient=forced)
+        levels.append((sum(names[name] for name in splits), -level, splits))
+        if not forced and splits and _is_split_level(tree, level, names, splits):
+            return _take_level(tree, found, level, splits)
+    if forced:
+        count, level, splits = max(levels, default=(0, 0, {}), key=lambda one: one[:2])
+        if not count:
+            raise SettingsError("layout is splits, but no folder is called train, val, test or the like; name one so.")
+        return _take_level(tree, found, -level, splits)
+    # A flat test/ beside class folders holds images without labels; a flat train/ may be a class of vehicles.
+    tops = _split_names(tree.children.get((), set()))
+    found._unlabelled_tops = {name for name, split in tops.items() if split != "train"}
+
+
+def _is_split_level(tree: _Tree, level: int, names: Counter[str], splits: dict[str, str]) -> bool:
+    kinds, count = set(splits.values()), sum(names[name] for name in splits)
+    others = names.total() - count
+    if level:
+        return 2 * count > tree.total[()] and (len(kinds) > 1 or not others)
+    # One split among other folders may be a class of that name, unless it holds class folders itself.
+    return len(kinds) > 1 or not others or any(len(folder) > 1 and folder[0] in splits for folder in tree.direct)
+
+
+def _take_level(tree: _Tree, found: FolderLayout, level: int, splits: dict[str, str]) -> None:
+    found.level, found.splits = level, splits
+    for folder, names in tree.children.items():
+        if len(folder) == level + 1 and folder[level] in splits and len(names) == 1:
+            (name,) = names
+            words = _split_words(name)
+            if words and words[0] == splits[folder[level]]:
+                found._repeated.add((*folder, name))
+    if level == 0 and len(set(splits.values())) == 1:
+        # test/CLASS beside CLASS: the classes that are not in test/ are the rest of the images.
+        tops = tree.children[()] - set(splits)
+        inner = {name for top in splits for name in tree.children.get((top,), set())}
+        found._beside_are_classes = bool(tops) and 2 * len(tops & inner) >= len(tops)
+
+
+def _split_words(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """Give the split that a name holds and its other words, those that say nothing left out; None if it holds none."""
+    if (exact := given_split(name)) is not None:
+        return exact, ()
+    words = [word.casefold() for word in re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", name) if word]
+    words = [word.removesuffix("set") if given_split(word.removesuffix("set")) else word for word in words]
+    words = ["train" if word in ("trainval", "trainvalid") else word for word in words]
+    splits = {split for word in words if (split := given_split(word))}
+    if splits == {"train", "val"}:
+        splits = {"train"}
+    if len(splits) != 1:
+        return None
+    return splits.pop(), tuple(word for word in words if not given_split(word) and word not in _NEUTRAL_WORDS)
+
+
+def _split_names(names: Iterable[str], *, lenient: bool = False) -> dict[str, str]:
+    """Give the names that stand for splits; one like cars_train only beside one like cars_test, or alone."""
+    by_rest: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    count = 0
+    for name in names:
+        count += 1
+        if words := _split_words(name):
+            by_rest[words[1]][name] = words[0]
+    plain = by_rest.pop((), {})
+    if len(set(plain.values())) > 1:
+        return plain
+    pairs = [{**plain, **found} for found in by_rest.values()]
+    pairs = [found for found in pairs if len(set(found.values())) > 1 or count == 1 or lenient]
+    return pairs[0] if len(pairs) == 1 else plain
+
+
+def _check_classes(found: FolderLayout) -> None:
+    """Say what looks wrong in the class folders, and take off the last name where all of them share it."""
+    tree = found._classes
+    folders = {folder for rest in tree.direct if (folder := found.class_folder((*found._below, *rest)))}
+    while len(folders) > 1 and all(len(folder) > 1 for folder in folders) and len({f[-1] for f in folders}) == 1:
+        if _YEAR.fullmatch(next(iter(folders))[-1]):
+            break
+        found._tail += 1
+        folders = {folder[:-1] for folder in folders}
+    if nested := sorted(" ".join(folder) for folder in folders if not found._tail and tree.children.get(folder)):
+        found.doubts.append(
+            f"images of deeper folders count to the class above them ({shown(nested)}; --label-from path parts them)"
+        )
+    if len({len(folder) for folder in folders}) > 1:
+        ends = [min(folders, key=lambda folder: (len(folder), folder)), max(folders, key=len)]
+        names = " and ".join(repr(readable("/".join(folder))) for folder in ends)
+        found.doubts.append(f"class folders lie at different depths ({names})")
+    deep = [folder for folder in folders if len(folder) > 1 and not _YEAR.fullmatch(folder[-1])]
+    parents: dict[str, set[Folder]] = defaultdict(set)
+    for folder in deep:
+        parents[folder[-1]].add(folder[:-1])
+    shared = sorted(name for name, above in parents.items() if len(above) > 1)
+    if 2 * sum(folder[-1] in shared for folder in deep) > len(folders):
+        found.doubts.append(
+            f"the same folder names lie below several others ({shown(shared)}); --label-from 1 takes the first alone"
+        )
+
+
+def called_like_no_class(names: Iterable[str], above: Iterable[str] = ()) -> tuple[list[str], list[str]]:
+    """Give the names of classes that are like a split's, and those like images or masks.
+
+    `above` are names of folders above class folders, which are part of the class's name.
+    """
+    like_splits: dict[str, tuple[str, tuple[str, ...]]] = {}
+    like_images = []
+    above = set(above)
+    for name in sorted({*names, *above}):
+        words = {word.casefold() for word in re.split(r"[\W\d_]+", name) if word}
+        if found := _split_words(name):
+            like_splits[name] = found
+        elif words & _PICTURE_WORDS or name.casefold() in COMPANION_FOLDERS:
+            like_images.append(name)
+    # A single class with a word like test among others may be a car; names for two splits are none.
+    several = len({split for split, _ in like_splits.values()}) > 1
+    return [name for name, (_, more) in like_splits.items() if several or not more or name in above], like_images
+
+
+def shown(names: Iterable[str]) -> str:
+    """Write the first names of many, for a sentence."""
+    names = list(names)
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(readable(name) if name == name.strip() else repr(name) for name in names[:SHOWN]) + more
