@@ -41,6 +41,7 @@ ENTRIES = {"queries", "comparison", "doctor", "estimates", "demo", "commands", "
 DOORS = {
     "tensors.batches",
     "tensors.build",
+    "trials.export",
     "trials.nets",
     "trials.hyper",
     "trials.space",

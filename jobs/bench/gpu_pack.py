@@ -70,15 +70,13 @@ def _installed(distribution: str) -> str:
 
 
 def _write_weights(place: Path) -> None:
-    import timm
     from safetensors.torch import save_file
 
-    from carray.trials.weights import load_trunk_weights
+    from carray.trials.weights import build_trunk
 
     place.mkdir()
     for backbone in BACKBONES:
-        trunk = timm.create_model(backbone, pretrained=False, num_classes=0)
-        load_trunk_weights(trunk, backbone, "auto")
+        trunk, _ = build_trunk(backbone, "auto")
         tensors = {
             name: (value.half() if value.is_floating_point() else value).contiguous()
             for name, value in trunk.state_dict().items()
