@@ -43,6 +43,7 @@ DOORS = {
     "manifest.tables",
     "tensors.batches",
     "tensors.build",
+    "trials.export",
     "trials.nets",
     "trials.hyper",
     "trials.space",

@@ -2,7 +2,7 @@
 
 From: RUN/trials/ID/best.safetensors, or any `Net`. To: a bundle folder (bundle.format), marker last.
 Invariants: the ONNX file takes uint8 NHWC of any batch size and holds its own normalisation; its logits on real
-validation pixels agree with torch's within PARITY_TOLERANCE, or nothing is packed.
+validation pixels agree with torch's (trials.export), or nothing is packed.
 Cost: about 15 s, most of it importing torch.
 """
 
@@ -11,14 +11,10 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import logging
 import platform
-import tempfile
 import time
-import warnings
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,11 +43,10 @@ from carray.manifest.format import Manifest, read_manifest
 from carray.pixels import PixelSettings
 from carray.trials import format as runs
 from carray.trials.checkpoint import safetensors_metadata
+from carray.trials.export import export_onnx
 
 __all__ = ["generate_probes", "pack_bundle", "pack_winner"]
 
-PARITY_TOLERANCE = 1e-3
-"""Largest difference of a logit between torch and onnxruntime, in units of the logits' own spread."""
 PARITY_IMAGES = 256
 PROBE_IMAGES = 16
 
@@ -158,9 +153,10 @@ def _pack_trial(
     metrics = {"val_before_refit" if refitted else "val": calibrated_metrics(logits_NK, labels_N, temperature)}
     if full_decode := measure_full_decode(net, manifest, pixels, logits_NK):
         metrics["val_full_decode"] = full_decode
+    parity_pixels_NHWC = view_batch(block, val_rows_N[:PARITY_IMAGES], pixels)
     twin = None
     if refitted:
-        twin = _export_onnx(net.cpu().eval(), pixels.input_size)
+        twin, _ = export_onnx(net.cpu().eval(), parity_pixels_NHWC)
         net.load_state_dict(load(packed))
     pack_bundle(
         net,
@@ -187,7 +183,7 @@ def _pack_trial(
             manifest_fingerprint=search["manifest_fingerprint"],
             before_refit=refitted,
         ),
-        parity_pixels_NHWC=view_batch(block, val_rows_N[:PARITY_IMAGES], pixels),
+        parity_pixels_NHWC=parity_pixels_NHWC,
         trained_on=manifest.by_content("train", *(["val"] if refitted else []))["sha256"],
     )
     return add_int8(to, block_views(block, val_rows_N[unseen_N], pixels, left_out=int((~unseen_N).sum())), twin=twin)
@@ -241,9 +237,8 @@ def pack_bundle(
     from safetensors.torch import save
 
     net = net.cpu().eval()
-    model = _export_onnx(net, pixels.input_size)
+    model, parity = export_onnx(net, parity_pixels_NHWC)
     probes_NHWC = generate_probes(pixels.input_size)
-    parity = _check_parity(net, model, parity_pixels_NHWC)
     files = {
         WEIGHTS: save({name: value.detach().contiguous() for name, value in net.state_dict().items()}),
         MODEL: model,
@@ -289,61 +284,11 @@ def generate_probes(input_size: int) -> Pixels:
     return (smooth + fine).clip(0, 255).astype(np.uint8)
 
 
-def _export_onnx(net: Any, input_size: int) -> bytes:
-    import torch
-
-    class Exported(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            logits, embedding = self.net(pixels.permute(0, 3, 1, 2).to(torch.float32))
-            return logits, embedding
-
-    probe = torch.zeros(2, input_size, input_size, 3, dtype=torch.uint8)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        path = Path(folder) / MODEL
-        torch.onnx.export(
-            Exported().eval(),
-            (probe,),
-            str(path),
-            input_names=["pixels"],
-            output_names=["logits", "embedding"],
-            dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1)}},
-            external_data=False,
-            dynamo=True,
-            verbose=False,
-        )
-        return path.read_bytes()
-
-
 def _run_onnx(model: bytes, pixels_NHWC: Pixels) -> npt.NDArray[np.float32]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    batches = [pixels_NHWC[start : start + 32] for start in range(0, len(pixels_NHWC), 32)]
-    return np.concatenate([session.run(["logits"], {"pixels": batch})[0] for batch in batches])
-
-
-def _check_parity(net: Any, model: bytes, pixels_NHWC: Pixels) -> dict[str, float]:
-    import torch
-
-    with torch.inference_mode():
-        images_NCHW = torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2).float()
-        torch_NK = torch.cat([net(batch)[0] for batch in images_NCHW.split(32)]).numpy()
-    onnx_NK = _run_onnx(model, pixels_NHWC)
-    difference = float(np.abs(torch_NK - onnx_NK).max())
-    agreement = float((torch_NK.argmax(axis=1) == onnx_NK.argmax(axis=1)).mean())
-    limit = PARITY_TOLERANCE * max(1.0, float(torch_NK.std()))
-    if not difference <= limit:
-        raise BundleError(
-            f"the exported model's logits differ from torch's by {difference:.3g} (at most {limit:.3g} is allowed; "
-            f"labels agree on {agreement:.1%}); nothing was packed, so train with another backbone or report it."
-        )
-    return {"images": float(len(pixels_NHWC)), "max_logit_difference": difference, "top1_agreement": agreement}
+    return np.asarray(session.run(["logits"], {"pixels": pixels_NHWC})[0])
 
 
 def _probe_file(model: bytes, probes_NHWC: Pixels) -> bytes:

@@ -146,7 +146,9 @@ def draw_values(settings: TuneSettings, family: Family, axes: Mapping[str, Range
 
 
 def candidates(settings: TuneSettings) -> list[CnnHyper | TransferHyper]:
-    """Give a configuration of every backbone, with every weights, that a searcher may come to propose.
+    """Give a configuration of every backbone, weights and size that a searcher may come to propose.
+
+    Of last_stages it has the highest, which is the one that a backbone may not have.
 
     Raises:
         SettingsError: a range that cannot be drawn from, or a default that no network takes.
@@ -154,9 +156,12 @@ def candidates(settings: TuneSettings) -> list[CnnHyper | TransferHyper]:
     found = []
     for name, axes in spaces(settings).items():
         default = settings.families[name].default
-        keys = [key for key in ("backbone", "weights") if key in axes]
-        for chosen in product(*(axes[key].choices for key in keys)):
-            found.append(read_values(settings, name, {**default, **dict(zip(keys, chosen, strict=True))}))
+        highest = {key: max(axes[key].extremes) for key in ("last_stages",) if key in axes}
+        if "last_stages" in getattr(axes.get("train"), "choices", ()):
+            highest["train"] = "last_stages"
+        keys = [key for key in ("backbone", "weights", "input_size", "eval_size") if key in axes]
+        for chosen in product(*(axes[key].extremes for key in keys)):
+            found.append(read_values(settings, name, {**default, **highest, **dict(zip(keys, chosen, strict=True))}))
     return found
 
 

@@ -27,7 +27,7 @@ from carray.trials.checkpoint import optimizer_state, pack, restore_optimizer, u
 from carray.trials.features import forward_precision
 from carray.trials.hyper import CnnHyper, TransferHyper
 from carray.trials.mixing import mix
-from carray.trials.nets import build_net, freeze, stages, train_mode
+from carray.trials.nets import build_net, freeze, layer_groups, learning_text, train_mode
 from carray.trials.optimise import Ema, build_optimizer, class_weights, set_rates
 from carray.trials.sources import choose_source
 
@@ -54,7 +54,7 @@ class EpochResult:
     images_per_second: float
     """Trained images a second of training, validation left out."""
     note: str | None = None
-    """What a reader of the log should know, such as a micro-batch that had to be halved."""
+    """What a reader of the log should know: in the first epoch how much of a backbone learns; a halved micro-batch."""
 
 
 class Fit:
@@ -90,13 +90,14 @@ class Fit:
         self.val_rows_N = block.of_split("val") if "val" not in splits else np.empty(0, dtype=np.int64)
         self._source = choose_source(self.net, hyper, block, pixels, rows_N=self.train_rows_N, epochs=epochs, seed=seed)
         self._embed = torch.compile(self._source.upper) if hyper.compile else self._source.upper
-        self._optimizer = build_optimizer(self.net, hyper, stages(self.net.trunk))
+        self._optimizer = build_optimizer(self.net, hyper, layer_groups(self.net.trunk))
         self._ema = Ema(self.net, hyper.ema) if hyper.ema else None
         self._class_weights = None
         if hyper.class_balance == "weights":
             self._class_weights = class_weights(block.labels_N[self.train_rows_N], class_count).to(self.device)
         self._steps_an_epoch = max(1, math.ceil(len(self.train_rows_N) / hyper.batch_images))
         self._micro_batch_images = hyper.micro_batch_images or hyper.batch_images
+        self._learning = learning_text(self.net, hyper) if isinstance(hyper, TransferHyper) else None
         self._note: str | None = None
 
     @property
@@ -126,9 +127,9 @@ class Fit:
             learning_rate=max(float(group["lr"]) for group in self._optimizer.param_groups),
             seconds=time.monotonic() - started,
             images_per_second=len(self.train_rows_N) / max(trained_seconds, 1e-9),
-            note=self._note,
+            note="; ".join(filter(None, [self._learning, self._note])) or None,
         )
-        self._note = None
+        self._learning = self._note = None
         self.history.append(result)
         return result
 
@@ -154,7 +155,7 @@ class Fit:
             self._ema.load(parts["ema"])
         restore_optimizer(self._optimizer, parts.get("optimizer", {}))
         self.history = [EpochResult(**values) for values in note["history"]]
-        self._micro_batch_images = note["micro_batch"]
+        self._micro_batch_images, self._learning = note["micro_batch"], None
 
     def _known_parts(self) -> dict[str, dict[str, Tensor]]:
         ema = {} if self._ema is None else {"ema": self._ema.state()}

@@ -101,17 +101,19 @@ class TransferHyper(TrainHyper):
 
     family: Literal["transfer"] = "transfer"
     backbone: str = "tf_efficientnet_lite0"
-    """Any timm model name."""
+    """Any timm model name, hf-hub:OWNER/NAME, or local-dir:FOLDER with a config.json as timm writes it."""
     weights: str = "auto"
-    """auto: an installed weights package, else the hub; a path: a .safetensors file or their folder; none: random."""
+    """auto: an installed weights package, else where the backbone's name says, a hub or a folder; a path: a
+    .safetensors file or their folder; none: random."""
     train: Literal["head", "last_stages", "all"] = "last_stages"
     """Which part learns; the rest keeps its weights and its normalisation statistics."""
     last_stages: int = Field(default=3, ge=1, le=32)
-    """How many of the backbone's last stages learn when train is last_stages."""
+    """How many of the backbone's last stages learn when train is last_stages; most have 4 or 5 (trials.nets)."""
     head_only_epochs: int = Field(default=0, ge=0)
     """For so many epochs only the head learns, then what `train` says."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
-    """Each stage further from the head learns at so much of the next one's rate (Howard & Ruder, 2018)."""
+    """Each of timm's groups of layers further from the head learns at so much of the next one's rate (Howard & Ruder,
+    2018)."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     cached_views: int = Field(default=8, ge=0, le=1000)
     """How many random views of each image go through the frozen part once, to be kept on disk for every trial that

@@ -7,7 +7,6 @@ Cost: importing timm takes 7 to 15 s.
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,23 @@ from carray.pixels import PixelSettings
 from carray.tensors.batches import view_batches
 from carray.tensors.format import Block
 from carray.trials.hyper import CnnHyper, TransferHyper
-from carray.trials.weights import load_trunk_weights
+from carray.trials.weights import build_trunk, takes_one_size
 
-__all__ = ["Net", "build_net", "check_backbone", "freeze", "predict_logits", "split_trunk", "stages", "train_mode"]
+__all__ = [
+    "Net",
+    "build_net",
+    "check_stages",
+    "freeze",
+    "layer_groups",
+    "learning_text",
+    "predict_logits",
+    "split_trunk",
+    "stages",
+    "train_mode",
+]
+
+_LEAST_SHARE, _LEAST_REST, _MOST_STAGES, _SHARE_OF_MANY = 0.03, 0.005, 8, 1 / 6
+"""What makes a stage: see `stages`."""
 
 # Channel means and deviations for networks that learn from nothing.
 _CNN_MEAN, _CNN_STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -123,20 +136,15 @@ def _build_cnn(hyper: CnnHyper, class_count: int) -> Net:
 
 
 def _build_transfer(hyper: TransferHyper, class_count: int, *, load_weights: bool) -> Net:
-    import timm
-
-    check_backbone(hyper.backbone)
     options: dict[str, Any] = {"drop_path_rate": hyper.drop_path} if hyper.drop_path else {}
-    cfg = timm.get_pretrained_cfg(hyper.backbone)
-    if cfg is not None and cfg.fixed_input_size:
+    if takes_one_size(hyper.backbone):
         options["img_size"] = hyper.input_size
         if hyper.eval_size not in (None, hyper.input_size):
             raise SettingsError(
                 f"eval_size is {hyper.eval_size} and input_size {hyper.input_size}, but {hyper.backbone} takes one "
                 "size only; leave eval_size out."
             )
-    trunk = timm.create_model(hyper.backbone, pretrained=False, num_classes=0, **options)
-    weights_from = load_trunk_weights(trunk, hyper.backbone, hyper.weights) if load_weights else "not loaded"
+    trunk, weights_from = build_trunk(hyper.backbone, hyper.weights if load_weights else "none", **options)
     trunk.eval()
     with torch.no_grad():
         embedding_size = trunk(torch.zeros(1, 3, hyper.input_size, hyper.input_size)).shape[1]
@@ -150,24 +158,8 @@ def _build_transfer(hyper: TransferHyper, class_count: int, *, load_weights: boo
         std=seen["std"],
         flip_average=hyper.flip_average,
     )
-    net.weights_from = weights_from
+    net.weights_from = weights_from if load_weights else "not loaded"
     return net
-
-
-def check_backbone(name: str) -> None:
-    """Check that timm knows a backbone.
-
-    Raises:
-        SettingsError: it does not; names the nearest ones.
-    """
-    import timm
-
-    if timm.is_model(name):
-        return
-    base = name.split(".")[0]
-    close = difflib.get_close_matches(base, timm.list_models(), n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(close)}?" if close else "list them with timm.list_models()."
-    raise SettingsError(f"backbone is {name!r}, which timm does not know; {hint}")
 
 
 def freeze(net: Net, hyper: CnnHyper | TransferHyper, *, head_only: bool = False) -> None:
@@ -181,24 +173,86 @@ def freeze(net: Net, hyper: CnnHyper | TransferHyper, *, head_only: bool = False
     net.trunk.requires_grad_(hyper.train == "all" and not head_only)
     if hyper.train == "last_stages" and not head_only:
         named, parts = dict(net.trunk.named_parameters()), stages(net.trunk)
-        if hyper.last_stages > len(parts):
-            raise SettingsError(
-                f"last_stages is {hyper.last_stages}, but {hyper.backbone} has {len(parts)} stages; lower it "
-                "or train: all."
-            )
+        check_stages(hyper, len(parts))
         for names in parts[-hyper.last_stages :]:
             for name in names:
                 named[name].requires_grad_(True)
 
 
-def stages(trunk: Any) -> list[list[str]]:
-    """List the names of a trunk's parameters by stage, from the stem on; a CNN of ours is one stage."""
-    if not hasattr(trunk, "group_matcher"):
-        return [[name for name, _ in trunk.named_parameters()]]
-    from timm.models import group_parameters
+def check_stages(hyper: TransferHyper, count: int) -> None:
+    """Check that a backbone of so many stages has those that are to learn.
 
-    groups = group_parameters(trunk, trunk.group_matcher(coarse=True))
-    return [groups[key] for key in sorted(groups)]
+    Raises:
+        SettingsError: last_stages is more than it has.
+    """
+    if hyper.train == "last_stages" and hyper.last_stages > count:
+        raise SettingsError(
+            f"last_stages is {hyper.last_stages}, but {hyper.backbone} has {count} stages; lower it or train: all."
+        )
+
+
+def stages(trunk: Any) -> list[list[str]]:
+    """List the names of a trunk's parameters by stage, from the stem on: parts of it that compare with another's.
+
+    From the head down, timm's groups of layers join until they hold at least 3 % of the parameters, so that a last
+    normalisation is no stage of its own; what is left at the stem is one if it holds 0.5 %, else part of the next.
+    Where that makes more than 8 stages, as the even blocks of a transformer do, they join to sixths instead. Most
+    backbones have 4 or 5 stages. A CNN of ours is one stage.
+    """
+    groups = layer_groups(trunk)
+    sizes = {name: parameter.numel() for name, parameter in trunk.named_parameters()}
+    parts = _joined(groups, sizes, _LEAST_SHARE)
+    return parts if len(parts) <= _MOST_STAGES else _joined(groups, sizes, _SHARE_OF_MANY)
+
+
+def _joined(groups: list[list[str]], sizes: dict[str, int], share: float) -> list[list[str]]:
+    total = sum(sizes.values())
+    parts: list[list[str]] = []
+    part: list[str] = []
+    for group in reversed(groups):
+        part = group + part
+        if sum(sizes[name] for name in part) >= share * total:
+            parts.insert(0, part)
+            part = []
+    if part and parts and sum(sizes[name] for name in part) < _LEAST_REST * total:
+        parts[0] = part + parts[0]
+    elif part:
+        parts.insert(0, part)
+    return parts
+
+
+def layer_groups(trunk: Any) -> list[list[str]]:
+    """List the names of a trunk's parameters by group of layers as timm has them, from the stem on.
+
+    Where timm names no groups, they end where the feature maps that it names do; a CNN of ours is one group.
+    """
+    names = [name for name, _ in trunk.named_parameters()]
+    if hasattr(trunk, "group_matcher"):
+        from timm.models import group_parameters
+
+        try:
+            groups = group_parameters(trunk, trunk.group_matcher(coarse=True))
+        except AssertionError:  # some have the finer ones only
+            groups = group_parameters(trunk, trunk.group_matcher(coarse=False))
+        return [groups[key] for key in sorted(groups)]
+    ends = [f"{feature['module']}." for feature in getattr(trunk, "feature_info", None) or []]
+    parts: list[list[str]] = [[]]
+    for name in names:
+        if ends and not name.startswith(ends[0]) and any(earlier.startswith(ends[0]) for earlier in parts[-1]):
+            ends.pop(0)
+            parts.append([])
+        parts[-1].append(name)
+    return parts
+
+
+def learning_text(net: Net, hyper: TransferHyper) -> str:
+    """Say how much of a frozen network learns: 'trains the head and 3 of 5 stages, 92 % of 3.4 million parameters'."""
+    parts = stages(net.trunk)
+    learning = {"head": 0, "last_stages": hyper.last_stages, "all": len(parts)}[hyper.train]
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in net.parameters()]
+    total, trained = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
+    what = f"the head and {learning} of {len(parts)} stages" if learning else "the head alone"
+    return f"trains {what}, {100 * trained / total:.3g} % of {total / 1e6:.1f} million parameters"
 
 
 def split_trunk(net: Net, *, input_size: int) -> tuple[nn.Module, nn.Module] | None:
@@ -223,7 +277,7 @@ def split_trunk(net: Net, *, input_size: int) -> tuple[nn.Module, nn.Module] | N
         with torch.no_grad():
             probe_BCHW = probe_BCHW.to(net.mean.device)
             same = torch.allclose(upper(lower(probe_BCHW)), net.trunk(probe_BCHW), rtol=1e-3, atol=1e-4)
-    except (RuntimeError, TypeError, ValueError):  # its children do not even fit together
+    except Exception:  # its children do not even fit together, and each family fails in its own way
         same = False
     net.trunk.train(was_training)
     return (lower, upper) if same else None

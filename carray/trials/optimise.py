@@ -32,18 +32,19 @@ _HIGH_BETA1, _LOW_BETA1 = 0.95, 0.85
 
 
 def build_optimizer(
-    net: Net, hyper: CnnHyper | TransferHyper, stages: Sequence[Sequence[str]]
+    net: Net, hyper: CnnHyper | TransferHyper, groups_of_layers: Sequence[Sequence[str]]
 ) -> torch.optim.Optimizer:
     """Build the optimiser, each of its groups with its rate's peak as `peak_rate`.
 
     Args:
         net: on the device where it will learn. All that will ever learn requires a gradient now; it may be frozen
             afterwards and freed again, since torch leaves a parameter without a gradient alone.
-        hyper: the head peaks at head_learning_rate, the last stage at learning_rate, and each stage before it at
+        hyper: the head peaks at head_learning_rate, the last layers at learning_rate, and each group before them at
             layer_decay of the next one's.
-        stages: names of the trunk's parameters by stage, from the stem on; what stands in none counts as the last.
+        groups_of_layers: names of the trunk's parameters, from the stem on; what stands in none counts as the last.
     """
-    distances = {f"trunk.{name}": len(stages) - 1 - i for i, names in enumerate(stages) for name in names}
+    last = len(groups_of_layers) - 1
+    distances = {f"trunk.{name}": last - i for i, names in enumerate(groups_of_layers) for name in names}
     spared = {f"trunk.{name}" for name in getattr(net.trunk, "no_weight_decay", set)()}  # timm's position embeddings
     layer_decay = hyper.layer_decay if isinstance(hyper, TransferHyper) else 1.0
     # Grouped by place and not by rate: their order, which a checkpoint counts by, is then the same for other rates.

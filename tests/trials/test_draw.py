@@ -165,10 +165,13 @@ def test_a_grid_nobody_could_run_is_a_sentence() -> None:
         draw_trials(settings(search__searcher="grid", families=families))
 
 
-def test_candidates_name_every_backbone_with_every_weights() -> None:
-    families = "{transfer: {space: {backbone: [a, b], weights: [none, auto], last_stages: [1, 2]}}, cnn: {}}"
-    found = [(h.backbone, h.weights) for h in candidates(settings(families=families)) if h.family == "transfer"]
-    assert found == [("a", "none"), ("a", "auto"), ("b", "none"), ("b", "auto")]
+def test_candidates_name_every_backbone_with_every_weights_and_size() -> None:
+    space = "backbone: [a, b], weights: [none, auto], last_stages: [1, 2], input_size: {integers: [64, 96]}"
+    families = "{transfer: {space: {" + space + "}}, cnn: {}}"
+    found = [h for h in candidates(settings(families=families)) if h.family == "transfer"]
+    pairs = [("a", "none"), ("a", "auto"), ("b", "none"), ("b", "auto")]
+    assert [(h.backbone, h.weights, h.input_size) for h in found] == [(*p, size) for p in pairs for size in (64, 96)]
+    assert {h.last_stages for h in found} == {2}
 
 
 def test_a_fixed_value_draws_nothing() -> None:

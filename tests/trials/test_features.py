@@ -22,7 +22,7 @@ from carray.trials.sources import FeatureSource, PixelSource
 
 PIXELS = PixelSettings(decode_size=40, input_size=32)
 HYPER = TransferHyper(
-    backbone="mobilenetv3_small_050", weights="none", input_size=32, last_stages=4, batch_images=8, cached_views=2
+    backbone="mobilenetv3_small_050", weights="none", input_size=32, last_stages=3, batch_images=8, cached_views=2
 )
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from carray.core.errors import SettingsError
 from carray.trials.checkpoint import optimizer_state, restore_optimizer
 from carray.trials.hyper import CnnHyper, TransferHyper
-from carray.trials.nets import Net, build_net, freeze, stages
+from carray.trials.nets import Net, build_net, freeze, layer_groups
 from carray.trials.optimise import Ema, build_optimizer, class_weights, momentum_at, rate_factor, set_rates
 
 CNN = CnnHyper(input_size=16, stages=2, width=4, warmup_fraction=0.25)
@@ -28,9 +28,9 @@ def named_groups(net: Net, optimizer: torch.optim.Optimizer) -> dict[str, dict[s
     return {names[id(parameter)]: group for group in optimizer.param_groups for parameter in group["params"]}
 
 
-def test_rates_shrink_stage_by_stage_from_the_head_down() -> None:
+def test_rates_shrink_group_by_group_from_the_head_down() -> None:
     net = build_net(SMALL, class_count=3)
-    parts = stages(net.trunk)
+    parts = layer_groups(net.trunk)
     groups = named_groups(net, build_optimizer(net, SMALL, parts))
     assert groups.keys() == dict(net.named_parameters()).keys()
     for distance, names in enumerate(reversed(parts)):
@@ -43,13 +43,13 @@ def test_parameters_keep_their_order_whatever_the_rates() -> None:
     """A checkpoint counts parameters; one that was written at other rates fits, too."""
     net = build_net(SMALL, class_count=3)
     other = SMALL.model_copy(update={"layer_decay": 1.0, "head_learning_rate": 0.01, "weight_decay": 0.0})
-    orders = [list(named_groups(net, build_optimizer(net, hyper, stages(net.trunk)))) for hyper in (SMALL, other)]
+    orders = [list(named_groups(net, build_optimizer(net, hyper, layer_groups(net.trunk)))) for hyper in (SMALL, other)]
     assert orders[0] == orders[1]
 
 
 def test_weights_decay_and_biases_and_normalisation_do_not() -> None:
     net = build_net(SMALL, class_count=3)
-    groups = named_groups(net, build_optimizer(net, SMALL, stages(net.trunk)))
+    groups = named_groups(net, build_optimizer(net, SMALL, layer_groups(net.trunk)))
     assert groups["head.weight"]["weight_decay"] == groups["trunk.conv_stem.weight"]["weight_decay"] == 0.02
     for name in ("head.bias", "trunk.bn1.weight", "trunk.bn1.bias"):
         assert groups[name]["weight_decay"] == 0
@@ -58,7 +58,7 @@ def test_weights_decay_and_biases_and_normalisation_do_not() -> None:
 def test_position_embeddings_do_not_decay() -> None:
     hyper = SMALL.model_copy(update={"backbone": "vit_tiny_patch16_224", "input_size": 224})
     net = build_net(hyper, class_count=3)
-    groups = named_groups(net, build_optimizer(net, hyper, stages(net.trunk)))
+    groups = named_groups(net, build_optimizer(net, hyper, layer_groups(net.trunk)))
     assert groups["trunk.pos_embed"]["weight_decay"] == groups["trunk.cls_token"]["weight_decay"] == 0
     assert groups["trunk.patch_embed.proj.weight"]["weight_decay"] == 0.02
 
@@ -74,7 +74,7 @@ def test_what_is_frozen_at_first_learns_once_it_is_free() -> None:
     """Head-only epochs: the trunk stands in the optimiser, and neither gradient nor weight decay moves it."""
     net = build_net(SMALL, class_count=3).train()
     freeze(net, SMALL)
-    optimizer = build_optimizer(net, SMALL, stages(net.trunk))
+    optimizer = build_optimizer(net, SMALL, layer_groups(net.trunk))
     stem = net.trunk.get_parameter("conv_stem.weight")
 
     def step() -> None:
