@@ -52,6 +52,8 @@ DOORS = {
     "bundle.predict",
     "bundle.calibration",
     "bundle.acceptance",
+    "bundle.certify",
+    "bundle.trained_on",
 }
 """Besides `format`, what one folder may import of another; `core` and the single modules are open to all above."""
 

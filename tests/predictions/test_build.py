@@ -101,7 +101,7 @@ def test_pixels_are_those_of_the_training_block(image_folder, small_bundle, tmp_
     manifest = read_manifest(str(tmp_path / "manifest.parquet"))
     settings = open_bundle(small_bundle).pixels
     block = ensure_block(manifest, settings)
-    rows = manifest.usable[manifest.usable["split"] != "test"]
+    rows = manifest.by_content("train", "val")
     trained_NHWC = view_batch(block, np.arange(len(rows)), settings)
     assert len(rows) >= 6
     for uri, trained_HWC in zip(rows["uri"], trained_NHWC, strict=True):
