@@ -23,7 +23,7 @@ from ray.tune.search import Searcher
 
 from carray.core.aws import aws_environment
 from carray.core.errors import SearchError, StorageError
-from carray.core.last_words import advise, stopping_on_sigterm
+from carray.core.exit_lines import advise, stopping_on_sigterm
 from carray.core.metrics_on_ray import Meter
 from carray.core.on_ray import start_ray
 from carray.core.progress import say

@@ -1,10 +1,10 @@
-"""Sees to it that the last lines of a command's log say what happened and what to do, whatever ended it.
+"""Ends a command's log with lines that say what happened and what to do, whatever ended it.
 
 From: a command, and what its stages advise while it runs. To: the last lines of standard error, and an exit code.
-On a cluster Ray's own code ends a driver without a word when the head node is lost, and the kernel when memory is; so
+On a cluster Ray's own code ends a driver and says nothing when the head node is lost, and the kernel when memory is; so
 a job runs in a child process, and the parent speaks once the child, and all that Ray still had to say, is gone.
 Invariants: the child decides the exit code where it ends by itself; a signal that kills it is 128 + its number, as in a
-shell; SIGTERM reaches the child however it is sent, and its second coming is no other.
+shell; SIGTERM reaches the child however it is sent, and sending it twice is as sending it once.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def run_watched(command: Callable[[], Any]) -> int:
     signal.signal(signal.SIGTERM, pass_on)
     _hold_signals(signal.SIG_UNBLOCK)
     _, status = os.waitpid(child, 0)
-    code, lines = _last_words(os.waitstatus_to_exitcode(status), _read_board(board))
+    code, lines = _lines_of(os.waitstatus_to_exitcode(status), _read_board(board))
     _say(lines)
     return code
 
@@ -168,7 +168,7 @@ def _name(err: Exception) -> str:
     return shorten(text, _MOST_CHARACTERS, placeholder=" ...")
 
 
-def _last_words(ended: int, board: dict[str, Any]) -> tuple[int, list[str]]:
+def _lines_of(ended: int, board: dict[str, Any]) -> tuple[int, list[str]]:
     """Give the exit code and the last lines of a child that ended with code `ended`, below 0 by a signal."""
     if "code" in board:
         return board["code"], board["lines"]
