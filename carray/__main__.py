@@ -1,7 +1,7 @@
 """The `carray` command: lists the subcommands of `carray.commands`, and turns errors into sentences and exit codes.
 
 Invariants: a user's mistake is one sentence and an exit code (core.errors), never a traceback; the last lines say what
-happened and what to do, whatever ended the command (core.last_words); results go to standard output, progress to
+happened and what to do, whatever ended the command (core.exit_lines); results go to standard output, progress to
 standard error. Exit codes: 0 done, 1 a bug, or machines lost, 2 settings or tables, 3 bundle, 4 storage, 5 budget,
 6 search, 129, 130 and 143 stopped.
 """
@@ -22,7 +22,7 @@ from carray.commands.questions import compare, query
 from carray.commands.score import calibrate, classify, compact, evaluate, predict, quantize
 from carray.commands.search import export, leaderboard, train, tune
 from carray.commands.stress import stress
-from carray.core.last_words import end_in_words, run_watched
+from carray.core.exit_lines import end_in_words, run_watched
 
 __all__ = ["app", "main"]
 

@@ -48,6 +48,7 @@ DOORS = {
     "trials.hyper",
     "trials.space",
     "trials.recipe",
+    "trials.checkpoint",
     "trials.train",
     "bundle.predict",
     "bundle.calibration",

@@ -7,8 +7,6 @@
     OUT/a/, OUT/b/          of two bundles: their evaluations
 
 1. build      what is compared with what -> the files above
-2. joining    two tables of predictions -> counted cells, in one pass and bounded memory
-3. measures   cells -> headline, flips, classes, histograms
-4. statistics the formulas, with their sources
-5. page, figures   the same for a person
+2. measures   two tables of predictions -> counted cells -> headline, flips, classes, histograms
+3. page       the same for a person
 """

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from carray.comparison import measures
-from carray.comparison.joining import join_runs
+from carray.comparison.measures import join_runs
 from carray.comparison.page import render
 from carray.core.errors import SettingsError
 from carray.core.page import percent_text

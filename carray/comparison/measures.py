@@ -1,24 +1,186 @@
-"""Makes a comparison's figures out of its cells: the headline, the changes of label, the classes, the scores.
+"""Joins two tables of predictions by uri, and makes a comparison's figures out of the joined rows.
 
-From: a connection with `cells` and `changes` (joining). To: plain numbers and small frames.
-Invariants: what both runs scored and whose bytes did not change is compared; images of other bytes are counted apart,
-with an agreement of their own. Shares, means and intervals are of the compared images. Nothing compared, nothing
-claimed: the figures are None then.
+From: two opened tables. To: the temporary tables `cells` and `changes` in a DuckDB connection, counted in one pass; out
+of them the headline, the changes of label, the classes, the scores.
+Invariants: an image counts once. Labels, scores and truth are compared only where both runs scored the image and its
+bytes did not change; where the two etags are known and differ, the cell says `changed`, and such images are counted
+apart, with an agreement of their own. Shares, means and intervals are of the compared images; where none is compared,
+figures are None.
+Cost: a join of 100 million uris exceeds memory and spills to disk; cells are few: as many as there are pairs of labels
+and of score bins.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow.dataset as pads
 
-from carray.comparison.joining import BINS, CHANGE_STEP, SURE_SCORE
-from carray.comparison.statistics import mcnemar_p, mean_interval, paired_change, stability_index
+from carray.core.errors import SchemaError
 from carray.evaluation.metrics import wilson_interval
-from carray.queries import to_frame
+from carray.queries import connect, to_frame
 
-__all__ = ["Tables", "headline", "read_tables"]
+__all__ = ["BINS", "Tables", "join_runs", "mcnemar_p", "mean_interval", "paired_change", "psi_words", "stability_index"]
+
+_Z = 1.959964
+"""Of a two-sided 95 % interval."""
+
+
+def mcnemar_p(only_a: int, only_b: int) -> float:
+    """Give the p-value of McNemar's exact test: how likely so uneven a split is if neither is right more often.
+
+    Args:
+        only_a: images that A alone has right.
+        only_b: images that B alone has right.
+
+    Source: McNemar (1947), Psychometrika 12(2), 153-157; exact form: the binomial test of `only_a` of both, at 1/2.
+    """
+    from scipy.stats import binomtest
+
+    return 1.0 if only_a + only_b == 0 else float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def paired_change(gained: int, lost: int, images: int) -> tuple[float, float, float]:
+    """Give the change of a share between two labellings of the same images, and its 95 % interval: change, low, high.
+
+    Args:
+        gained: images that only B counts in.
+        lost: images that only A counts in.
+        images: all images, at least 1.
+
+    Source: the adjusted Wald interval of Bonett and Price (2012), Journal of Educational and Behavioral Statistics
+    37(4), 479-488, which keeps its promise for small counts, too.
+    """
+    up, down = (gained + 1) / (images + 2), (lost + 1) / (images + 2)
+    spread = _Z * math.sqrt(max(0.0, up + down - (up - down) ** 2) / (images + 2))
+    return (gained - lost) / images, max(-1.0, up - down - spread), min(1.0, up - down + spread)
+
+
+def mean_interval(total: float, squares: float, images: int) -> tuple[float, float, float]:
+    """Give the mean of `images` values, from their sum and that of their squares, and its 95 % interval."""
+    mean = total / images
+    variance = max(0.0, squares / images - mean**2) * images / max(1, images - 1)
+    spread = _Z * math.sqrt(variance / images)
+    return mean, mean - spread, mean + spread
+
+
+def stability_index(counts_a: Sequence[int], counts_b: Sequence[int]) -> float:
+    """Give the population stability index (PSI) of two distributions over the same cells; 0 when they are alike.
+
+    It is the sum of (b - a) ln(b / a) over the shares a and b. Half an image is added to every cell, so that an empty
+    one weighs much and not infinitely.
+
+    Source: Siddiqi (2006), Credit Risk Scorecards, Wiley, chapter 9.
+    """
+    shares_a, shares_b = (
+        (np.asarray(counts, dtype=float) + 0.5) / (sum(counts) + 0.5 * len(counts)) for counts in (counts_a, counts_b)
+    )
+    return float(((shares_b - shares_a) * np.log(shares_b / shares_a)).sum())
+
+
+def psi_words(index: float) -> str:
+    """Say what a PSI means by Siddiqi's rule of thumb: below 0.1 stable, to 0.25 some drift, above it much."""
+    return "stable" if index < 0.1 else "some drift" if index <= 0.25 else "much drift"
+
+
+BINS = 20
+"""Equal bins of scores between 0 and 1."""
+CHANGE_STEP = 0.001
+"""Width of the bins of score changes: quantiles are exact to half of it."""
+SURE_SCORE = 0.8
+"""Above it a run is sure of its label."""
+
+_COLUMNS = ("label", "score")
+
+_JOIN = """
+CREATE TEMP TABLE counted AS
+WITH joined AS (
+    SELECT a.status AS status_a, b.status AS status_b, a.status = 'ok' AND b.status = 'ok' AS scored,
+        CASE WHEN scored THEN a.label END AS label_a, CASE WHEN scored THEN b.label END AS label_b,
+        CASE WHEN scored THEN a.score::DOUBLE END AS score_a, CASE WHEN scored THEN b.score::DOUBLE END AS score_b,
+        {changed} AS changed, {right_a} AS right_a, {right_b} AS right_b
+    FROM a FULL JOIN b USING ({keys})
+),
+binned AS (
+    SELECT *, score_a > {sure} AS sure_a, score_b > {sure} AS sure_b,
+        least(floor(score_a * {bins}), {bins} - 1)::TINYINT AS bin_a,
+        least(floor(score_b * {bins}), {bins} - 1)::TINYINT AS bin_b,
+        CASE WHEN NOT changed THEN round((score_b - score_a) / {step})::SMALLINT END AS change
+    FROM joined
+)
+SELECT status_a, status_b, changed, label_a, label_b, right_a, right_b, sure_a, sure_b, bin_a, bin_b, change,
+    grouping(status_a) AS by_change, count(*) AS images,
+    coalesce(sum(score_a), 0) AS score_a, coalesce(sum(score_b), 0) AS score_b,
+    coalesce(sum(score_b - score_a), 0) AS score_change, coalesce(sum((score_b - score_a) ** 2), 0) AS score_change_2
+FROM binned
+GROUP BY GROUPING SETS (
+    (status_a, status_b, changed, label_a, label_b, right_a, right_b, sure_a, sure_b, bin_a, bin_b), (change)
+)
+"""
+_CELLS = "CREATE TEMP VIEW cells AS SELECT * FROM counted WHERE by_change = 0"
+_CHANGES = "CREATE TEMP VIEW changes AS SELECT change, images FROM counted WHERE by_change = 1 AND change IS NOT NULL"
+
+
+@contextmanager
+def join_runs(
+    a: pads.Dataset, b: pads.Dataset, *, names: tuple[str, str], keys: Sequence[str] = ("uri",)
+) -> Iterator[Any]:
+    """Give a DuckDB connection that holds the cells and the changes of two runs.
+
+    Args:
+        a: the first table, with uri, status, label and score; perhaps with etag, and with truth.
+        b: the second one.
+        names: what to call them in a sentence.
+        keys: what an image is known by.
+
+    Raises:
+        SchemaError: a table lacks a column, no image is in both, or several rows of one run have the same key.
+    """
+    for data, name in zip((a, b), names, strict=True):
+        missing = [column for column in _COLUMNS if column not in data.schema.names]
+        if missing:
+            raise SchemaError(f"{name} lacks the column {', '.join(missing)}; give the --out of carray classify.")
+    in_both = set(a.schema.names) & set(b.schema.names)
+    etags = "scored AND coalesce(a.etag <> b.etag, false)" if "etag" in in_both else "false"
+    right = {
+        f"right_{side}": f"CASE WHEN scored THEN {side}.label = {side}.truth END" if "truth" in in_both else "NULL"
+        for side in ("a", "b")
+    }
+    with connect({"a": a, "b": b}) as connection:
+        sizes = {"sure": SURE_SCORE, "bins": BINS, "step": CHANGE_STEP}
+        connection.execute(_JOIN.format(keys=", ".join(keys), changed=etags, **right, **sizes))
+        connection.execute(_CELLS)
+        connection.execute(_CHANGES)
+        _check_keys(connection, names)
+        yield connection
+
+
+def _check_keys(connection: Any, names: tuple[str, str]) -> None:
+    both, with_a, with_b = connection.execute(
+        "SELECT coalesce(sum(images) FILTER (status_a IS NOT NULL AND status_b IS NOT NULL), 0), "
+        "coalesce(sum(images) FILTER (status_a IS NOT NULL), 0), "
+        "coalesce(sum(images) FILTER (status_b IS NOT NULL), 0) FROM cells"
+    ).fetchall()[0]
+    if not both:
+        raise SchemaError(
+            f"{names[0]} ({with_a:,} images) and {names[1]} ({with_b:,} images) have no uri in common; compare runs "
+            "over the same images."
+        )
+    for side, name, joined in (("a", names[0], with_a), ("b", names[1], with_b)):
+        rows = connection.execute(f"SELECT count(*) FROM {side}").fetchall()[0][0]
+        if rows != joined:
+            other = names[1] if side == "a" else names[0]
+            raise SchemaError(
+                f"{other} has several rows of one uri, as a run over boxes has, so {name} cannot be joined with it; "
+                "compare the bundles over a manifest."
+            )
+
 
 _COMPARED = "label_a IS NOT NULL AND label_b IS NOT NULL AND NOT changed"
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -26,7 +188,7 @@ _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class Tables:
-    """Is what a page shows beside the headline."""
+    """Holds the tables that a page shows beside the headline."""
 
     statuses: pd.DataFrame
     """status_a, status_b (null where the run does not have the image), images; all images."""

@@ -1,4 +1,4 @@
-"""Reads images by key, from an S3 store (core.s3_objects) or a local folder.
+"""Reads images by key, from an S3 store (core.s3) or a local folder.
 
 From: a URI of `core.listing`. To: the bytes of one image with the etag they were read under.
 Invariants: a key with `//` or a trailing `/` is a key like any other; a local name that is not UTF-8 comes
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 from carray.core.errors import FetchError
-from carray.core.s3_objects import fetch_object
+from carray.core.s3 import fetch_object
 from carray.core.storage import is_s3
 
 __all__ = ["IMAGE_SUFFIXES", "FetchedImage", "fetch_image", "is_image_key", "key_suffix", "local_etag"]

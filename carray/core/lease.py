@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from carray.core.errors import BudgetError, StorageError
-from carray.core.last_words import advise
+from carray.core.exit_lines import advise
 from carray.core.progress import say
 from carray.core.settings import Settings, read_record
 from carray.core.storage import delete, exists, is_s3, join, write_json

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from carray.core.errors import StorageError
 from carray.core.images import local_etag
-from carray.core.key_ranges import PAGE_SCHEMA, WHOLE, Gap, Piece, Take, list_ranges
+from carray.core.s3_listing import PAGE_SCHEMA, WHOLE, Gap, Piece, Take, list_ranges
 from carray.core.storage import absolute, is_s3
 
 __all__ = ["WHOLE", "Gap", "ListedImage", "Piece", "Take", "list_keys", "list_pieces"]

@@ -1,8 +1,8 @@
 """Looks at the Ray that RAY_ADDRESS names: whether it answers and takes the token, and at each of its machines.
 
 From: the environment, and the places that each machine shall look at. To: findings.
-Invariants: it runs in a process of its own (`doctor.apart`), since Ray may hang where something is wrong; each machine
-is asked by a task that needs no CPU, so that a busy cluster answers, too.
+Invariants: it runs in a process of its own (`doctor.isolated`), since Ray may hang where something is wrong; each
+machine is asked by a task that needs no CPU, so that a busy cluster answers, too.
 """
 
 from __future__ import annotations

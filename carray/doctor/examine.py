@@ -1,4 +1,4 @@
-"""Looks at everything at once: the machine, its software, places, and the Ray that there is.
+"""Examines everything at once: the machine, its software, storage, and the Ray that there is.
 
 From: the places to read and to write. To: findings, in the order of the report.
 Cost: the slowest check; importing torch takes 5 to 15 s, a store that is away up to 25.
@@ -11,16 +11,16 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from carray.doctor import machine, places, software
+from carray.doctor import machine, software, storage
 from carray.doctor.findings import Check, Finding, run_checks
 
 __all__ = ["examine", "examine_cluster"]
 
-_APART_SECONDS = 60.0
+_PROCESS_SECONDS = 60.0
 _RAY_SECONDS = 110.0
 """Of Ray's own connecting, and of what each machine may take (cluster_on_ray.NODE_SECONDS)."""
 _KILL_SECONDS = 5.0
-"""A process apart is killed so much earlier than it would be given up, and so has a line of its own."""
+"""A process is killed so much earlier than its check would be given up, so that the line says what happened."""
 
 
 def examine(reads: Sequence[str], writes: Sequence[str], *, ray: bool = True) -> Iterator[Finding]:
@@ -41,22 +41,22 @@ def examine(reads: Sequence[str], writes: Sequence[str], *, ray: bool = True) ->
         Check("disks", machine.check_disks),
         Check("processor", machine.check_instructions),
         Check("GPUs", machine.check_gpus),
-        _apart("decoders"),
-        _apart("scoring"),
-        _apart("training"),
+        _in_process("decoders"),
+        _in_process("scoring"),
+        _in_process("training"),
     ]
     for write, uris in ((False, reads), (True, writes)):
         title = "writes" if write else "reads"
         for uri in uris:
-            look = partial(places.check_place, uri, write=write)
-            checks.append(Check(title, look, places.SECONDS, storage=True))
+            look = partial(storage.check_place, uri, write=write)
+            checks.append(Check(title, look, storage.SECONDS, storage=True))
     yield from run_checks(checks + (_of_ray() if ray else []))
 
 
 def examine_cluster(reads: Sequence[str], writes: Sequence[str]) -> Iterator[Finding]:
     """Let every machine of RAY_ADDRESS's cluster examine itself; trouble of one is a line that names it."""
     wanted = json.dumps({"reads": list(reads), "writes": list(writes)})
-    yield from run_checks([*_of_ray(), _apart("machines", wanted, seconds=_RAY_SECONDS)])
+    yield from run_checks([*_of_ray(), _in_process("machines", wanted, seconds=_RAY_SECONDS)])
 
 
 def _of_ray() -> list[Check]:
@@ -68,8 +68,8 @@ def _of_ray() -> list[Check]:
     elif address in ("", "local"):
         checks.append(Check("Ray", _private))
     else:
-        checks.append(_apart("ray", title="Ray", seconds=_RAY_SECONDS))
-    return checks + ([_apart("jobs", jobs, title="Ray jobs")] if jobs else [])
+        checks.append(_in_process("ray", title="Ray", seconds=_RAY_SECONDS))
+    return checks + ([_in_process("jobs", jobs, title="Ray jobs")] if jobs else [])
 
 
 def _private() -> Iterator[Finding]:
@@ -78,7 +78,7 @@ def _private() -> Iterator[Finding]:
     yield Finding("Ray", "ok", seen)
 
 
-def _apart(name: str, *arguments: str, title: str = "", seconds: float = _APART_SECONDS) -> Check:
+def _in_process(name: str, *arguments: str, title: str = "", seconds: float = _PROCESS_SECONDS) -> Check:
     title = title or name
-    look = partial(software.look_apart, name, *arguments, title=title, seconds=seconds - _KILL_SECONDS)
+    look = partial(software.look_in_process, name, *arguments, title=title, seconds=seconds - _KILL_SECONDS)
     return Check(title, look, seconds)

@@ -22,7 +22,7 @@ from pathlib import Path
 import carray
 from carray.doctor.findings import Finding, one_line
 
-__all__ = ["SEARCH_ONLY", "check_packages", "check_python", "look_apart"]
+__all__ = ["SEARCH_ONLY", "check_packages", "check_python", "look_in_process"]
 
 SEARCH_ONLY = ("torch", "torchvision", "timm", "onnx", "onnxscript", "optuna")
 """Distributions that only preparing a bundle needs: the search, its refit and its export."""
@@ -100,18 +100,18 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def look_apart(name: str, *arguments: str, title: str, seconds: float) -> Iterator[Finding]:
-    """Look at something in a process of its own (doctor.apart), which may break or hang.
+def look_in_process(name: str, *arguments: str, title: str, seconds: float) -> Iterator[Finding]:
+    """Look at something in a process of its own (doctor.isolated), which may break or hang.
 
     Args:
-        name: Of the function in `doctor.apart`.
+        name: Of the function in `doctor.isolated`.
         arguments: For it.
         title: Of the finding, if the process says none.
         seconds: After which it is killed.
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "carray.doctor.apart", name, *arguments]
+    command = [sys.executable, "-m", "carray.doctor.isolated", name, *arguments]
     try:
         done = subprocess.run(
             command,

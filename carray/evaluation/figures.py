@@ -1,21 +1,27 @@
-"""Draws an evaluation's pictures as SVG that stands inside a page and takes the page's colours, by day and by night.
+"""Draws an evaluation's pictures: SVG that takes a page's colours by day and night, the confusion matrix also as PNG.
 
-From: an evaluation's tables. To: one `<svg>` element each, with a title and a description.
+From: an evaluation's tables, and counts by (true class, predicted class). To: one `<svg>` element each, with a title
+and a description.
 Invariants: what is drawn stands in a table or a sentence of the page, too; bars of uncertainty are the tables' 95 %
-intervals.
+intervals. Rows of a confusion matrix are the truth and add up to 1; a class without images is a grey row, not an empty
+one; up to 30 classes each has its name, above that neighbours of one make share a tick. Names are text, never
+mathematics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from carray.core.svg import PAGE_COLOURS, percent_axis, picture, whole_numbers
+from carray.vehicles import parse_vehicle
 
-__all__ = ["bars_svg", "coverage_svg", "intervals_svg", "reliability_svg"]
+__all__ = ["bars_svg", "confusion_png", "confusion_svg"]
 
 _INK, _SOFT, _FIRST, _SECOND, _THIRD = (PAGE_COLOURS[name] for name in ("ink", "soft", "first", "second", "third"))
 _MOST_POINTS = 400
@@ -115,3 +121,129 @@ def bars_svg(names: Sequence[str], images: Sequence[int], *, title: str, label: 
         axes.set_xlabel(label)
         whole_numbers(axes.xaxis)
     return svg()
+
+
+NAMED_CLASSES = 30
+"""With more, class names no longer fit beside the rows."""
+NUMBERED_CLASSES = 12
+"""With more, the numbers no longer fit into the cells."""
+SMALLEST_GAP = 0.012
+"""Between the middles of two tick labels, as a fraction of the axis: the height of their letters."""
+LONGEST_NAME = 40
+"""Letters: a longer name is cut, or it would leave no room for the matrix."""
+CELL_COLOUR = (62, 134, 208)
+"""A blue that can be told from white and from near black."""
+
+
+def confusion_png(counts_KK: npt.NDArray[np.int64], classes: Sequence[str]) -> bytes:
+    """Draw counts (rows are the truth) as a row-normalised picture, and give its PNG bytes."""
+    import matplotlib
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    counts_KK, names = _in_order(counts_KK, classes)
+    shares_KK = np.ma.masked_invalid(_row_shares(counts_KK))
+    side = 2.5 + _room(names) + 0.35 * len(classes) if len(classes) <= NAMED_CLASSES else 13.0
+    with matplotlib.rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=(side + 1, side), dpi=110, layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_facecolor("0.8")
+        # The square root lifts rare confusions, which would vanish beside a strong diagonal.
+        image = axes.imshow(shares_KK, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="none")
+        figure.colorbar(image, ax=axes, shrink=0.7, label="fraction of the true class's images")
+        _label(axes, names, counts_KK, lines="0.85")
+        if len(classes) <= NUMBERED_CLASSES:
+            _number_cells(axes, counts_KK, lambda share: "white" if share > 0.4 else "black")
+        hits = int(np.trace(counts_KK))
+        axes.set_title(f"{hits:,} of {int(counts_KK.sum()):,} images right, {len(classes)} classes")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def confusion_svg(counts_KK: npt.NDArray[np.int64], classes: Sequence[str], *, title: str) -> str:
+    """Draw the same for a page: ink of the page's own, cells that darken a light page and lighten a dark one."""
+    counts_KK, names = _in_order(counts_KK, classes)
+    shares_KK = _row_shares(counts_KK)
+    cells_KKC = np.zeros((*shares_KK.shape, 4))
+    cells_KKC[..., :3] = np.array(CELL_COLOUR) / 255
+    cells_KKC[..., 3] = 0.9 * np.sqrt(np.nan_to_num(shares_KK))
+    cells_KKC[np.isnan(shares_KK)] = (0.5, 0.5, 0.5, 0.3)
+    side = 1.4 + _room(names) + 0.26 * len(classes) if len(classes) <= NAMED_CLASSES else 9.6
+    with picture(title, "Rows are true classes, columns predicted ones.", {}, height=side, width=side + 0.6) as (
+        axes,
+        svg,
+    ):
+        axes.grid(visible=False)
+        axes.imshow(cells_KKC, interpolation="none")
+        _label(axes, names, counts_KK, lines=PAGE_COLOURS["grid"])
+        if len(classes) <= NUMBERED_CLASSES:
+            _number_cells(axes, counts_KK, lambda share: PAGE_COLOURS["ink"])
+    return svg()
+
+
+def _in_order(counts_KK: npt.NDArray[np.int64], classes: Sequence[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Put classes of one make side by side."""
+    order = sorted(range(len(classes)), key=lambda i: (_group(classes[i]).casefold(), classes[i]))
+    return counts_KK[np.ix_(order, order)], [classes[i] for i in order]
+
+
+def _short(name: str) -> str:
+    line = " ".join(name.split())
+    return line if len(line) <= LONGEST_NAME else f"{line[: LONGEST_NAME - 1]}…"
+
+
+def _room(names: Sequence[str]) -> float:
+    """Give the inches that the longest name needs beside the matrix."""
+    return 0.08 * max(len(_short(name)) for name in names)
+
+
+def _row_shares(counts_KK: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Divide each row by its sum; NaN in a row without images."""
+    totals_K = counts_KK.sum(axis=1)[:, None]
+    return np.where(totals_K > 0, counts_KK / np.maximum(totals_K, 1), np.nan)
+
+
+def _label(axes: Any, names: Sequence[str], counts_KK: npt.NDArray[np.int64], *, lines: str) -> None:
+    if len(names) <= NAMED_CLASSES:
+        _name_every_class(axes, names, counts_KK.sum(axis=1))
+    else:
+        _name_groups(axes, names, lines=lines)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+
+
+def _group(name: str) -> str:
+    return parse_vehicle(name).make or name[:1].upper()
+
+
+def _name_every_class(axes: Any, names: Sequence[str], totals_K: npt.NDArray[np.int64]) -> None:
+    places, names = range(len(names)), [_short(name) for name in names]
+    axes.set_xticks(places, names, rotation=90 if len(names) > 8 else 30, ha="center" if len(names) > 8 else "right")
+    axes.set_yticks(places, [f"{name} ({total})" for name, total in zip(names, totals_K, strict=True)])
+
+
+def _name_groups(axes: Any, names: Sequence[str], *, lines: str) -> None:
+    """Put one tick in the middle of each run of neighbours of one make, and a thin line between runs."""
+    groups = [_group(name) for name in names]
+    starts = [i for i, group in enumerate(groups) if i == 0 or groups[i - 1] != group]
+    runs = list(zip(starts, [*starts[1:], len(groups)], strict=True))
+    ticks: dict[float, str] = {}
+    # The largest first; a small make beside a labelled one goes without, since two labels in one place are none.
+    for start, end in sorted(runs, key=lambda run: run[0] - run[1]):
+        middle = (start + end - 1) / 2
+        if all(abs(middle - other) >= SMALLEST_GAP * len(names) for other in ticks):
+            ticks[middle] = groups[start]
+    axes.set_xticks(list(ticks), list(ticks.values()), rotation=90, fontsize=7)
+    axes.set_yticks(list(ticks), list(ticks.values()), fontsize=7)
+    axes.tick_params(length=0)
+    for start in starts[1:]:
+        axes.axhline(start - 0.5, color=lines, linewidth=0.4)
+        axes.axvline(start - 0.5, color=lines, linewidth=0.4)
+
+
+def _number_cells(axes: Any, counts_KK: npt.NDArray[np.int64], colour: Callable[[float], str]) -> None:
+    shares_KK = _row_shares(counts_KK)
+    for (row, column), count in np.ndenumerate(counts_KK):
+        if count:
+            axes.text(column, row, f"{count}", ha="center", va="center", color=colour(float(shares_KK[row, column])))

@@ -1,8 +1,14 @@
-"""Measures predictions against the truth: accuracies, loss and macro F1 with intervals, tables by class, confusions.
+"""Measures predictions against the truth: accuracies with intervals, confusions, kinds of mistakes, calibration.
 
-From: logits and class indices. To: floats between 0 and 1 and small tables. Pure functions on numpy, no files.
+From: logits, scores and class indices. To: floats between 0 and 1 and small tables. Pure functions on numpy, no files.
+Sources: Guo et al., 'On Calibration of Modern Neural Networks', 2017 (expected calibration error, 15 bins of equal
+width); Geifman and El-Yaniv, 'Selective Classification for Deep Neural Networks', 2017 (risk and coverage); Ding et
+al., 'Revisiting the Evaluation of Uncertainty Estimation', 2020 (AURC).
 Invariants: top-5 counts the first min(5, K) classes; a tie goes to the class with the smaller index, as in
-`bundle.predict`; a class without images has null recall, not a zero that looks measured.
+`bundle.predict`; a class without images has null recall, not a zero that looks measured. An image counts for a level
+exactly when the name of its class tells that level, and a prediction that does not tell it is wrong there; kinds
+exclude each other and add up to all mistakes. Images of equal score are accepted together, so that no order within
+them can flatter.
 """
 
 from __future__ import annotations
@@ -15,15 +21,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-__all__ = [
-    "bootstrap_interval",
-    "class_table",
-    "confused_pairs",
-    "confusion_counts",
-    "headline",
-    "top_k_hits",
-    "wilson_interval",
-]
+from carray.bundle.certify import AGREEMENT, AGREEMENT_CONFIDENT, DROP_POINTS, judge
+from carray.bundle.format import BundleInfo
+from carray.vehicles import VEHICLE_COLUMNS, vehicle_columns
+
+__all__ = ["KINDS", "LEVELS", "accuracy_by_level", "confusion_counts", "confusion_kinds", "wilson_interval"]
 
 RESAMPLES = 1000
 
@@ -184,3 +186,217 @@ def confused_pairs(counts_KK: npt.NDArray[np.int64], classes: Sequence[str]) -> 
     return table.sort_values(
         ["images", "fraction", "truth", "label"], ascending=[False, False, True, True]
     ).reset_index(drop=True)
+
+
+LEVELS = {
+    "make": ("make",),
+    "make_model": ("make", "model"),
+    "body": ("body",),
+    "year": ("year",),
+    "exact": None,
+}
+"""What has to be the same, of a vehicle's parts; None: the class itself."""
+KINDS = ("make", "model", "body", "year", "variant", "unnamed")
+"""The coarsest thing that is wrong. A variant has all parts right, and is another class: another cab, another trim;
+unnamed is a confusion with a class whose name is no vehicle's, where nothing can be told."""
+
+
+def accuracy_by_level(truth_N: Integers, predicted_N: Integers, classes: Sequence[str]) -> pd.DataFrame:
+    """Measure each level: level, images that can tell it, accuracy with Wilson's low and high; null without images."""
+    codes = _part_codes(classes)
+    rows = []
+    for level, parts in LEVELS.items():
+        told_N, right_N = np.ones(len(truth_N), dtype=bool), truth_N == predicted_N
+        if parts is not None:
+            told_N = np.all([codes[part][truth_N] >= 0 for part in parts], axis=0)
+            right_N = np.all([codes[part][truth_N] == codes[part][predicted_N] for part in parts], axis=0)
+        images, hits = int(told_N.sum()), int((told_N & right_N).sum())
+        low, high = wilson_interval(hits, images) if images else (None, None)
+        rows.append((level, images, hits / images if images else None, low, high))
+    return pd.DataFrame(rows, columns=["level", "images", "accuracy", "low", "high"])
+
+
+def confusion_kinds(truth_N: Integers, predicted_N: Integers, classes: Sequence[str]) -> pd.DataFrame:
+    """Count mistakes by KINDS: kind, images, fraction_of_mistakes (null where there is none), fraction of all."""
+    codes, wrong_N = _part_codes(classes), truth_N != predicted_N
+    unnamed_N = (codes["make"][truth_N] < 0) | (codes["make"][predicted_N] < 0)
+    differs = {part: codes[part][truth_N] != codes[part][predicted_N] for part in VEHICLE_COLUMNS}
+    places = [unnamed_N, *(differs[part] for part in VEHICLE_COLUMNS)]
+    kind_N = np.select(places, ["unnamed", *VEHICLE_COLUMNS], default="variant")
+    mistakes = int(wrong_N.sum())
+    rows = []
+    for kind in KINDS:
+        images = int((wrong_N & (kind_N == kind)).sum())
+        rows.append((kind, images, images / mistakes if mistakes else None, images / len(truth_N)))
+    return pd.DataFrame(rows, columns=["kind", "images", "fraction_of_mistakes", "fraction"])
+
+
+def _part_codes(classes: Sequence[str]) -> dict[str, Integers]:
+    """Number the values of each part, int64 (K,); -1 where a name does not tell it."""
+    columns = vehicle_columns(classes)
+    return {part: pd.factorize(np.array(columns[part], dtype=object))[0].astype(np.int64) for part in VEHICLE_COLUMNS}
+
+
+BINS = 15
+CHANCE_DRAWS = 200
+
+Doubles = npt.NDArray[np.float64]
+Booleans = npt.NDArray[np.bool_]
+
+
+def reliability(score_N: Doubles, right_N: Booleans) -> pd.DataFrame:
+    """Bin images by score: score_low, score_high, images, mean_score, accuracy, low and high (null without images)."""
+    bin_N = _bins(score_N)
+    rows = []
+    for place in range(BINS):
+        own_N = bin_N == place
+        images, hits = int(own_N.sum()), int(right_N[own_N].sum())
+        mean, accuracy = (float(score_N[own_N].mean()), hits / images) if images else (None, None)
+        low, high = wilson_interval(hits, images) if images else (None, None)
+        rows.append((place / BINS, (place + 1) / BINS, images, mean, accuracy, low, high))
+    return pd.DataFrame(rows, columns=["score_low", "score_high", "images", "mean_score", "accuracy", "low", "high"])
+
+
+def calibration_error(score_N: Doubles, right_N: Booleans) -> float:
+    """Compute the expected calibration error, 0..1: over bins, the mean distance of accuracy from score, by images."""
+    gaps_B = np.bincount(_bins(score_N), weights=right_N - score_N, minlength=BINS)
+    return float(np.abs(gaps_B).sum() / len(score_N))
+
+
+def chance_error(score_N: Doubles) -> float:
+    """Say what the error would be on as many images if scores were exactly true: few images are never quite even.
+
+    The mean of 200 draws of labels, right with the probability that the score states; the same at every call.
+    """
+    random = np.random.default_rng(0)
+    return float(
+        np.mean([calibration_error(score_N, random.random(len(score_N)) < score_N) for _ in range(CHANCE_DRAWS)])
+    )
+
+
+def coverage_table(score_N: Doubles, right_N: Booleans) -> pd.DataFrame:
+    """Say of each score that occurs, the highest first, what accepting it and all above gives.
+
+    Returns:
+        threshold, images, coverage, accuracy of the accepted, and its Wilson interval, low and high.
+    """
+    order = np.argsort(-score_N, kind="stable")
+    ordered_N = score_N[order]
+    last_T = np.flatnonzero(np.append(ordered_N[1:] != ordered_N[:-1], True))
+    hits_T, images_T = np.cumsum(right_N[order])[last_T], last_T + 1
+    ends = np.array([wilson_interval(*pair) for pair in zip(hits_T.tolist(), images_T.tolist(), strict=True)])
+    return pd.DataFrame(
+        {
+            "threshold": ordered_N[last_T],
+            "images": images_T,
+            "coverage": images_T / len(score_N),
+            "accuracy": hits_T / images_T,
+            "low": ends[:, 0],
+            "high": ends[:, 1],
+        }
+    )
+
+
+def area_under_risk(score_N: Doubles, right_N: Booleans) -> float:
+    """Compute AURC, 0..1: the share of wrong labels among the n surest images, averaged over n = 1..N."""
+    order = np.argsort(-score_N, kind="stable")
+    ordered_N = score_N[order]
+    last_T = np.flatnonzero(np.append(ordered_N[1:] != ordered_N[:-1], True))
+    wrong_T = np.cumsum(~right_N[order])[last_T]
+    count_N = np.arange(1, len(score_N) + 1)
+    # Between two thresholds lie images of one score, whose mistakes count as evenly spread.
+    wrong_N = np.interp(count_N, np.append(0, last_T + 1), np.append(0, wrong_T))
+    return float(np.mean(wrong_N / count_N))
+
+
+def kept_promise(info: BundleInfo, score_N: Doubles, right_N: Booleans) -> dict[str, Any]:
+    """Measure what the bundle's threshold does on these images, beside what was promised.
+
+    Returns:
+        threshold, target_precision, promised (the bundle's own record, or null) and reason; with a threshold also
+        accepted, coverage and precision, each share with `_low` and `_high`, and verdict: `kept` (at least the target),
+        `within chance` (below it, its interval is not), `broken`, or `untested` where nothing was accepted.
+    """
+    promised = info.acceptance
+    found: dict[str, Any] = {
+        "threshold": info.accept_threshold,
+        "target_precision": promised and promised.target_precision,
+        "promised": promised and promised.model_dump(mode="json"),
+        "reason": (promised.reason if promised else "no threshold was ever chosen for this bundle")
+        if info.accept_threshold is None
+        else "",
+    }
+    if info.accept_threshold is None:
+        return found
+    accept_N = score_N >= info.accept_threshold
+    accepted, right = int(accept_N.sum()), int(right_N[accept_N].sum())
+    coverage_low, coverage_high = wilson_interval(accepted, len(score_N))
+    found |= {"accepted": accepted, "coverage": accepted / len(score_N)}
+    found |= {"coverage_low": coverage_low, "coverage_high": coverage_high}
+    low, high = wilson_interval(right, accepted) if accepted else (None, None)
+    found |= {"precision": right / accepted if accepted else None, "precision_low": low, "precision_high": high}
+    return found | {"verdict": _verdict(found)}
+
+
+def kept_certificate(
+    info: BundleInfo, runtime: str, fp32_NK: Floats, other_NK: Floats, truth_N: npt.NDArray[np.int64]
+) -> dict[str, Any]:
+    """Measure what a runtime loses against fp32 on these images, beside what the bundle's certificate says.
+
+    Returns:
+        The figures of a certificate (bundle.certify.judge) for these images, with 95 % intervals of drop and
+        agreement; runtime; promised, the bundle's certificate or null; and verdict: null where no certificate holds,
+        else `kept`, `within chance` (a limit is missed by less than an interval), or `broken`.
+    """
+    found = judge(fp32_NK, other_NK, truth_N, temperature=info.temperature)
+    fp32_N, other_N = fp32_NK.argmax(axis=1), other_NK.argmax(axis=1)
+    lost = int(((fp32_N == truth_N) & (other_N != truth_N)).sum())
+    gained = int(((fp32_N != truth_N) & (other_N == truth_N)).sum())
+    _, drop_low, drop_high = paired_drop(lost, gained, len(truth_N))
+    low, high = wilson_interval(int((fp32_N == other_N).sum()), len(truth_N))
+    sure, sure_agreement = found["confident_images"], found["agreement_confident"]
+    sure_high = wilson_interval(round(sure_agreement * sure), sure)[1] if sure else 1.0
+    within = drop_low <= DROP_POINTS and high >= AGREEMENT and sure_high >= AGREEMENT_CONFIDENT
+    promised = info.certificates.get(runtime)
+    verdict = "kept" if found["holds"] else "within chance" if within else "broken"
+    return {
+        **found,
+        "runtime": runtime,
+        "drop_low_points": drop_low,
+        "drop_high_points": drop_high,
+        "agreement_low": low,
+        "agreement_high": high,
+        "promised": promised and promised.model_dump(mode="json"),
+        "verdict": verdict if promised and promised.holds else None,
+    }
+
+
+def paired_drop(lost: int, gained: int, images: int, *, z: float = 1.959964) -> tuple[float, float, float]:
+    """Give a drop in points of percent and its 95 % interval, from the images whose outcome changed.
+
+    Source: Agresti and Min, 'Simple improved confidence intervals for comparing matched proportions', 2005: Wald's
+    interval after half an image more in each of the four cells.
+
+    >>> [round(value, 2) for value in paired_drop(10, 2, 100)]
+    [8.0, 1.08, 14.6]
+    """
+    total = images + 2
+    difference = (lost - gained) / total
+    spread = z * math.sqrt(max(0.0, lost + gained + 1 - (lost - gained) ** 2 / total)) / total
+    return 100 * (lost - gained) / images, 100 * (difference - spread), 100 * (difference + spread)
+
+
+def _verdict(found: dict[str, Any]) -> str | None:
+    target = found["target_precision"]
+    if target is None:
+        return None
+    if found["precision"] is None:
+        return "untested"
+    if found["precision"] >= target:
+        return "kept"
+    return "within chance" if found["precision_high"] >= target else "broken"
+
+
+def _bins(score_N: Doubles) -> npt.NDArray[np.int64]:
+    """Number each score's bin, 0..14; the bins are open below and closed above, as in Guo et al."""
+    return np.clip(np.ceil(score_N * BINS).astype(np.int64) - 1, 0, BINS - 1)

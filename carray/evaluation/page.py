@@ -25,7 +25,7 @@ from carray.core.page import render_page
 from carray.core.storage import join, write_bytes
 from carray.core.tables import read_table
 from carray.evaluation import figures
-from carray.evaluation.confusion import confusion_svg
+from carray.evaluation.figures import confusion_svg
 from carray.evaluation.format import REPORT_HTML, TABLES, table_kind
 from carray.evaluation.metrics import confusion_counts
 from carray.evaluation.stress_page import stress_context

@@ -7,8 +7,11 @@ metrics.json is written last, so a folder that was left half-written is measured
 
 from __future__ import annotations
 
+import io
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,20 +21,82 @@ import pyarrow as pa
 from carray.bundle.acceptance import top_scores
 from carray.bundle.format import INT8_MODEL, BundleInfo
 from carray.bundle.predict import Scorer
-from carray.core.errors import BundleError, SettingsError
+from carray.core.errors import BundleError, DecodeError, FetchError, SettingsError
 from carray.core.progress import say
 from carray.core.storage import absolute, exists, join, read_json, write_bytes, write_json
 from carray.core.tables import table_from_rows, write_table
-from carray.evaluation import calibration, levels
 from carray.evaluation import metrics as measure
-from carray.evaluation.confusion import confusion_png
-from carray.evaluation.examples import take_examples
+from carray.evaluation.figures import confusion_png
 from carray.evaluation.format import CONFUSION_PNG, METRICS_JSON, TABLES, VERSION, table_kind
 from carray.evaluation.page import write_page
-from carray.evaluation.score import ScoredSplit, score_split, seen_before
-from carray.manifest.format import read_manifest
+from carray.evaluation.score import ScoredSplit, read_original, score_split, seen_before
+from carray.manifest.format import read_manifest, row_box
+from carray.pixels import Box, PixelSettings, decode
 
-__all__ = ["evaluate", "summary_text", "write_evaluation"]
+__all__ = ["evaluate", "summary_text", "take_examples", "write_evaluation"]
+
+PAIRS, IMAGES_A_PAIR = 12, 3
+LONG_SIDE, SHORT_SIDE_LEAST = 240, 24
+"""Pixels: a dozen pairs of pictures of this size are half a megabyte, and a banner of 10,000 by 10 stays one."""
+QUALITY = 78
+
+
+def take_examples(scored: ScoredSplit, pairs: pd.DataFrame, info: BundleInfo) -> list[dict[str, Any]]:
+    """Take up to three pictures of each of the first 12 pairs, the surest mistakes first.
+
+    Returns:
+        Rows of truth, label, uri, score, jpeg, width, height and reason, in the order of the pairs.
+    """
+    mistaken = pd.DataFrame(
+        [
+            (place, row["truth"], row["label"], row["score"])
+            for place, row in enumerate(scored.predictions)
+            if row["status"] == "ok" and row["label"] != row["truth"]
+        ],
+        columns=["place", "truth", "label", "score"],
+    ).sort_values(["score", "place"], ascending=[False, True])
+    chosen = [
+        int(place)
+        for pair in pairs.head(PAIRS).to_dict("records")
+        for place in mistaken.loc[
+            (mistaken["truth"] == pair["truth"]) & (mistaken["label"] == pair["label"]), "place"
+        ].head(IMAGES_A_PAIR)
+    ]
+    with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as pool:
+        pictures = list(pool.map(lambda place: _picture(scored.rows[place], boxes=info.uses_boxes), chosen))
+    names = ("uri", "truth", "label", "score")
+    return [
+        {name: scored.predictions[place][name] for name in names} | picture
+        for place, picture in zip(chosen, pictures, strict=True)
+    ]
+
+
+def _picture(row: Mapping[Any, Any], *, boxes: bool) -> dict[str, Any]:
+    """Give jpeg, width and height of a small picture, or the reason why there is none."""
+    from PIL import Image
+
+    # Squashed to a square and stretched back: the one way of decoding that knows boxes, EXIF and every format.
+    settings = PixelSettings(decode_size=LONG_SIDE, input_size=LONG_SIDE, aspect="squash")
+    box = row_box(row) if boxes else None
+    try:
+        found = decode(read_original(row), settings, box=box)
+    except (FetchError, DecodeError) as err:
+        return {"reason": str(err)}
+    width, height = _size(found.width, found.height, box)
+    buffer = io.BytesIO()
+    Image.fromarray(found.pixels_HWC).resize((width, height), Image.Resampling.BICUBIC).save(
+        buffer, "JPEG", quality=QUALITY, optimize=True
+    )
+    return {"jpeg": buffer.getvalue(), "width": width, "height": height}
+
+
+def _size(width: int, height: int, box: Box | None) -> tuple[int, int]:
+    """Give the picture's sides, the longer one LONG_SIDE, from those of the image or of the part of its box inside."""
+    if box is not None:
+        width, height = min(box[2], width) - max(box[0], 0), min(box[3], height) - max(box[1], 0)
+    scale = LONG_SIDE / max(width, height)
+    return max(SHORT_SIDE_LEAST, round(width * scale)), max(SHORT_SIDE_LEAST, round(height * scale))
+
 
 _VERDICTS = {
     "kept": "kept",
@@ -165,8 +230,8 @@ def write_evaluation(out: str, origin: dict[str, Any], info: BundleInfo, scored:
         "per_class": measure.class_table(scored.truth_N, predicted_N, info.classes),
         "confused_pairs": pairs,
         "examples": take_examples(scored, pairs, info),
-        "levels": levels.accuracy_by_level(scored.truth_N, predicted_N, info.classes),
-        "confusion_kinds": levels.confusion_kinds(scored.truth_N, predicted_N, info.classes),
+        "levels": measure.accuracy_by_level(scored.truth_N, predicted_N, info.classes),
+        "confusion_kinds": measure.confusion_kinds(scored.truth_N, predicted_N, info.classes),
         **_score_tables(scored, info),
     }
     for name, rows in tables.items():
@@ -183,13 +248,13 @@ def _score_tables(scored: ScoredSplit, info: BundleInfo) -> dict[str, pd.DataFra
     right_N = scored.logits_NK.argmax(axis=1) == scored.truth_N
     stages = {"before": 1.0, "after": info.temperature}
     bins = [
-        calibration.reliability(top_scores(scored.logits_NK, temperature=temperature), right_N).assign(stage=stage)
+        measure.reliability(top_scores(scored.logits_NK, temperature=temperature), right_N).assign(stage=stage)
         for stage, temperature in stages.items()
     ]
     after_N = top_scores(scored.logits_NK, temperature=info.temperature)
     return {
         "calibration": pd.concat(bins, ignore_index=True),
-        "coverage": calibration.coverage_table(after_N, right_N),
+        "coverage": measure.coverage_table(after_N, right_N),
     }
 
 
@@ -203,7 +268,7 @@ def _metrics(
     # In an order of their own, so that the resamples do not depend on that of the rows.
     order = np.lexsort((right_N, score_N))
     score_N, right_N = score_N[order], right_N[order]
-    aurc_low, aurc_high = measure.bootstrap_interval(calibration.area_under_risk, score_N, right_N, highest=1.0)
+    aurc_low, aurc_high = measure.bootstrap_interval(measure.area_under_risk, score_N, right_N, highest=1.0)
     found = {
         **origin,
         "images": len(scored.predictions),
@@ -216,13 +281,13 @@ def _metrics(
         "levels": {row.pop("level"): row for row in _plain(tables["levels"])},
         "confusion_kinds": {row.pop("kind"): row for row in _plain(tables["confusion_kinds"])},
         "temperature": info.temperature,
-        "ece": calibration.calibration_error(score_N, right_N),
-        "ece_before": calibration.calibration_error(before_N, right_N),
-        "ece_by_chance": calibration.chance_error(score_N),
-        "aurc": calibration.area_under_risk(score_N, right_N),
+        "ece": measure.calibration_error(score_N, right_N),
+        "ece_before": measure.calibration_error(before_N, right_N),
+        "ece_by_chance": measure.chance_error(score_N),
+        "aurc": measure.area_under_risk(score_N, right_N),
         "aurc_low": aurc_low,
         "aurc_high": aurc_high,
-        "acceptance": calibration.kept_promise(info, score_N, right_N),
+        "acceptance": measure.kept_promise(info, score_N, right_N),
         "certificates": _certificates(info),
         "certificate": _kept_certificate(origin["runtime"], info, scored),
         "own_manifest": info.search.get("manifest_fingerprint") == origin["manifest_fingerprint"],
@@ -235,8 +300,8 @@ def _kept_certificate(runtime: str, info: BundleInfo, scored: ScoredSplit) -> di
     if scored.other_NK is None:
         return None
     if runtime == "fp32":
-        return calibration.kept_certificate(info, "int8", scored.logits_NK, scored.other_NK, scored.truth_N)
-    return calibration.kept_certificate(info, runtime, scored.other_NK, scored.logits_NK, scored.truth_N)
+        return measure.kept_certificate(info, "int8", scored.logits_NK, scored.other_NK, scored.truth_N)
+    return measure.kept_certificate(info, runtime, scored.other_NK, scored.logits_NK, scored.truth_N)
 
 
 def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:

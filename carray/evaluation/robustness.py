@@ -8,7 +8,6 @@ after counts nowhere.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -20,12 +19,12 @@ import pyarrow as pa
 from carray.bundle.format import BundleInfo
 from carray.bundle.predict import Scorer
 from carray.evaluation.corruptions import CORRUPTIONS, NONE, as_picture
-from carray.evaluation.metrics import wilson_interval
+from carray.evaluation.metrics import paired_drop, wilson_interval
 from carray.evaluation.reading import Refused, Row, read_batches, read_row, score_pixels
 from carray.manifest.format import row_box
 from carray.pixels import decode, decode_original, view
 
-__all__ = ["ROBUSTNESS_SCHEMA", "VARIANTS", "corrupted_hits", "paired_drop", "robustness_rows"]
+__all__ = ["ROBUSTNESS_SCHEMA", "VARIANTS", "corrupted_hits", "robustness_rows"]
 
 ROBUSTNESS_SCHEMA = pa.schema(
     [
@@ -101,18 +100,3 @@ def robustness_rows(hits_VN: Bools, variants: Sequence[tuple[str, str]] = VARIAN
     # The plain row differs from itself by nothing, without any doubt.
     rows[0] |= {"drop_low_points": 0.0, "drop_high_points": 0.0}
     return rows
-
-
-def paired_drop(lost: int, gained: int, images: int, *, z: float = 1.959964) -> tuple[float, float, float]:
-    """Give a drop in points of percent and its 95 % interval, from the images whose outcome changed.
-
-    Source: Agresti and Min, 'Simple improved confidence intervals for comparing matched proportions', 2005: Wald's
-    interval after half an image more in each of the four cells.
-
-    >>> [round(value, 2) for value in paired_drop(10, 2, 100)]
-    [8.0, 1.08, 14.6]
-    """
-    total = images + 2
-    difference = (lost - gained) / total
-    spread = z * math.sqrt(max(0.0, lost + gained + 1 - (lost - gained) ** 2 / total)) / total
-    return 100 * (lost - gained) / images, 100 * (difference - spread), 100 * (difference + spread)

@@ -19,7 +19,7 @@ from typing import Any
 from carray.bundle.format import BundleInfo, open_bundle
 from carray.core.aws import aws_environment
 from carray.core.errors import SettingsError, StorageError
-from carray.core.last_words import advise, stopping_in_order
+from carray.core.exit_lines import advise, stopping_in_order
 from carray.core.lease import Lease, hold_run
 from carray.core.metrics_on_ray import Meter
 from carray.core.on_ray import RunningRay, is_cluster, start_ray, used_text

@@ -1,8 +1,11 @@
-"""Writes what is in a bucket, by its finished predictions, as one page that opens from disk.
+r"""Writes what is in a bucket, by its finished predictions, as one page that opens from disk.
 
-From: a folder of predictions, and the images that it speaks of, as far as they are still there. To: one HTML file.
-Invariants: no row is loaded that is not shown; keys, labels and errors are text, never markup; an image that cannot be
-read now costs its picture, not the page; what the predictions do not hold is said, not left blank.
+From: a folder of predictions, and the images that it speaks of, as far as they are still there. To: one HTML file, with
+its pictures as SVG and a gallery of cards.
+Invariants: no row is loaded that is not shown; an image that cannot be read now costs its picture, not the page; what
+the predictions do not hold is said, not left blank. Keys, labels and errors are untrusted text, never markup: letters
+that do not show, or that turn text round, are spelled out (as \n or \u202e), so that what is read on the page is
+what stands in the table.
 Cost: the columns that are counted, once or twice; then one GET a thumbnail. matplotlib takes 2 s to import.
 """
 
@@ -13,19 +16,172 @@ from typing import Any
 
 import pandas as pd
 
+from carray.core import text
 from carray.core.errors import SettingsError
 from carray.core.page import render_page
 from carray.core.progress import say
-from carray.core.storage import absolute, exists, is_folder, join, read_json, write_bytes
+from carray.core.storage import absolute, exists, is_folder, is_s3, join, read_json, write_bytes
+from carray.core.svg import PAGE_COLOURS, percent_axis, picture, whole_numbers
 from carray.predictions.format import record_place
 from carray.queries import UNCERTAIN_SCORE, read_predictions
-from carray.reports import figures
-from carray.reports.cards import card, readable
-from carray.reports.samples import PICKS, SHOWN, choose
-from carray.reports.tallies import SHOWN_FOLDERS, Duplicates, Folders, Tallies, count, count_duplicates, count_folders
+from carray.reports.tallies import (
+    BINS,
+    PICKS,
+    SHOWN,
+    SHOWN_FOLDERS,
+    Duplicates,
+    Folders,
+    Tallies,
+    choose,
+    count,
+    count_duplicates,
+    count_folders,
+)
 from carray.reports.thumbnails import Thumbnail, read_thumbnails
 
-__all__ = ["MOST_THUMBNAILS", "THUMBNAILS", "write_report"]
+__all__ = ["MOST_THUMBNAILS", "THUMBNAILS", "card", "last_part", "readable", "write_report"]
+
+_FIRST, _SECOND, _SOFT, _BAD = (PAGE_COLOURS[name] for name in ("first", "second", "soft", "bad"))
+
+
+def scores_svg(bins: pd.DataFrame, *, title: str) -> str:
+    """Draw how many images have which score; those that a threshold refuses stand out, if there is one."""
+    from matplotlib.patches import Patch
+
+    accepted = bins["accept"].astype("boolean")
+    refused = (~accepted).fillna(value=False)
+    kinds = [("accepted", _FIRST, accepted.fillna(value=False)), ("below the threshold", _SECOND, refused)]
+    kinds.append(("scored", _FIRST, accepted.isna()))
+    tips: dict[str, str] = {}
+    with picture(title, "A bar's height is the number of images with that score.", tips) as (axes, svg):
+        heights = pd.Series(0, index=range(BINS))
+        handles = []
+        for name, colour, chosen in kinds:
+            images = bins[chosen].groupby("bin")["images"].sum().reindex(range(BINS), fill_value=0).astype(int)
+            if not images.any():
+                continue
+            for place in images.index[images > 0]:
+                span = f"{place / BINS:.2f} to {(place + 1) / BINS:.2f}"
+                tips[f"{name[0]}{place}"] = f"score {span}: {images[place]:,} {name}"
+                _bar(axes, place / BINS, images[place], bottom=heights[place], colour=colour, tip=f"{name[0]}{place}")
+            heights = heights + images
+            handles.append(Patch(color=colour, label=name))
+        axes.axvline(UNCERTAIN_SCORE, color=_SOFT, linestyle=(0, (2, 3)), linewidth=1)
+        if len(handles) > 1:
+            axes.legend(handles=handles, loc="upper left")
+        axes.set(xlabel="score", ylabel="images")
+        axes.set_xlim(0, 1)
+        _thousands(axes.yaxis)
+    return svg()
+
+
+def years_svg(years: pd.DataFrame, *, title: str) -> str:
+    """Draw how many images show a vehicle of which model year."""
+    tips = {f"y{row['name']}": f"{row['name']}: {row['images']:,} images" for row in years.to_dict("records")}
+    with picture(title, "A bar's height is the number of images of that model year.", tips) as (axes, svg):
+        for row in years.to_dict("records"):
+            _bar(axes, row["name"] - 0.4, row["images"], width=0.8, colour=_FIRST, tip=f"y{row['name']}")
+        axes.set(xlabel="model year", ylabel="images")
+        axes.set_xlim(years["name"].min() - 1, years["name"].max() + 1)
+        whole_numbers(axes.xaxis)
+        _thousands(axes.yaxis)
+    return svg()
+
+
+def folders_svg(folders: pd.DataFrame, *, title: str) -> str:
+    """Draw each folder's share of failures as a bar and its mean score as a dot, in the order of their names.
+
+    `folders` has columns name, tip, failed_fraction and mean_score, and is in that order already.
+    """
+    tips = {f"f{place}": tip for place, tip in enumerate(folders["tip"])}
+    description = "A bar is a folder's share of failures, a dot its mean score."
+    with picture(title, description, tips, height=3.0) as (axes, svg):
+        for place, row in enumerate(folders.to_dict("records")):
+            tips[f"s{place}"] = row["tip"]
+            _bar(axes, place - 0.4, row["failed_fraction"], width=0.8, colour=_BAD, tip=f"f{place}")
+            if pd.notna(row["mean_score"]):
+                size = 5.0 if len(folders) <= 60 else 3.0
+                axes.plot(place, row["mean_score"], "o", color=_FIRST, markersize=size, gid=f"tip-s{place}")
+        percent_axis(axes.yaxis)
+        axes.set(ylabel="failed, and mean score", xlabel="folders, in the order of their names")
+        _name_folders(axes, list(folders["name"]))
+        axes.set_xlim(-0.7, len(folders) - 0.3)
+        axes.set_ylim(0, 1.04)
+        axes.grid(visible=False, axis="x")
+    return svg()
+
+
+def _name_folders(axes: Any, names: list[str]) -> None:
+    """Write few and short names below their bars; more would cover each other, and a tip says them all the same."""
+    if len(names) > 31 or sum(map(len, names)) > 80 or not all(name.isascii() for name in names):
+        axes.set_xticks([])
+    else:
+        axes.set_xticks(range(len(names)), names)
+
+
+def _bar(
+    axes: Any, left: float, height: float, *, colour: str, tip: str, bottom: float = 0, width: float = 1 / BINS
+) -> None:
+    bars = axes.bar(left, height, width=width * 0.92, bottom=bottom, align="edge", color=colour)
+    bars.patches[0].set_gid(f"tip-{tip}")
+
+
+def _thousands(axis: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def readable(value: Any) -> str:
+    """Give untrusted text as core.text shows it; empty for a null."""
+    return "" if value is None or pd.isna(value) else text.readable(value)
+
+
+def last_part(uri: str) -> str:
+    """Give a key's own name, without its folders; a legal key may end in a slash."""
+    name = uri.rstrip("/").rsplit("/", 1)[-1] if is_s3(uri) or uri.startswith("/") else uri
+    return readable(name) or readable(uri)
+
+
+def card(row: Mapping[str, Any], thumbnail: Thumbnail | None) -> dict[str, Any]:
+    """Give what one card shows; `thumbnail` is None where none was to be read."""
+    known = {name: value if isinstance(value, list) or pd.notna(value) else None for name, value in _flat(row).items()}
+    scored = known["status"] == "ok"
+    top5 = zip(known["top5_labels"] or [], known["top5_scores"] or [], strict=False)
+    return {
+        "picks": known["picks"],
+        "key": readable(known["uri"]),
+        "name": last_part(str(row["uri"])),
+        "scored": scored,
+        "label": readable(known["label"]),
+        "make": readable(known["make"]),
+        "score": known["score"] if scored else None,
+        "margin": known["margin"] if scored else None,
+        "top5": [(readable(label), float(score)) for label, score in top5],
+        "status": readable(known["status"]),
+        "code": readable(known["error_code"]),
+        "error": readable(known["error"]),
+        "facts": _facts(known),
+        "picture": thumbnail if thumbnail and thumbnail.data_uri else None,
+        "reason": readable(thumbnail.reason) if thumbnail else "",
+        "changed": bool(thumbnail and thumbnail.changed),
+    }
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the lists of a row, which pandas holds as arrays, lists."""
+    return {
+        name: list(value) if hasattr(value, "__len__") and not isinstance(value, str) else value
+        for name, value in row.items()
+    }
+
+
+def _facts(known: Mapping[str, Any]) -> str:
+    size = f"{known['width']:,} x {known['height']:,} pixels" if known["width"] and known["height"] else ""
+    weight = f"{known['size_bytes'] / 1000:,.0f} kB" if known["size_bytes"] is not None else ""
+    return ", ".join(fact for fact in (size, weight) if fact)
+
 
 THUMBNAILS = 300
 """Cards of scored images, and images that are read again for them."""
@@ -172,8 +328,8 @@ def _context(
         "uncertain_score": UNCERTAIN_SCORE,
         "errors": _errors(tallies),
         "retry": bool((tallies.errors["status"] == "fetch_error").any()) and run["bundle"] and run["source"],
-        "scores_svg": figures.scores_svg(tallies.bins, title="Scores") if tallies.scored else "",
-        "years_svg": figures.years_svg(years, title="Model years") if len(years) > 1 else "",
+        "scores_svg": scores_svg(tallies.bins, title="Scores") if tallies.scored else "",
+        "years_svg": years_svg(years, title="Model years") if len(years) > 1 else "",
         "tables": {name: _table(tallies, name) for name in _ROWS},
         "folders": _folders(folders),
         "duplicates": duplicates,
@@ -237,7 +393,7 @@ def _folders(folders: Folders) -> dict[str, Any]:
         "rows": rows,
         "total": folders.total,
         "more": max(0, folders.total - SHOWN_FOLDERS),
-        "svg": "" if drawn is None else figures.folders_svg(drawn, title="Quality by folder"),
+        "svg": "" if drawn is None else folders_svg(drawn, title="Quality by folder"),
     }
 
 

@@ -17,7 +17,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.stopper import Stopper
 
 from carray.core.errors import BudgetError, CarrayError, DataError, StorageError
-from carray.core.last_words import advise
+from carray.core.exit_lines import advise
 from carray.trials.record import SearchLog
 from carray.trials.schedulers_on_ray import FamilyScheduler
 from carray.trials.space import SearchSettings

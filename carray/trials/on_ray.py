@@ -23,7 +23,7 @@ from ray.tune.search import Searcher
 
 from carray.core.aws import aws_environment
 from carray.core.errors import SearchError, StorageError
-from carray.core.last_words import advise, keeping_handlers, stopping_in_order
+from carray.core.exit_lines import advise, keeping_handlers, stopping_in_order
 from carray.core.lease import Lease, hold_run
 from carray.core.leftovers import scratch_folder
 from carray.core.metrics_on_ray import Meter

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from carray.core.errors import SettingsError
-from carray.core.last_words import advise, stopping_in_order
+from carray.core.exit_lines import advise, stopping_in_order
 from carray.core.lease import Lease, hold_run
 from carray.core.progress import say
 from carray.core.storage import absolute, exists, join, read_json, write_json

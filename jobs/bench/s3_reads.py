@@ -16,7 +16,7 @@ from unittest.mock import patch
 from object_store import start_store
 
 from carray.core.images import fetch_image
-from carray.core.s3_client import s3_client
+from carray.core.s3 import s3_client
 
 __all__ = ["COLUMNS", "THREADS", "measure_reads"]
 

@@ -115,7 +115,7 @@ def watched(
     s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., tuple[set[str], set[str]]]:
     """Give a function that runs a carray command against buckets of its own, and says what its policy made of it."""
-    from carray.core.s3_client import forget_client
+    from carray.core.s3 import forget_client
 
     monkeypatch.setenv("CARRAY_CACHE", str(tmp_path / "cache"))
 

@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from carray.core import s3_client, s3_fast, s3_objects, storage
+from carray.core import s3, storage
 from carray.core.errors import DecodeError, FetchError, StorageError
 from carray.core.images import fetch_image, is_image_key, key_suffix
 from carray.core.listing import list_keys
@@ -244,7 +244,7 @@ def store(served):
 @pytest.fixture(autouse=True)
 def rested(monkeypatch):
     """Let no test's failures send the next one's fast reads to rest."""
-    monkeypatch.setattr(s3_fast, "_rest", s3_fast._Rest())
+    monkeypatch.setattr(s3, "_rest", s3._Rest())
 
 
 def test_keys_with_empty_parts_and_trailing_slashes(store):
@@ -269,21 +269,21 @@ def test_what_the_fast_way_refuses_botocore_explains_at_once(store):
 
 def test_the_fast_way_rests_while_it_is_of_no_use(store, monkeypatch):
     store.objects["a.jpg"] = b"whole image"
-    for _ in range(s3_fast.FAILURES):
+    for _ in range(s3.FAILURES):
         store.faults.append("cut")
         fetch_image("s3://bucket/a.jpg")
     store.asked.clear()
     fetch_image("s3://bucket/a.jpg")
     assert store.asked == [("a.jpg", "botocore")]
-    monkeypatch.setattr(s3_fast, "REST_SECONDS", 0.0)
-    s3_fast.note_fast(went_well=False)
+    monkeypatch.setattr(s3, "REST_SECONDS", 0.0)
+    s3.note_fast(went_well=False)
     fetch_image("s3://bucket/a.jpg")
     assert store.asked[1:] == [("a.jpg", "obstore")]
 
 
 def test_an_etag_of_a_key_service_is_no_md5_and_the_bytes_are_right(store, etags):
     store.objects["a.jpg"], store.key_service = b"whole image", True
-    for _ in range(s3_fast.FAILURES + 2):
+    for _ in range(s3.FAILURES + 2):
         assert fetch_image("s3://bucket/a.jpg").data == b"whole image"
     assert [way for _, way in store.asked[-2:]] == ["botocore", "botocore"], "it no longer reads twice"
 
@@ -297,9 +297,9 @@ def test_certificates_of_one_s_own_are_botocore_s(monkeypatch, scheme, bundle, f
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "anything")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"{scheme}://127.0.0.1:9")
-    client = s3_client.make_client()
+    client = s3.make_client()
     monkeypatch.setenv("AWS_CA_BUNDLE", bundle)
-    assert (s3_fast._make_store("bucket", client) is not None) == fast
+    assert (s3._make_store("bucket", client) is not None) == fast
 
 
 @pytest.mark.parametrize("faults", [["busy", "busy"], ["cut"], ["cut", "busy", "cut"]])
@@ -343,7 +343,7 @@ class _TwoVersions(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def etags(monkeypatch):
-    monkeypatch.setattr(s3_objects, "_etags", s3_objects._Etags())
+    monkeypatch.setattr(s3, "_etags", s3._Etags())
 
 
 def test_bytes_that_are_not_the_etag_s_are_read_again(served, etags):
@@ -358,7 +358,7 @@ def test_torn_bytes_are_never_taken_where_etags_are_md5(served, etags):
     served(kind)
     assert fetch_image("s3://bucket/a.jpg").data == b"new version"
     kind.torn = 1_000
-    for _ in range(s3_objects._Etags.MISSES + 1):
+    for _ in range(s3._Etags.MISSES + 1):
         with pytest.raises(FetchError, match="not those of the object's etag"):
             fetch_image("s3://bucket/a.jpg")
 
@@ -366,9 +366,9 @@ def test_torn_bytes_are_never_taken_where_etags_are_md5(served, etags):
 def test_a_store_whose_etags_are_no_md5_is_read_twice_only_until_that_is_known(served, etags):
     kind = type("Other", (_TwoVersions,), {"etag": "0" * 32})
     served(kind)
-    for _ in range(s3_objects._Etags.MISSES + 2):
+    for _ in range(s3._Etags.MISSES + 2):
         assert fetch_image("s3://bucket/a.jpg").etag == "0" * 32
-    assert kind.reads == 2 * s3_objects._Etags.MISSES + 2
+    assert kind.reads == 2 * s3._Etags.MISSES + 2
 
 
 @pytest.mark.parametrize(("faults", "outcome"), [(2, "read"), (50, "stopped")])

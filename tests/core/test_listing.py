@@ -12,8 +12,8 @@ from list_server import LAYOUTS, Bucket, list_environment, read_stats, start_lis
 
 from carray.core import storage
 from carray.core.errors import StorageError
-from carray.core.key_splits import find_split, successor
 from carray.core.listing import WHOLE, list_keys, list_pieces
+from carray.core.s3_listing import find_split, successor
 
 
 class Taken:

@@ -18,7 +18,7 @@ from object_store import free_ports
 
 from carray.doctor.examine import examine_cluster
 from carray.doctor.findings import Check, Finding, finding_text, run_checks
-from carray.doctor.software import look_apart
+from carray.doctor.software import look_in_process
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +43,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
                 patch.setenv(name, value)
             until = time.monotonic() + 90
             while time.monotonic() < until and process.poll() is None:
-                if next(look_apart("jobs", found["RAY_API_SERVER_ADDRESS"], title="jobs", seconds=60)).status == "ok":
+                if (
+                    next(look_in_process("jobs", found["RAY_API_SERVER_ADDRESS"], title="jobs", seconds=60)).status
+                    == "ok"
+                ):
                     break
         yield found
     finally:
@@ -60,11 +63,11 @@ def there(head, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 def test_a_ray_that_answers_takes_the_token_and_has_carray(there):
-    ray, software = look_apart("ray", title="Ray", seconds=100)
+    ray, software = look_in_process("ray", title="Ray", seconds=100)
     assert (ray.status, software.status) == ("ok", "ok")
     assert "1 machine, 1 CPU, the token is taken" in ray.seen
     assert software.seen.endswith("on each of 1")
-    (jobs,) = look_apart("jobs", there["RAY_API_SERVER_ADDRESS"], title="Ray jobs", seconds=100)
+    (jobs,) = look_in_process("jobs", there["RAY_API_SERVER_ADDRESS"], title="Ray jobs", seconds=100)
     assert jobs.status == "ok"
 
 
@@ -74,8 +77,10 @@ def test_a_token_that_is_not_this_clusters_is_refused(there, monkeypatch, tmp_pa
     monkeypatch.setenv("RAY_AUTH_TOKEN", token and secrets.token_hex(32))
     ray, jobs = run_checks(
         [
-            Check("Ray", lambda: look_apart("ray", title="Ray", seconds=100), 110),
-            Check("jobs", lambda: look_apart("jobs", there["RAY_API_SERVER_ADDRESS"], title="jobs", seconds=100), 110),
+            Check("Ray", lambda: look_in_process("ray", title="Ray", seconds=100), 110),
+            Check(
+                "jobs", lambda: look_in_process("jobs", there["RAY_API_SERVER_ADDRESS"], title="jobs", seconds=100), 110
+            ),
         ]
     )
     assert (ray.status, jobs.status) == ("fail", "fail")
@@ -108,7 +113,7 @@ def test_machines_of_other_software_are_named(monkeypatch):
 
 def test_where_nobody_listens_is_a_line(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_ports(1)[0]}")
-    (found,) = look_apart("ray", title="Ray", seconds=60)
+    (found,) = look_in_process("ray", title="Ray", seconds=60)
     assert found.status == "fail"
     assert "no Ray answers there" in found.seen
     assert "unset RAY_ADDRESS" in found.remedy

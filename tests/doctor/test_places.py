@@ -19,7 +19,7 @@ from fault_proxy import Rule, start_proxy
 
 from carray.core.storage import write_bytes
 from carray.doctor.findings import finding_text
-from carray.doctor.places import check_place
+from carray.doctor.storage import check_place
 
 
 def look(uri: str, *, write: bool = False) -> tuple[list[str], list[str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from carray.doctor import software
+from carray.doctor import isolated, software
 
 REAL_VERSION = importlib.metadata.version
 
@@ -80,7 +80,7 @@ def shadow(folder: Path, monkeypatch: pytest.MonkeyPatch, **modules: str) -> Non
 
 @pytest.mark.parametrize("part", ["decoders", "scoring"])
 def test_parts_that_work_say_so(part):
-    (found,) = software.look_apart(part, title=part, seconds=60)
+    (found,) = software.look_in_process(part, title=part, seconds=60)
     assert found.status == "ok"
 
 
@@ -100,7 +100,7 @@ def test_parts_that_work_say_so(part):
 )
 def test_what_cannot_be_imported_is_a_line(monkeypatch, tmp_path, part, modules, seen, remedy):
     shadow(tmp_path, monkeypatch, **modules)
-    (found,) = software.look_apart(part, title=part, seconds=60)
+    (found,) = software.look_in_process(part, title=part, seconds=60)
     assert (found.name, found.status) == (part, "fail")
     assert seen in found.seen
     assert remedy in found.remedy
@@ -109,7 +109,7 @@ def test_what_cannot_be_imported_is_a_line(monkeypatch, tmp_path, part, modules,
 def test_a_decoder_that_makes_other_colours_fails(monkeypatch, tmp_path):
     black = "import numpy as np\n__version__ = '0'\ndecode_jpeg = lambda *a, **k: np.zeros((16, 16, 3), np.uint8)\n"
     shadow(tmp_path, monkeypatch, simplejpeg=black)
-    (found,) = software.look_apart("decoders", title="decoders", seconds=60)
+    (found,) = software.look_in_process("decoders", title="decoders", seconds=60)
     assert found.status == "fail"
     assert found.seen == "jpeg: colours are off by 220 of 255"
     assert "simplejpeg" in found.remedy
@@ -117,18 +117,17 @@ def test_a_decoder_that_makes_other_colours_fails(monkeypatch, tmp_path):
 
 def test_a_part_that_hangs_is_killed(monkeypatch, tmp_path):
     shadow(tmp_path, monkeypatch, onnxruntime="import time; time.sleep(60)")
-    (found,) = software.look_apart("scoring", title="scoring", seconds=1.5)
+    (found,) = software.look_in_process("scoring", title="scoring", seconds=1.5)
     assert (found.status, found.seen) == ("fail", "no end within 2 s")
 
 
 def test_weights_are_looked_for_in_packages_and_on_the_hub(monkeypatch):
-    from carray.doctor import apart
     from carray.trials import weights
 
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert apart._look_for_weights().status == "ok"
+    assert isolated._look_for_weights().status == "ok"
     monkeypatch.setattr(weights, "package_file", lambda backbone: None)
-    found = apart._look_for_weights()
+    found = isolated._look_for_weights()
     assert found.status == "warn"
     assert "does not answer (http://127.0.0.1:9" in found.seen
     assert "carray[weights]" in found.remedy

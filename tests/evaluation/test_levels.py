@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carray.evaluation.levels import KINDS, LEVELS, accuracy_by_level, confusion_kinds
-from carray.evaluation.metrics import wilson_interval
+from carray.evaluation.metrics import KINDS, LEVELS, accuracy_by_level, confusion_kinds, wilson_interval
 
 CARS = [
     "Audi A5 Coupe 2012",  # 0

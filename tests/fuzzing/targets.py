@@ -26,7 +26,7 @@ from carray.core import lease, storage
 from carray.core.errors import CarrayError, DecodeError
 from carray.core.images import is_image_key, key_suffix
 from carray.core.lease import hold_run
-from carray.core.s3_client import split_uri
+from carray.core.s3 import split_uri
 from carray.core.settings import load_settings
 from carray.manifest import matlab
 from carray.manifest.devkit import _annotation, read_devkit
@@ -42,7 +42,7 @@ from carray.queries.guard import check_sql
 from carray.queries.labels import open_labels
 from carray.queries.reading import open_predictions, read_predictions
 from carray.queries.sql import connect
-from carray.reports.cards import readable
+from carray.reports.predictions import readable
 from carray.trials.format import read_log, read_search, read_trial_ends, read_trials
 from carray.trials.space import TuneSettings
 from carray.vehicles import parse_vehicle

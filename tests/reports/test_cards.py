@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from written_buckets import failed, scored
 
-from carray.reports.cards import card, last_part, readable
+from carray.reports.predictions import card, last_part, readable
 from carray.reports.thumbnails import Thumbnail
 
 

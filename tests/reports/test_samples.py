@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 from written_buckets import LABELS, failed, scored, write_predictions
 
-from carray.reports.samples import GROUP_MEMBERS, MOST_FAILED, choose
-from carray.reports.tallies import count, count_duplicates
+from carray.reports.tallies import GROUP_MEMBERS, MOST_FAILED, choose, count, count_duplicates
 
 
 def _choose(path: str, *, images: int = 40, seed: int = 0) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Sees to it that the last lines of a command's log say what happened and what to do, whatever ended it.
+"""Ends a command's log with lines that say what happened and what to do, whatever ended it.
 
 From: a command, and what its stages advise while it runs. To: the last lines of standard error, and an exit code.
 A command runs in a child process, in a session of its own, which it shares with the processes that it starts, such as a
@@ -209,7 +209,7 @@ class _Watch:
         _, status = os.waitpid(self._child, 0)
         if os.WIFSIGNALED(status):
             remove_scratch()
-        code, lines = _last_words(os.waitstatus_to_exitcode(status), _read_board(self._board), self._number)
+        code, lines = _exit_lines(os.waitstatus_to_exitcode(status), _read_board(self._board), self._number)
         _say(lines)
         return code
 
@@ -278,7 +278,7 @@ def _name(err: BaseException) -> str:
     return shorten(text, _MOST_CHARACTERS, placeholder=" ...")
 
 
-def _last_words(ended: int, board: dict[str, Any], stop: int) -> tuple[int, list[str]]:
+def _exit_lines(ended: int, board: dict[str, Any], stop: int) -> tuple[int, list[str]]:
     """Give the exit code and the last lines of a child.
 
     Args:

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from carray.core.last_words import advise, end_in_words
+from carray.core.exit_lines import advise, end_in_words
 
 ROOT = Path(__file__).resolve().parents[2]
 
 JOB = """
     import os, signal, sys, time
     from carray.core.errors import SettingsError, StorageError
-    from carray.core.last_words import advise, foresee, run_watched, stopping_in_order
+    from carray.core.exit_lines import advise, foresee, run_watched, stopping_in_order
 
     def command():
         advise("3 of 7 shards stay")

@@ -1,8 +1,10 @@
-"""Is run as a process of its own by `software.look_apart`: imports what may be broken, and shows that it works.
+"""Imports what may be broken, and shows that it works; `software.look_in_process` runs it in a process of its own.
 
-    python -m carray.doctor.apart decoders|scoring|training|ray|jobs|machines [ARGUMENT...]
+    python -m carray.doctor.isolated decoders|scoring|training|ray|jobs|machines [ARGUMENT...]
 
 To: the last line of standard output, a JSON list of findings.
+Invariants: the tiny pictures were made once with Pillow 13, and not by the machine that is looked at, whose encoder
+might be wrong as its decoder is.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -21,7 +24,56 @@ from pathlib import Path
 
 from carray.doctor.findings import Finding, one_line
 
-__all__ = ["PARTS", "look_at_decoders", "look_at_scoring", "look_at_training"]
+__all__ = [
+    "BLUE",
+    "DOUBLING",
+    "PARTS",
+    "PICTURES",
+    "RED",
+    "SIDE",
+    "look_at_decoders",
+    "look_at_scoring",
+    "look_at_training",
+]
+
+SIDE = 16
+RED, BLUE = (220, 30, 30), (20, 40, 200)
+
+_PICTURES = {
+    "jpeg": (
+        "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAMCAgMCAgMDAwMEAwMEBQgFBQQEBQoHBwYIDAoMDAsKCwsNDhIQDQ4RDgsLEBYQERMU"
+        "FRUVDA8XGBYUGBIUFRT/2wBDAQMEBAUEBQkFBQkUDQsNFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQU"
+        "FBQUFBQUFBT/wAARCAAQABADAREAAhEBAxEB/8QAFAABAAAAAAAAAAAAAAAAAAAAB//EABQQAQAAAAAAAAAAAAAAAAAAAAD/xAAW"
+        "AQEBAQAAAAAAAAAAAAAAAAAJBwj/xAAUEQEAAAAAAAAAAAAAAAAAAAAA/9oADAMBAAIRAxEAPwASSpv0QkyGKXhmk6EJMhiv/9k="
+    ),
+    "png": (
+        "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAIAAACQkWg2AAAAH0lEQVR42mO8IyfHgA1YcK3CKs7EQCIY1TCqYehoAABGzgIkPqz1"
+        "lwAAAABJRU5ErkJggg=="
+    ),
+    "webp": ("UklGRioAAABXRUJQVlA4TB0AAAAvD8ADAA9wBY/jcN9Ddf5jCWLBZP7S3RlE9D90AQA="),
+    "gif": (
+        "R0lGODdhEAAQAIEAANweHhQoyAAAAAAAACwAAAAAEAAQAEAINgABCBwoMIDBgwYJEkSIUOFAhgcdFoQYQCIAihUlYrS4USNFjh89"
+        "QgQ5UiRDkidNNlQZkaXBgAA7"
+    ),
+    "tiff": (
+        "SUkqAIIAAACANwPB6BQSBwWEQeFB4KChkQ2Hw6IROJRVkQmDRmMRiKRGPR2OxuFyKMyCLSaPSSVQuUS2LSuNSOBy6PyeHTCYTSaT"
+        "iZSWbTWgRCeTGfUGfyGe0OdUeb0mnUWl0ChySoyipz2qz+r0Ss1KnzmmUaU1+n12kUSlWGaQEAoAAAEDAAEAAAAQAAAAAQEDAAEA"
+        "AAAQAAAAAgEDAAMAAAAAAQAAAwEDAAEAAAAFAAAABgEDAAEAAAACAAAAEQEEAAEAAAAIAAAAFQEDAAEAAAADAAAAFgEDAAEAAAAQ"
+        "AAAAFwEEAAEAAAB6AAAAHAEDAAEAAAABAAAAAAAAAAgACAAIAA=="
+    ),
+    "bmp": (
+        "Qk0+AQAAAAAAAD4AAAAoAAAAEAAAABAAAAABAAgAAAAAAAABAADEDgAAxA4AAAIAAAACAAAAHh7cAMgoFAAAAAAAAAAAAAEBAQEB"
+        "AQEBAAAAAAAAAAABAQEBAQEBAQAAAAAAAAAAAQEBAQEBAQEAAAAAAAAAAAEBAQEBAQEBAAAAAAAAAAABAQEBAQEBAQAAAAAAAAAA"
+        "AQEBAQEBAQEAAAAAAAAAAAEBAQEBAQEBAAAAAAAAAAABAQEBAQEBAQAAAAAAAAAAAQEBAQEBAQEAAAAAAAAAAAEBAQEBAQEBAAAA"
+        "AAAAAAABAQEBAQEBAQAAAAAAAAAAAQEBAQEBAQEAAAAAAAAAAAEBAQEBAQEBAAAAAAAAAAABAQEBAQEBAQAAAAAAAAAAAQEBAQEB"
+        "AQEAAAAAAAAAAAEBAQEBAQEB"
+    ),
+}
+PICTURES = {name: b64decode(text) for name, text in _PICTURES.items()}
+
+DOUBLING = b64decode("CAgSADo1Cg4KAXgKAXgSAXkiA0FkZBIBZ1oPCgF4EgoKCAgBEgQKAggCYg8KAXkSCgoICAESBAoCCAJCBAoAEA0=")
+"""An ONNX model of one node: y = x + x, float32 of two elements."""
+
 
 HUB = "https://huggingface.co"
 _HUB_SECONDS = 5
@@ -37,7 +89,6 @@ def look_at_decoders() -> Iterator[Finding]:
     import simplejpeg
 
     from carray.core.errors import DecodeError
-    from carray.doctor.samples import BLUE, PICTURES, RED, SIDE
     from carray.pixels import PixelSettings, decode, view
 
     settings = PixelSettings(decode_size=SIDE // 2, input_size=SIDE // 2, view_crop=1.0)
@@ -63,8 +114,6 @@ def look_at_scoring() -> Iterator[Finding]:
     """Open a tiny network in onnxruntime and run it."""
     import numpy as np
     import onnxruntime
-
-    from carray.doctor.samples import DOUBLING
 
     session = onnxruntime.InferenceSession(DOUBLING, providers=["CPUExecutionProvider"])
     (found,) = session.run(["y"], {"x": np.array([1.0, 2.0], dtype=np.float32)})

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from carray.core.errors import SettingsError
-from carray.core.s3_client import make_client, split_uri
+from carray.core.s3 import make_client, split_uri
 from carray.core.storage import absolute, filesystem, is_s3, join
 from carray.doctor.findings import Finding, one_line
 
@@ -142,8 +142,8 @@ class _Bucket:
         return [entry["Key"] for entry in found.get("Contents", []) if entry["Key"] == self.prefix]
 
     def _fast_way(self, key: str) -> str:
-        """Say which client will read the images: core.s3_objects takes obstore where that can."""
-        from carray.core.s3_fast import FastRefusal, FastUnsure, fast_read
+        """Say which client will read the images: core.s3 takes obstore where that can."""
+        from carray.core.s3 import FastRefusal, FastUnsure, fast_read
 
         def admit(size: int) -> None:
             if size > 1 << 20:
