@@ -29,6 +29,7 @@ from carray.bundle.format import (
 )
 from carray.bundle.quantise import CALIBRATION, quantise_model
 from carray.bundle.runtimes import OnnxRuntime
+from carray.core.errors import BundleError
 from carray.core.progress import say
 from carray.pixels import PixelSettings
 from carray.tensors.format import Block
@@ -98,8 +99,15 @@ def add_int8(uri: str, views: Views, *, keep: bool = False) -> BundleInfo:
     files = {name: entry for name, entry in info.files.items() if name != INT8_MODEL}
     if problem := _too_few(views):
         return _written(uri, info, files, _refused(problem, views), {})
-    int8_model = quantise_model(model, views.calibration_NHWC)
-    fp32, int8 = OnnxRuntime(model, threads=1), OnnxRuntime(int8_model, threads=1)
+    fp32 = OnnxRuntime(model, threads=1)
+    try:
+        int8_model = quantise_model(model, views.calibration_NHWC)
+        int8 = OnnxRuntime(int8_model, threads=1)
+    except BundleError:
+        raise
+    except Exception as err:  # onnxruntime fails on some networks, each in its own way
+        problem = f"onnxruntime cannot quantise this network ({type(err).__name__}: {' '.join(str(err).split())[:160]})"
+        return _written(uri, info, files, _refused(problem, views), {})
     certificate = _certify(fp32, int8, info, views)
     if not (certificate.holds or keep):
         return _written(uri, info, files, certificate, {})
