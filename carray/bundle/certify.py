@@ -30,6 +30,7 @@ from carray.bundle.format import (
 )
 from carray.bundle.quantise import CALIBRATION, quantise_model
 from carray.bundle.runtimes import OnnxRuntime
+from carray.core.errors import BundleError
 from carray.core.progress import say
 from carray.pixels import PixelSettings
 from carray.tensors.format import Block
@@ -120,8 +121,15 @@ def add_int8(
     problem = _problem(views)
     if problem and not standing:
         return _written(uri, info, files, _refused(problem, views), {})
-    int8_model = quantise_model(model, views.calibration_NHWC)
-    fp32, int8 = OnnxRuntime(model, threads=1), OnnxRuntime(int8_model, threads=1)
+    fp32 = OnnxRuntime(model, threads=1)
+    try:
+        int8_model = quantise_model(model, views.calibration_NHWC)
+        int8 = OnnxRuntime(int8_model, threads=1)
+    except BundleError:
+        raise
+    except Exception as err:  # onnxruntime fails on some networks, each in its own way
+        problem = f"onnxruntime cannot quantise this network ({type(err).__name__}: {' '.join(str(err).split())[:160]})"
+        return _written(uri, info, files, _refused(problem, views), {})
     if problem and standing:
         certificate = standing
     elif twin is None:

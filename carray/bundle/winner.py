@@ -13,7 +13,7 @@ from typing import Any
 
 from carray.bundle.build import pack_winner
 from carray.bundle.format import BUNDLE_JSON, BundleInfo
-from carray.core.errors import SearchError, SettingsError
+from carray.core.errors import BundleError, SearchError, SettingsError
 from carray.core.progress import say
 from carray.core.settings import parse_settings
 from carray.core.storage import absolute, exists, join, read_json
@@ -29,32 +29,50 @@ __all__ = ["export_trial", "keep_trained", "keep_winner", "refit"]
 def keep_winner(run: str) -> str:
     """Pack a search's winner into RUN/bundle, refitted where search.refit says so, unless it is there; gives its URI.
 
+    Where the winner cannot be packed, the next best is, and a line says so.
+
     Raises:
         SearchError: no trial came to a result, or the refit was interrupted.
-        BundleError: the exported model is not the same model.
+        BundleError: no trial's exported model is the same model.
     """
     run = absolute(run)
     bundle = join(run, "bundle")
-    winner = runs.best_trial(runs.read_trials(run))
+    trials = runs.read_trials(run)
     document = runs.read_search(run)
-    search = parse_settings(TuneSettings, document["settings"]).search
-    trial, epochs = winner["trial_id"], search.refit_epochs or search.epochs
-    wanted = {"trial_id": trial, "epoch": int(winner["best_epoch"])}
-    wanted |= {"refit": True, "refit_epochs": epochs} if search.refit else {}
-    there = _packed(bundle)
+    there, best = _packed(bundle), runs.best_trial(trials)["trial_id"]
     if there.get("chosen"):
-        if there["trial_id"] != trial:
+        if there["trial_id"] != best:
             say(
                 f"{bundle} keeps {there['trial_id']}, which was exported on purpose; "
-                f"carray export {run} --trial {trial} packs the winner"
+                f"carray export {run} --trial {best} packs the winner"
             )
-    elif {name: there[name] for name in ("trial_id", "epoch", "refit", "refit_epochs") if name in there} != wanted:
-        if search.refit:
-            out = refit_run(run, trial, epochs)
-            refit(run, trial, manifest=document["manifest"], out=out, to=bundle, epochs=epochs)
-        else:
-            pack_winner(run)
-    return bundle
+        return bundle
+    problems = []
+    for row in trials[trials["val_top1"].notna()].to_dict("records"):  # best first
+        try:
+            _pack_anew(run, row, document, bundle, there)
+            return bundle
+        except BundleError as err:
+            problems.append(f"{row['trial_id']}: {err}")
+            say(f"bundle: {row['trial_id']} cannot be packed, so the next best is tried instead: {err}")
+    raise BundleError(f"none of the {len(problems)} trials with a result can be packed; the best, {problems[0]}")
+
+
+def _pack_anew(
+    run: str, row: Mapping[Any, Any], document: Mapping[str, Any], bundle: str, there: Mapping[str, Any]
+) -> None:
+    """Pack a trial, refitted where the search says so, unless that very bundle is there."""
+    search = parse_settings(TuneSettings, document["settings"]).search
+    trial, epochs = str(row["trial_id"]), search.refit_epochs or search.epochs
+    wanted = {"trial_id": trial, "epoch": int(row["best_epoch"])}
+    wanted |= {"refit": True, "refit_epochs": epochs} if search.refit else {}
+    if {name: there[name] for name in ("trial_id", "epoch", "refit", "refit_epochs") if name in there} == wanted:
+        return
+    if search.refit:
+        out = refit_run(run, trial, epochs)
+        refit(run, trial, manifest=document["manifest"], out=out, to=bundle, epochs=epochs)
+    else:
+        pack_winner(run, trial=trial)
 
 
 def keep_trained(run: str) -> str:

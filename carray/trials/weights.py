@@ -108,7 +108,10 @@ def check_backbone(backbone: str) -> None:
 
 def takes_one_size(backbone: str) -> bool:
     """Tell whether a backbone is built for one size of its input, as most transformers are."""
-    return bool(_configuration(backbone).get("fixed_input_size"))
+    found = _configuration(backbone)
+    if found.get("fixed_input_size") or registered_name(backbone) is not None:
+        return bool(found.get("fixed_input_size"))
+    return takes_one_size(str(found["architecture"]))  # a folder's configuration need not say so
 
 
 def _configuration(backbone: str) -> Mapping[str, Any]:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from carray.bundle import certify, winner
+from carray.bundle import build, certify, winner
 from carray.bundle.build import pack_winner
 from carray.bundle.format import open_bundle, read_bundle_file
 from carray.bundle.trained_on import mask_trained_on
@@ -108,6 +109,44 @@ def test_a_better_winner_is_packed_anew_unless_another_trial_was_chosen(
     assert f"keeps {second}, which was exported on purpose" in capsys.readouterr().err
     export_trial(run, first)  # the winner of today, whom the winner of tomorrow may follow
     assert "chosen" not in note(bundle)
+
+
+def test_a_winner_that_cannot_be_packed_gives_way_to_the_next_best(
+    run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = read_trials(run)["trial_id"]
+    shutil.rmtree(join(run, "bundle"))
+    packed, export_onnx = build._pack_trial, build.export_onnx
+    failing = {first}
+
+    def pack(run: str, search: Any, row: Any, *rest: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            if row["trial_id"] in failing:  # a network that no exporter knows
+                patch.setattr(build, "export_onnx", lambda net, pixels: export_onnx(Unknown(net), pixels))
+            return packed(run, search, row, *rest)
+
+    monkeypatch.setattr(build, "_pack_trial", pack)
+    assert note(keep_winner(run))["trial_id"] == second
+    assert f"{first} cannot be packed, so the next best is tried instead: neither of" in capsys.readouterr().err
+    with pytest.raises(BundleError, match="neither of torch's exporters"):
+        export_trial(run, first)
+    failing.add(second)
+    shutil.rmtree(join(run, "bundle"))
+    with pytest.raises(BundleError, match=f"none of the 2 trials with a result can be packed; the best, {first}"):
+        keep_winner(run)
+
+
+class Unknown(torch.nn.Module):
+    """Computes what no file can hold: another sum each time."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net, self.calls = net, 0
+
+    def forward(self, images_BCHW: torch.Tensor) -> Any:
+        self.calls += 1
+        logits_BK, embedding_BD = self.net(images_BCHW)
+        return logits_BK + 10 * self.calls, embedding_BD
 
 
 def test_export_elsewhere_leaves_the_winner_alone(run: str, tmp_path: Path) -> None:
