@@ -48,7 +48,7 @@ def stress(
     seed: int = 0,
     runtime: str = "fp32",
 ) -> dict[str, Any]:
-    """Measure robustness, and with `outside` how well `ood_score` tells those images, and give both markers' contents.
+    """Measure robustness, and with `outside` how well `ood_score` tells those images.
 
     Args:
         bundle: Folder of the bundle.
@@ -61,7 +61,7 @@ def stress(
         runtime: One of the bundle's.
 
     Returns:
-        By `robustness` and, with `outside`, by `outside`.
+        The markers' contents by `robustness` and, with `outside`, by `outside`.
 
     Raises:
         BundleError: the bundle is unfinished, damaged, or computes other logits on this machine.
@@ -89,11 +89,10 @@ def stress(
     if outside_rows is not None:
         identity |= {"outside_fingerprint": outside_fingerprint(outside_rows)}
         origin |= {"outside": absolute(str(outside))}
-        marker = join(out, OUTSIDE_JSON)
-        found = _finished(marker, identity)
+        found = _finished(join(out, OUTSIDE_JSON), identity)
         if found is None:
             found = identity | origin | measure_outside(rows, outside_rows, scorer, seed=seed)
-            write_json(marker, found)
+            write_json(join(out, OUTSIDE_JSON), found)
         results["outside"] = found
     if exists(join(out, METRICS_JSON)):
         write_page(out, read_json(join(out, METRICS_JSON)))
