@@ -24,13 +24,13 @@ def stress(
     seed: Annotated[int, typer.Option(help="Of the draw and of the intervals.")] = 0,
     runtime: Annotated[str, typer.Option(help="fp32, int8, torch-bf16, or auto.")] = "fp32",
 ) -> None:
-    """Measure what corrupted pictures cost a bundle, and how well it doubts images from outside.
+    """Measure what corrupted pictures cost a bundle, and how well ood_score tells images from outside.
 
-    Reads the split's images, some training images, and those of --outside. Writes robustness.parquet: top-1 under blur,
-    JPEG, low resolution, crop, grey, rotation and light, with intervals. With --outside it writes outliers.parquet:
-    how well six scores tell those images from the split's. The same command again reads what stands.
+    Reads the split's images and those of --outside. Writes robustness.parquet: top-1 under blur, JPEG, low resolution,
+    crop, grey, rotation and light, with intervals. With --outside it writes outside.json: the probability that one of
+    those images has a higher ood_score than one of the split (AUROC). The same command again reads what stands.
 
-    Cost: that of classifying 22 times as many images as --images; with --outside, 2,000 training images more.
+    Cost: that of classifying 22 times as many images as --images.
 
     Example: `carray stress run/bundle --manifest manifest.parquet --out evaluation --outside no-cars`
     """
@@ -42,9 +42,9 @@ def stress(
         bundle, manifest, out=out, outside=outside, split=split, images=images or None, seed=seed, runtime=runtime
     )
     typer.echo(summary_text(found))
-    robustness, outliers = found["robustness"], found.get("outliers")
+    robustness = found["robustness"]
     result = {"images": robustness["images"], "top1": robustness["top1"], "out": out}
     result |= {"worst_top1": {name: row["top1"] for name, row in robustness["worst"].items()}}
-    if outliers:
-        result |= {"auroc": {kind: own["auroc"] for kind, own in outliers["kinds"].items()}, "best": outliers["best"]}
+    if "outside" in found:
+        result |= {"auroc": {kind: own["auroc"] for kind, own in found["outside"]["kinds"].items()}}
     print_result(result)

@@ -6,7 +6,7 @@
 4. figures      tables -> pictures
 5. page         tables -> report.html, made of sections/
 6. recalibrate  another precision -> the bundle's threshold
-7. stress       the same split corrupted (corruptions, robustness), and images from outside (outside, doubt, outliers)
-8. reading      which images are drawn for that, their bytes, and the network's answer; stress_page shows it
+7. stress       the same split corrupted (corruptions, robustness), and images from outside (outside)
+8. reading      which images are drawn for that, their bytes, and the network's answer
 9. format       the names and columns of an evaluation's files
 """

@@ -11,7 +11,7 @@ mathematics.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from carray.core.svg import PAGE_COLOURS, percent_axis, picture, whole_numbers
+from carray.evaluation.corruptions import NONE, REENCODED
 from carray.vehicles import parse_vehicle
 
 __all__ = ["bars_svg", "confusion_png", "confusion_svg"]
@@ -247,3 +248,36 @@ def _number_cells(axes: Any, counts_KK: npt.NDArray[np.int64], colour: Callable[
     for (row, column), count in np.ndenumerate(counts_KK):
         if count:
             axes.text(column, row, f"{count}", ha="center", va="center", color=colour(float(shares_KK[row, column])))
+
+
+def robustness_svg(rows: Sequence[Mapping[str, Any]], *, title: str) -> str:
+    """Draw top-1 with its interval for each corruption and severity, beside the plain pictures' as a line and a band.
+
+    Rows are those of ROBUSTNESS_SCHEMA with `words`, the corruption's name for people; the plain one is first.
+    """
+    plain, shown = rows[0], [row for row in rows if row["corruption"] != NONE]
+    tips = {f"{place}": _robustness_tip(row) for place, row in enumerate(shown)}
+    description = "Each dot is a corruption at one severity, its bar a 95 % interval; the line is of plain pictures."
+    with picture(title, description, tips, height=0.8 + 0.235 * len(shown)) as (axes, svg):
+        axes.axvspan(plain["top1_low"], plain["top1_high"], color=PAGE_COLOURS["grid"], linewidth=0, zorder=0)
+        axes.axvline(plain["top1"], color=_SOFT, linestyle=(0, (4, 2)), linewidth=1.2, zorder=1)
+        for place, row in enumerate(shown):
+            colour = _SOFT if row["corruption"] == REENCODED else PAGE_COLOURS["first"]
+            bar = {"color": colour, "linewidth": 1.6, "solid_capstyle": "butt", "zorder": 2}
+            axes.plot([row["top1_low"], row["top1_high"]], [place, place], **bar)
+            axes.plot(row["top1"], place, "o", color=colour, markersize=6, zorder=3, gid=f"tip-{place}")
+            if place and shown[place - 1]["corruption"] != row["corruption"]:
+                axes.axhline(place - 0.5, color=PAGE_COLOURS["grid"], linewidth=0.8, zorder=0)
+        axes.set_yticks(range(len(shown)), [f"{row['words']}, {row['severity']}" for row in shown])
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set_xlim(0, 1)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        percent_axis(axes.xaxis)
+        axes.set_xlabel("top-1; the dashed line is that of plain pictures")
+    return svg()
+
+
+def _robustness_tip(row: Mapping[str, Any]) -> str:
+    interval = f"{row['top1_low']:.1%} to {row['top1_high']:.1%}"
+    return f"{row['words']}, {row['severity']}: {row['top1']:.1%} ({interval}), {row['drop_points']:.1f} points lost"

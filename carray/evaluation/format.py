@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-__all__ = ["METRICS_JSON", "OUTLIERS_JSON", "REPORT_HTML", "ROBUSTNESS_JSON", "TABLES", "VERSION", "table_kind"]
+__all__ = ["METRICS_JSON", "OUTSIDE_JSON", "REPORT_HTML", "ROBUSTNESS_JSON", "TABLES", "VERSION", "table_kind"]
 
 VERSION = 2
 METRICS_JSON, REPORT_HTML, CONFUSION_PNG = "metrics.json", "report.html", "confusion.png"
-ROBUSTNESS_JSON, OUTLIERS_JSON = "robustness.json", "outliers.json"
+ROBUSTNESS_JSON, OUTSIDE_JSON = "robustness.json", "outside.json"
 """Markers of evaluation.stress, whose files may lie there, too."""
 
 TABLES = {

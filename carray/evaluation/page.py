@@ -22,16 +22,17 @@ import pandas as pd
 
 from carray.bundle.certify import AGREEMENT, AGREEMENT_CONFIDENT, DROP_POINTS
 from carray.core.page import render_page
-from carray.core.storage import join, write_bytes
+from carray.core.storage import exists, join, read_json, write_bytes
 from carray.core.tables import read_table
 from carray.evaluation import figures
+from carray.evaluation.corruptions import NONE, REENCODED
 from carray.evaluation.figures import confusion_svg
-from carray.evaluation.format import REPORT_HTML, TABLES, table_kind
+from carray.evaluation.format import OUTSIDE_JSON, REPORT_HTML, ROBUSTNESS_JSON, TABLES, table_kind
 from carray.evaluation.metrics import confusion_counts
-from carray.evaluation.stress_page import stress_context
+from carray.evaluation.robustness import ROBUSTNESS_SCHEMA
 from carray.vehicles import parse_vehicle
 
-__all__ = ["SECTIONS", "Evaluation", "Section", "write_page"]
+__all__ = ["SECTIONS", "Evaluation", "Section", "outside_context", "robustness_context", "write_page"]
 
 _MOST_PAIRS, _MOST_UNREADABLE = 100, 200
 """Rows shown; all of them stand in the tables."""
@@ -215,11 +216,55 @@ def _counts(predictions: pd.DataFrame, classes: list[str]) -> npt.NDArray[np.int
     return confusion_counts(truth_N, predicted_N, len(classes))
 
 
-def _stress(section: str, evaluation: Evaluation) -> dict[str, Any] | None:
+def _measured(evaluation: Evaluation, context: Callable[[str], dict[str, Any] | None]) -> dict[str, Any] | None:
     """Give what `stress` left in the folder, if it is of the same bundle and images."""
-    found = stress_context(evaluation.out, section)
+    found = context(evaluation.out)
     same = ("bundle_id", "manifest_fingerprint", "split")
     return found if found and all(found["about"][name] == evaluation.metrics[name] for name in same) else None
+
+
+def robustness_context(out: str) -> dict[str, Any] | None:
+    """Read what sections/robustness.html.j2 shows from the folder of `stress`; None where it was not measured.
+
+    Raises:
+        SchemaError: the table is not what it should be.
+        StorageError: it cannot be read.
+    """
+    if not exists(join(out, ROBUSTNESS_JSON)):
+        return None
+    columns = ROBUSTNESS_SCHEMA.names
+    place = join(out, "robustness.parquet")
+    table = read_table(place, kind="evaluation robustness", required=columns, columns=columns).to_pylist()
+    rows = [row | {"words": row["corruption"].replace("_", " ")} for row in table]
+    corrupted = [row for row in rows if row["corruption"] not in (NONE, REENCODED)]
+    return {
+        "plain": rows[0],
+        "rows": rows[1:],
+        "worst": max(corrupted, key=lambda row: row["drop_points"]),
+        "costly": sum(row["drop_low_points"] > 0 for row in corrupted),
+        "corrupted": len(corrupted),
+        "control": next(row for row in rows if row["corruption"] == REENCODED),
+        "svg": figures.robustness_svg(rows, title="Top-1 of corrupted pictures"),
+        "about": read_json(join(out, ROBUSTNESS_JSON)),
+    }
+
+
+def outside_context(out: str) -> dict[str, Any] | None:
+    """Read what sections/outside.html.j2 shows from the folder of `stress`; None where it was not measured.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    if not exists(join(out, OUTSIDE_JSON)):
+        return None
+    about = read_json(join(out, OUTSIDE_JSON))
+    rows = [{"kind": kind, **found} for kind, found in about["kinds"].items()]
+    return {
+        "rows": rows,
+        "weakest": min((row for row in rows if row["auroc"] is not None), key=lambda row: row["auroc"]),
+        "unreadable": about["inside_unreadable"] + sum(row["images"] - row["scored"] for row in rows),
+        "about": about,
+    }
 
 
 def _unreadable(evaluation: Evaluation) -> dict[str, Any] | None:
@@ -241,13 +286,13 @@ SECTIONS = (
         "robustness",
         "Corrupted pictures",
         "evaluation/sections/robustness.html.j2",
-        partial(_stress, "robustness"),
+        partial(_measured, context=robustness_context),
     ),
     Section(
-        "outliers",
+        "outside",
         "Images from outside",
-        "evaluation/sections/outliers.html.j2",
-        partial(_stress, "outliers"),
+        "evaluation/sections/outside.html.j2",
+        partial(_measured, context=outside_context),
     ),
     Section("classes", "Class by class", "evaluation/sections/classes.html.j2", _classes),
     Section("matrix", "Confusion matrix", "evaluation/sections/matrix.html.j2", _matrix),

@@ -97,6 +97,6 @@ def robustness_rows(hits_VN: Bools, variants: Sequence[tuple[str, str]] = VARIAN
         row = {"corruption": corruption, "severity": severity, "images": images, "top1": float(hits_N.mean())}
         row |= {"top1_low": low, "top1_high": high, "lost": lost, "gained": gained}
         rows.append(row | {"drop_points": drop, "drop_low_points": drop_low, "drop_high_points": drop_high})
-    # The plain row differs from itself by nothing, without any doubt.
+    # The plain row differs from itself by nothing, so its interval is 0, too.
     rows[0] |= {"drop_low_points": 0.0, "drop_high_points": 0.0}
     return rows

@@ -2,11 +2,9 @@
 
     robustness.parquet       top-1 by corruption and severity (evaluation.robustness)
     robustness.json          what it was measured on; the marker, written after it
-    outlier_scores.parquet   one row an image, inside and outside: every score, or the reason why there is none
-    outliers.parquet         AUROC and FPR at 95 % TPR by kind and score (evaluation.outliers)
-    outliers.json            what outside was and which score is best; the marker, written last
+    outside.json             what outside was, and the AUROC of `ood_score` by kind (evaluation.outside)
 
-From: a bundle, a manifest, and for the outliers a place of outside images. To: a folder, local or S3, which may be that
+From: a bundle, a manifest, and a place of outside images if there is one. To: a folder, local or S3, which may be that
 of an evaluation of the same bundle and split: its page then shows all of this.
 Invariants: both parts see the same images of the split; what stands is read and not measured again; another bundle,
 manifest or outside in the folder is refused.
@@ -14,12 +12,9 @@ manifest or outside in the folder is refused.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from carray.bundle.format import BundleInfo
@@ -30,21 +25,12 @@ from carray.core.storage import absolute, exists, join, read_json, write_json
 from carray.core.tables import table_from_rows, write_table
 from carray.core.text import readable
 from carray.evaluation.corruptions import NONE, REENCODED
-from carray.evaluation.doubt import SCORES_SCHEMA, score_images, training_embeddings
-from carray.evaluation.format import METRICS_JSON, OUTLIERS_JSON, ROBUSTNESS_JSON
-from carray.evaluation.outliers import (
-    LOGIT_SCORES,
-    NEIGHBOURS,
-    OUTLIERS_SCHEMA,
-    SCORES,
-    best_score,
-    measure_outliers,
-)
-from carray.evaluation.outside import INSIDE, list_outside, outside_fingerprint
+from carray.evaluation.format import METRICS_JSON, OUTSIDE_JSON, ROBUSTNESS_JSON
+from carray.evaluation.outside import list_outside, measure_outside, outside_fingerprint
 from carray.evaluation.page import write_page
 from carray.evaluation.reading import Row, draw_rows
 from carray.evaluation.robustness import ROBUSTNESS_SCHEMA, corrupted_hits, robustness_rows
-from carray.manifest.format import Manifest, read_manifest
+from carray.manifest.format import read_manifest
 
 __all__ = ["stress", "summary_text"]
 
@@ -62,7 +48,7 @@ def stress(
     seed: int = 0,
     runtime: str = "fp32",
 ) -> dict[str, Any]:
-    """Measure robustness, and with `outside` the outlier scores, and give both markers' contents.
+    """Measure robustness, and with `outside` how well `ood_score` tells those images.
 
     Args:
         bundle: Folder of the bundle.
@@ -75,7 +61,7 @@ def stress(
         runtime: One of the bundle's.
 
     Returns:
-        By `robustness` and, with `outside`, by `outliers`.
+        The markers' contents by `robustness` and, with `outside`, by `outside`.
 
     Raises:
         BundleError: the bundle is unfinished, damaged, or computes other logits on this machine.
@@ -103,8 +89,11 @@ def stress(
     if outside_rows is not None:
         identity |= {"outside_fingerprint": outside_fingerprint(outside_rows)}
         origin |= {"outside": absolute(str(outside))}
-        found = _finished(join(out, OUTLIERS_JSON), identity)
-        results["outliers"] = found or _write_outliers(out, identity | origin, rows, outside_rows, table, scorer)
+        found = _finished(join(out, OUTSIDE_JSON), identity)
+        if found is None:
+            found = identity | origin | measure_outside(rows, outside_rows, scorer, seed=seed)
+            write_json(join(out, OUTSIDE_JSON), found)
+        results["outside"] = found
     if exists(join(out, METRICS_JSON)):
         write_page(out, read_json(join(out, METRICS_JSON)))
     return results
@@ -119,12 +108,9 @@ def summary_text(results: Mapping[str, Any]) -> str:
     for name, row in found["worst"].items():
         interval = f"95 % interval {row['top1_low']:.1%} to {row['top1_high']:.1%}"
         lines.append(f"  {name.replace('_', ' '):<15} {row['top1']:6.1%}  ({row['severity']}; {interval})")
-    if "outliers" not in results:
-        return "\n".join(lines)
-    found = results["outliers"]
-    for kind, own in found["kinds"].items():
-        lines.append(f"{own['scored']:,} outside images ({readable(kind)}, {own['sources']:,} sources): AUROC by score")
-        lines += [f"  {score:<15} {value:6.3f}" for score, value in own["auroc"].items()]
+    for kind, own in results.get("outside", {}).get("kinds", {}).items():
+        auroc = "none could be read" if own["auroc"] is None else f"AUROC of ood_score {own['auroc']:.3f}"
+        lines.append(f"{own['scored']:,} outside images ({readable(kind)}, {own['sources']:,} sources): {auroc}")
     return "\n".join(lines)
 
 
@@ -182,62 +168,6 @@ def _write_robustness(out: str, origin: Mapping[str, Any], rows: Sequence[Row], 
     }
     write_json(join(out, ROBUSTNESS_JSON), marker)
     return marker
-
-
-def _write_outliers(
-    out: str,
-    origin: Mapping[str, Any],
-    rows: Sequence[Row],
-    outside: pd.DataFrame,
-    table: Manifest,
-    scorer: Scorer,
-) -> dict[str, Any]:
-    training_MD = training_embeddings(table, scorer, split=origin["split"], seed=origin["seed"])
-    inside = [{"kind": INSIDE, "source": row["uri"], **row} for row in rows]
-    scored = score_images(inside, scorer, training_MD, what="scoring inside")
-    scored += score_images(outside.to_dict("records"), scorer, training_MD, what="scoring outside")
-    frame = pd.DataFrame(scored, columns=SCORES_SCHEMA.names)
-    used = [name for name in SCORES if name != "knn" or training_MD is not None]
-    readable = frame[frame["status"] == "ok"]
-    is_inside = readable["kind"] == INSIDE
-    if is_inside.all() or not is_inside.any():
-        where = origin["outside"] if is_inside.any() else table.uri
-        failed = Counter(frame.loc[frame["status"] != "ok", "error_code"])
-        raise BudgetError(f"no image of {where} can be read ({_codes_text(failed)}); look where they lie.")
-    within, beyond = readable[is_inside], readable[~is_inside]
-    measured = measure_outliers(
-        {name: within[name].to_numpy(dtype=np.float64) for name in used},
-        {name: beyond[name].to_numpy(dtype=np.float64) for name in used},
-        kinds=beyond["kind"].tolist(),
-        sources=beyond["source"].tolist(),
-        seed=origin["seed"],
-    )
-    _write(out, "outlier_scores", table_from_rows(scored, SCORES_SCHEMA), origin)
-    _write(out, "outliers", pa.Table.from_pandas(measured, schema=OUTLIERS_SCHEMA, preserve_index=False), origin)
-    marker = {
-        **origin,
-        "inside_images": len(within),
-        "inside_unreadable": int((frame["kind"] == INSIDE).sum()) - len(within),
-        "kinds": {kind: _kind_summary(kind, frame, measured) for kind in dict.fromkeys(outside["kind"])},
-        "best": best_score(measured),
-        "best_of_logits": best_score(measured, among=LOGIT_SCORES),
-        "training_images": 0 if training_MD is None else len(training_MD),
-        "neighbours": NEIGHBOURS,
-    }
-    write_json(join(out, OUTLIERS_JSON), marker)
-    return marker
-
-
-def _kind_summary(kind: str, frame: pd.DataFrame, measured: pd.DataFrame) -> dict[str, Any]:
-    own = frame[frame["kind"] == kind]
-    scored = own[own["status"] == "ok"]
-    aurocs = measured[measured["kind"] == kind].set_index("score")["auroc"]
-    return {
-        "images": len(own),
-        "scored": len(scored),
-        "sources": scored["source"].nunique(),
-        "auroc": {str(score): float(value) for score, value in aurocs.items()},
-    }
 
 
 def _codes_text(codes: Mapping[str, int]) -> str:

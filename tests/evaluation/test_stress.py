@@ -24,6 +24,7 @@ from carray.evaluation.corruptions import Corruption
 from carray.evaluation.report import evaluate
 from carray.evaluation.stress import stress, summary_text
 from carray.manifest.format import MANIFEST_SCHEMA, write_manifest
+from carray.queries import read_predictions
 
 IMAGES, WRONG, TRAINING = 10, 3, 8
 
@@ -87,7 +88,7 @@ def test_the_first_row_is_the_plain_accuracy_and_all_rows_are_of_the_same_images
     assert np.allclose(table["top1"], 0.7 - (table["lost"] - table["gained"]) / IMAGES)
     assert json.loads((out / "robustness.json").read_text()) == found
     assert table_metadata(str(out / "robustness.parquet"))["bundle_id"] == found["bundle_id"]
-    assert not (out / "outliers.json").exists()
+    assert not (out / "outside.json").exists()
 
 
 def test_corruptions_reach_the_network(small_bundle: str, manifest: str, tmp_path: Path, monkeypatch) -> None:
@@ -113,7 +114,7 @@ def test_unreadable_images_are_counted_and_in_no_row(
     assert found["top1"] == 1 - (WRONG - 1) / (IMAGES - 2)
 
 
-def test_a_drawn_few_are_the_same_few_and_outliers_see_them_too(
+def test_a_drawn_few_are_the_same_few_and_the_outside_is_compared_with_them(
     small_bundle: str, manifest: str, outside: str, tmp_path: Path
 ) -> None:
     found = stress(small_bundle, manifest, out=str(tmp_path / "a"), images=6, outside=outside)
@@ -123,57 +124,40 @@ def test_a_drawn_few_are_the_same_few_and_outliers_see_them_too(
     )
     again = stress(small_bundle, str(tmp_path / "shuffled.parquet"), out=str(tmp_path / "b"), images=6, outside=outside)
     other = stress(small_bundle, manifest, out=str(tmp_path / "c"), images=6, seed=1, outside=outside)
-
-    def inside(name: str) -> set[str]:
-        scores = pd.read_parquet(tmp_path / name / "outlier_scores.parquet")
-        return set(scores.loc[scores["kind"] == "inside", "uri"])
-
-    assert found["robustness"]["images"] == again["robustness"]["images"] == len(inside("a")) == 6
-    assert inside("a") == inside("b") != inside("c")
+    assert found["robustness"]["images"] == again["robustness"]["images"] == found["outside"]["inside_images"] == 6
     assert found["robustness"]["top1"] == again["robustness"]["top1"]
+    assert found["outside"]["kinds"] == again["outside"]["kinds"] != other["outside"]["kinds"]
     assert other["robustness"]["seed"] == 1
 
 
-def test_outliers_are_measured_by_kind_with_the_scores_that_classification_writes(
-    small_bundle: str, manifest: str, outside: str, tmp_path: Path
+def test_ood_score_is_measured_by_kind_and_is_the_one_that_classification_writes(
+    small_bundle: str, manifest: str, outside: str, images: list[Path], tmp_path: Path, ray_cluster: object
 ) -> None:
     from sklearn.metrics import roc_auc_score
 
+    from carray.predictions.format import ClassifySettings
+    from carray.predictions.on_ray import classify
+
     out = tmp_path / "out"
-    found = stress(small_bundle, manifest, out=str(out), images=None, outside=outside)["outliers"]
-    table, scores = pd.read_parquet(out / "outliers.parquet"), pd.read_parquet(out / "outlier_scores.parquet")
-    assert list(zip(table["kind"], table["score"], strict=True)) == [
-        (kind, score)
-        for kind in ("tiles", "drawn")
-        for score in ("max_softmax", "entropy", "max_logit", "energy", "centred_energy", "knn")
-    ]
-    assert len(scores) == IMAGES + 7
-    broken = scores[scores["status"] != "ok"]
-    assert broken[["kind", "error_code"]].to_numpy().tolist() == [["drawn", "unsupported"]]
-    assert broken["energy"].isna().all()
-    assert found["kinds"]["drawn"] | {"auroc": None} == {"images": 2, "scored": 1, "sources": 1, "auroc": None}
-    assert (table["inside_images"] == IMAGES).all()
-    pair = scores[scores["kind"].isin(["inside", "tiles"])]
-    for row in table[table["kind"] == "tiles"].to_dict("records"):
-        assert row["auroc"] == pytest.approx(roc_auc_score(pair["kind"] == "tiles", pair[row["score"]]))
-        assert (row["outside_images"], row["outside_sources"]) == (5, 3)
-    # A score is that of classify: 1 - score, and its entropy.
-    predicted = Classifier.load(small_bundle).predict(scores["uri"].head(IMAGES))
-    assert scores["max_softmax"].head(IMAGES).tolist() == pytest.approx((1 - predicted["score"]).tolist(), abs=1e-6)
-    assert scores["entropy"].head(IMAGES).tolist() == pytest.approx(predicted["entropy"].tolist(), abs=1e-6)
-    assert found["training_images"] == TRAINING
-    assert f"AUROC by score\n  max_softmax     {found['kinds']['tiles']['auroc']['max_softmax']:6.3f}" in summary_text(
-        {"robustness": json.loads((out / "robustness.json").read_text()), "outliers": found}
-    )
-
-
-def test_without_training_images_there_is_no_knn(
-    small_bundle: str, manifest: str, outside: str, tmp_path: Path
-) -> None:
-    found = stress(small_bundle, manifest, out=str(tmp_path / "out"), images=4, split="train", outside=outside)
-    assert found["outliers"]["training_images"] == 0
-    assert "knn" not in set(pd.read_parquet(tmp_path / "out" / "outliers.parquet")["score"])
-    assert pd.read_parquet(tmp_path / "out" / "outlier_scores.parquet")["knn"].isna().all()
+    results = stress(small_bundle, manifest, out=str(out), images=None, outside=outside)
+    found = results["outside"]
+    assert json.loads((out / "outside.json").read_text()) == found
+    assert (found["inside_images"], found["inside_unreadable"]) == (IMAGES, 0)
+    drawn, tiles = found["kinds"]["drawn"], found["kinds"]["tiles"]
+    assert (drawn["images"], drawn["scored"], drawn["sources"]) == (2, 1, 1)
+    assert (tiles["images"], tiles["scored"], tiles["sources"], tiles["auroc_low"]) == (5, 5, 3, None)
+    settings = ClassifySettings(outputs=["ood_score"])
+    folders = (str(images[0].parent), str(Path(outside).parent))
+    frames = []
+    for number, folder in enumerate(folders):
+        classify(small_bundle, folder, out=f"{tmp_path}/predictions-{number}", settings=settings)
+        frames.append(read_predictions(f"{tmp_path}/predictions-{number}", ["uri", "ood_score"]))
+    scores = pd.concat(frames).set_index("uri")["ood_score"]
+    inside = scores[[str(path) for path in images[:IMAGES]]].tolist()
+    of_tiles = scores[[f"{folders[1]}/{i}.png" for i in range(5)]].tolist()
+    expected = roc_auc_score([0] * len(inside) + [1] * len(of_tiles), inside + of_tiles)
+    assert tiles["auroc"] == pytest.approx(expected)
+    assert f"5 outside images (tiles, 3 sources): AUROC of ood_score {tiles['auroc']:.3f}" in summary_text(results)
 
 
 def test_what_stands_is_read_and_what_is_missing_is_added(
@@ -197,7 +181,7 @@ def test_another_measurement_in_the_folder_is_refused(
     with pytest.raises(SettingsError, match=r"robustness.json is of another measurement .*drawn 4"):
         stress(small_bundle, manifest, out=out, images=5)
     shutil.copy(Path(outside).parent / "0.png", Path(outside).parent / "7.png")
-    with pytest.raises(SettingsError, match=r"outliers.json is of another measurement .*outside_fingerprint"):
+    with pytest.raises(SettingsError, match=r"outside.json is of another measurement .*outside_fingerprint"):
         stress(small_bundle, manifest, out=out, images=4, outside=str(Path(outside).parent))
 
 
@@ -216,7 +200,7 @@ def test_the_page_of_the_evaluation_shows_it(small_bundle: str, manifest: str, o
     evaluate(small_bundle, manifest, out=str(page.parent))
     assert 'id="robustness"' not in page.read_text()
     stress(small_bundle, manifest, out=str(page.parent), images=4, outside=outside)
-    assert 'id="robustness"' in page.read_text() and 'id="outliers"' in page.read_text()
+    assert 'id="robustness"' in page.read_text() and 'id="outside"' in page.read_text()
 
 
 def test_the_page_shows_no_measurement_of_other_images(small_bundle: str, manifest: str, tmp_path: Path) -> None:
@@ -230,7 +214,7 @@ def test_nothing_readable_is_an_error_not_a_zero(
 ) -> None:
     for path in Path(outside).parent.glob("*.png"):
         path.write_bytes(b"no image")
-    with pytest.raises(BudgetError, match="7 unsupported"):
+    with pytest.raises(BudgetError, match=r"scoring outside: no image can be read \(7 unsupported\)"):
         stress(small_bundle, manifest, out=str(tmp_path / "out"), images=2, outside=outside)
     shutil.rmtree(images[0].parent)
     with pytest.raises(BudgetError, match=r"none of the 10 images of split 'test' can be read \(10 not_found\)"):
@@ -267,7 +251,7 @@ def test_everything_may_lie_in_s3(small_bundle: str, manifest: str, outside: str
     for path in Path(outside).parent.iterdir():
         write_bytes(f"{s3}/outside/{path.name}", path.read_bytes())
     found = stress(small_bundle, manifest, out=f"{s3}/out", images=4, outside=f"{s3}/outside/outside.parquet")
-    assert found["outliers"]["outside"] == f"{s3}/outside/outside.parquet"
+    assert found["outside"]["outside"] == f"{s3}/outside/outside.parquet"
     assert sorted(uri.rsplit("/", 1)[1] for uri in list_files(f"{s3}/out")) == [
-        *("outlier_scores.parquet", "outliers.json", "outliers.parquet", "robustness.json", "robustness.parquet"),
+        *("outside.json", "robustness.json", "robustness.parquet"),
     ]
