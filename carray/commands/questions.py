@@ -7,24 +7,37 @@ from typing import Annotated, Any
 
 import typer
 
+from carray.commands.options import MOST_COUNT, new_file, path
+
 __all__ = ["compare", "query"]
 
-Limit = Annotated[int | None, typer.Option(min=0, help="Rows of the answer at most; a list has 1000. 0 is all.")]
+Limit = Annotated[
+    int | None, typer.Option(min=0, max=MOST_COUNT, help="Rows of the answer at most; a list has 1000. 0 is all.")
+]
 
 
 def query(
-    predictions: Annotated[str, typer.Argument(metavar="PREDICTIONS", help="Folder that carray classify wrote.")],
+    predictions: Annotated[
+        str,
+        typer.Argument(metavar="PREDICTIONS", help="Folder that carray classify wrote.", parser=path("PREDICTIONS")),
+    ],
     question: Annotated[
         str | None,
         typer.Argument(metavar="QUESTION|SQL", help="A question's name, or SQL over `predictions`; else a summary."),
     ] = None,
-    labels: Annotated[str | None, typer.Option(help="Manifest, or Parquet, CSV or TSV with uri and label.")] = None,
-    other: Annotated[str | None, typer.Option(help="Another run over the same images.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Manifest, or Parquet, CSV or TSV with uri and label.", parser=path("--labels")),
+    ] = None,
+    other: Annotated[str | None, typer.Option(help="Another run over the same images.", parser=path("--other"))] = None,
     limit: Limit = None,
     format: Annotated[
         str | None, typer.Option(help="table, csv, json or parquet; by OUT's suffix if unset, else table.")
     ] = None,
-    out: Annotated[str | None, typer.Option("--out", help="File for the answer; local or s3://.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", help="File for the answer; local or s3://.", parser=new_file("--out")),
+    ] = None,
 ) -> None:
     """Summarise predictions, or ask them a question by its name or in SQL (DuckDB's dialect, read-only).
 
@@ -41,13 +54,15 @@ def query(
     """
     from carray import queries
     from carray.core.progress import print_result, say
-    from carray.queries.answers import choose_format
+    from carray.queries.answers import choose_format, jsonable
 
     chosen = choose_format(format, out)
     if question is None:
         _refuse_beside_summary(format=chosen, labels=labels, other=other, limit=limit, out=out)
         summary = queries.summarize(predictions)
-        typer.echo(json.dumps(summary, ensure_ascii=False) if chosen == "json" else queries.summary_text(summary))
+        typer.echo(
+            json.dumps(jsonable(summary), ensure_ascii=False) if chosen == "json" else queries.summary_text(summary)
+        )
         return
     given: dict[str, Any] = {"labels": labels, "other": other, "limit": limit}
     if len(question.split()) > 1:
@@ -74,10 +89,18 @@ def _refuse_beside_summary(*, format: str, **given: str | int | None) -> None:
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="Folder of predictions; a bundle with --manifest.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="What to compare it with, of the same kind.")],
-    out: Annotated[str | None, typer.Option("--out", help="Folder for page and tables; local or s3://.")] = None,
-    manifest: Annotated[str | None, typer.Option(help="Score a split of this manifest with two bundles.")] = None,
+    a: Annotated[
+        str,
+        typer.Argument(metavar="A", help="Folder of predictions; a bundle with --manifest.", parser=path("A")),
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="What to compare it with, of the same kind.", parser=path("B"))],
+    out: Annotated[
+        str | None, typer.Option("--out", help="Folder for page and tables; local or s3://.", parser=path("--out"))
+    ] = None,
+    manifest: Annotated[
+        str | None,
+        typer.Option(help="Score a split of this manifest with two bundles.", parser=path("--manifest")),
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Of the manifest: train, val or test (the default).")] = None,
     runtime: Annotated[str | None, typer.Option(help="Of the bundles: fp32 (the default), int8, torch-bf16.")] = None,
 ) -> None:
