@@ -17,6 +17,7 @@ import typer
 from carray import __version__
 from carray.commands.before import doctor, estimate
 from carray.commands.data import demo, prepare
+from carray.commands.options import Command
 from carray.commands.pages import report
 from carray.commands.questions import compare, query
 from carray.commands.score import calibrate, classify, compact, evaluate, predict, quantize
@@ -55,7 +56,7 @@ for command in (
     *(prepare, tune, train, leaderboard, export, quantize, calibrate),
     *(evaluate, stress, classify, compact, predict, query, report, compare, doctor, demo),
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(estimate, name="estimate")
 
 

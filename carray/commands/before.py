@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from carray.commands.options import Bundle, Config, ManifestOption, Settings, short_for
+from carray.commands.options import (
+    MOST_COUNT,
+    Bundle,
+    Command,
+    Config,
+    ManifestOption,
+    Settings,
+    number,
+    path,
+    short_for,
+)
 from carray.core.errors import SettingsError
 
 __all__ = ["doctor", "estimate", "estimate_classify", "estimate_tune"]
@@ -18,11 +28,20 @@ _COLOURS = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer
 def doctor(
     sources: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SOURCE]...", help="Places to read: folders, s3:// prefixes, tables, bundles."),
+        typer.Argument(
+            metavar="[SOURCE]...",
+            help="Places to read: folders, s3:// prefixes, tables, bundles.",
+            parser=path("SOURCE"),
+        ),
     ] = None,
     out: Annotated[
         list[str] | None,
-        typer.Option("--out", metavar="PLACE", help="Place for results; a small object is written there. Repeatable."),
+        typer.Option(
+            "--out",
+            metavar="PLACE",
+            help="Place for results; a small object is written there. Repeatable.",
+            parser=path("--out"),
+        ),
     ] = None,
     cluster: Annotated[
         bool, typer.Option("--cluster", help="Let every machine of RAY_ADDRESS's cluster examine itself.")
@@ -43,14 +62,13 @@ def doctor(
     Example: `carray doctor s3://photos/2026 --out s3://results/2026`
     """
     from carray.core.progress import print_result
-    from carray.core.storage import absolute
     from carray.doctor.examine import examine, examine_cluster
     from carray.doctor.findings import as_json as plain
     from carray.doctor.findings import exit_code, finding_text, summary
 
     if cluster:
         _check_address()
-    places = [[absolute(uri) for uri in uris or ()] for uris in (sources, out)]
+    places = [uris or [] for uris in (sources, out)]
     findings = []
     for found in (examine_cluster if cluster else examine)(*places):
         findings.append(found)
@@ -74,26 +92,45 @@ estimate = typer.Typer(
     help="Say beforehand what a job will take: hours, requests and money, as ranges.", no_args_is_help=True
 )
 
-Machines = Annotated[int, typer.Option("--machines", min=1, help="How many machines the job is to have.")]
+Machines = Annotated[
+    int, typer.Option("--machines", min=1, max=MOST_COUNT, help="How many machines the job is to have.")
+]
 Cores = Annotated[
-    int | None, typer.Option("--cores", min=1, help="Cores of each machine; as many as this one has if unset.")
+    int | None,
+    typer.Option("--cores", min=1, max=MOST_COUNT, help="Cores of each machine; as many as this one has if unset."),
 ]
 MachinePrice = Annotated[
-    float | None, typer.Option("--price-per-machine-hour", min=0, help="In any currency; unpriced if unset.")
+    float | None,
+    typer.Option(
+        "--price-per-machine-hour",
+        help="In any currency; unpriced if unset.",
+        parser=number("--price-per-machine-hour"),
+    ),
 ]
-ListPrice = Annotated[float, typer.Option("--lists-price", min=0, help="Of 1,000 LISTs; S3's in us-east-1 in 2026.")]
-GetPrice = Annotated[float, typer.Option("--gets-price", min=0, help="Of 1,000 GETs; likewise.")]
-PutPrice = Annotated[float, typer.Option("--puts-price", min=0, help="Of 1,000 PUTs; likewise.")]
+ListPrice = Annotated[
+    float,
+    typer.Option("--lists-price", help="Of 1,000 LISTs; S3's in us-east-1 in 2026.", parser=number("--lists-price")),
+]
+GetPrice = Annotated[
+    float, typer.Option("--gets-price", help="Of 1,000 GETs; likewise.", parser=number("--gets-price"))
+]
+PutPrice = Annotated[
+    float, typer.Option("--puts-price", help="Of 1,000 PUTs; likewise.", parser=number("--puts-price"))
+]
 Source = Annotated[
     str,
     typer.Argument(
-        metavar="SOURCE", help="Folder, s3://bucket/prefix, table of URIs, or an S3 Inventory's manifest.json."
+        metavar="SOURCE",
+        help="Folder, s3://bucket/prefix, table of URIs, or an S3 Inventory's manifest.json.",
+        parser=path("SOURCE"),
     ),
 ]
-ProbeWorkers = Annotated[int | None, typer.Option(min=1, help="Processes to measure in; one a core if unset.")]
+ProbeWorkers = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="Processes to measure in; one a core if unset.")
+]
 
 
-@estimate.command("classify")
+@estimate.command("classify", cls=Command)
 def estimate_classify(
     bundle: Bundle,
     source: Source,
@@ -104,14 +141,18 @@ def estimate_classify(
     get_price: GetPrice = 0.0004,
     put_price: PutPrice = 0.005,
     out: Annotated[
-        str | None, typer.Option("--out", help="Where results would go; beside the images if unset.")
+        str | None,
+        typer.Option("--out", help="Where results would go; beside the images if unset.", parser=path("--out")),
     ] = None,
     total_images: Annotated[
-        int | None, typer.Option(min=1, help="How many images there are, if known; else they are listed.")
+        int | None,
+        typer.Option(min=1, max=MOST_COUNT, help="How many images there are, if known; else they are listed."),
     ] = None,
-    listing_seconds: Annotated[float, typer.Option(min=1, help="After which the listing is stopped.")] = 120.0,
+    listing_seconds: Annotated[
+        float, typer.Option(help="After which the listing is stopped.", parser=number("--listing-seconds", least=1))
+    ] = 120.0,
     probe_images: Annotated[
-        int | None, typer.Option(min=1, help="Images to score here; 200 for each process if unset.")
+        int | None, typer.Option(min=1, max=1_000_000, help="Images to score here; 200 for each process if unset.")
     ] = None,
     probe_workers: ProbeWorkers = None,
     split: Annotated[str | None, typer.Option(help="Of a manifest, this split only.")] = None,
@@ -153,14 +194,16 @@ def estimate_classify(
     print_result(found.as_json())
 
 
-@estimate.command("tune")
+@estimate.command("tune", cls=Command)
 def estimate_tune(
     manifest: ManifestOption,
     machines: Machines = 1,
     cores: Cores = None,
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs of each machine, of the kind that this one has.")] = 0,
+    gpus: Annotated[
+        int, typer.Option(min=0, max=1024, help="GPUs of each machine, of the kind that this one has.")
+    ] = 0,
     machine_price: MachinePrice = None,
-    networks: Annotated[int, typer.Option(min=1, help="Different networks to measure at most.")] = 6,
+    networks: Annotated[int, typer.Option(min=1, max=1_000_000, help="Different networks to measure at most.")] = 6,
     probe_workers: ProbeWorkers = None,
     earlier_run: Annotated[
         str | None, typer.Option(metavar="RUN", help="Run folder of such a search, to see how many epochs it ran.")

@@ -6,16 +6,26 @@ from typing import Annotated
 
 import typer
 
-from carray.commands.options import Column
+from carray.commands.options import MOST_COUNT, Column, new_file, path
 
 __all__ = ["demo", "prepare"]
 
 
 def prepare(
     source: Annotated[
-        str, typer.Argument(help="Folders by class or split, Stanford Cars, a CSV/Parquet table, or a prefix.")
+        str,
+        typer.Argument(
+            help="Folders by class or split, Stanford Cars, a CSV/Parquet table, or a prefix.", parser=path("SOURCE")
+        ),
     ],
-    out: Annotated[str, typer.Option("--out", help="Manifest to write, a .parquet file; local or s3://.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            help="Manifest to write, a .parquet file; local or s3://.",
+            parser=new_file("--out", suffix=".parquet"),
+        ),
+    ],
     layout: Annotated[
         str,
         typer.Option(help="auto, folder (no folder is a split), splits, stanford-cars, table or images (no labels)."),
@@ -33,9 +43,13 @@ def prepare(
     crop_boxes: Annotated[
         bool, typer.Option("--crop-boxes", help="Cut every image to its box, if it has one.")
     ] = False,
-    extend: Annotated[str | None, typer.Option(help="Older manifest whose images keep their splits.")] = None,
+    extend: Annotated[
+        str | None, typer.Option(help="Older manifest whose images keep their splits.", parser=path("--extend"))
+    ] = None,
     column: Column = None,
-    balance: Annotated[int | None, typer.Option(metavar="N", help="Keep at most N training images of a class.")] = None,
+    balance: Annotated[
+        int | None, typer.Option(metavar="N", max=MOST_COUNT, help="Keep at most N training images of a class.")
+    ] = None,
 ) -> None:
     """Read labelled images and write the manifest: one row an image, checked, hashed and split.
 
@@ -67,7 +81,9 @@ def prepare(
 
 
 def demo(
-    out: Annotated[str, typer.Option("--out", help="Folder for everything the demo makes.")] = "carray-demo",
+    out: Annotated[
+        str, typer.Option("--out", help="Folder for everything the demo makes.", parser=path("--out"))
+    ] = "carray-demo",
 ) -> None:
     """Run everything once on drawn cars: prepare, tune, evaluate, classify, and three questions in pandas.
 

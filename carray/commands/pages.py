@@ -6,18 +6,32 @@ from typing import Annotated
 
 import typer
 
+from carray.commands.options import SeedOption, new_file, path
+
 __all__ = ["report"]
 
 
 def report(
     predictions: Annotated[
-        str, typer.Argument(metavar="PREDICTIONS", help="Folder that carray classify wrote; local or s3://.")
+        str,
+        typer.Argument(
+            metavar="PREDICTIONS",
+            help="Folder that carray classify wrote; local or s3://.",
+            parser=path("PREDICTIONS"),
+        ),
     ],
-    out: Annotated[str, typer.Option("--out", help="Page to write, such as report.html; local or s3://.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            help="Page to write, such as report.html; local or s3://.",
+            parser=new_file("--out", suffix=".html"),
+        ),
+    ],
     thumbnails: Annotated[
         int, typer.Option(metavar="N", help="Images read again at most, for small pictures; 0 reads none.")
     ] = 300,
-    seed: Annotated[int, typer.Option(help="Decides which images stand for the others.")] = 0,
+    seed: SeedOption = 0,
 ) -> None:
     """Show what is in a bucket: one page of counts, failures, folders, near duplicates, and a gallery with filters.
 

@@ -7,27 +7,38 @@ from typing import Annotated, Any
 
 import typer
 
-from carray.commands.options import Column
+from carray.commands.options import MOST_COUNT, Column, new_file, path
 
 __all__ = ["compare", "query"]
 
-Limit = Annotated[int | None, typer.Option(min=0, help="Rows of the answer at most; a list has 1000. 0 is all.")]
+Limit = Annotated[
+    int | None, typer.Option(min=0, max=MOST_COUNT, help="Rows of the answer at most; a list has 1000. 0 is all.")
+]
 
 
 def query(
-    predictions: Annotated[str, typer.Argument(metavar="PREDICTIONS", help="Folder that carray classify wrote.")],
+    predictions: Annotated[
+        str,
+        typer.Argument(metavar="PREDICTIONS", help="Folder that carray classify wrote.", parser=path("PREDICTIONS")),
+    ],
     question: Annotated[
         str | None,
         typer.Argument(metavar="QUESTION|SQL", help="A question's name, or SQL over `predictions`; else a summary."),
     ] = None,
-    labels: Annotated[str | None, typer.Option(help="Manifest, or Parquet, CSV or TSV with uri and label.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Manifest, or Parquet, CSV or TSV with uri and label.", parser=path("--labels")),
+    ] = None,
     column: Column = None,
-    other: Annotated[str | None, typer.Option(help="Another run over the same images.")] = None,
+    other: Annotated[str | None, typer.Option(help="Another run over the same images.", parser=path("--other"))] = None,
     limit: Limit = None,
     format: Annotated[
         str | None, typer.Option(help="table, csv, json or parquet; by OUT's suffix if unset, else table.")
     ] = None,
-    out: Annotated[str | None, typer.Option("--out", help="File for the answer; local or s3://.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", help="File for the answer; local or s3://.", parser=new_file("--out")),
+    ] = None,
 ) -> None:
     """Summarise predictions, or ask them a question by its name or in SQL (DuckDB's dialect, read-only).
 
@@ -46,7 +57,7 @@ def query(
     from carray.core.errors import SettingsError
     from carray.core.progress import print_result, say
     from carray.core.uri_tables import parse_columns
-    from carray.queries.answers import choose_format
+    from carray.queries.answers import choose_format, jsonable
 
     chosen, named = choose_format(format, out), parse_columns(column or []) or None
     if question is None:
@@ -54,7 +65,9 @@ def query(
             format=chosen, labels=labels, column="given" if column else None, other=other, limit=limit, out=out
         )
         summary = queries.summarize(predictions)
-        typer.echo(json.dumps(summary, ensure_ascii=False) if chosen == "json" else queries.summary_text(summary))
+        typer.echo(
+            json.dumps(jsonable(summary), ensure_ascii=False) if chosen == "json" else queries.summary_text(summary)
+        )
         return
     if named and labels is None:
         raise SettingsError("--column is given without --labels, the table whose columns it names; leave it out.")
@@ -83,10 +96,18 @@ def _refuse_beside_summary(*, format: str, **given: str | int | None) -> None:
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="Folder of predictions; a bundle with --manifest.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="What to compare it with, of the same kind.")],
-    out: Annotated[str | None, typer.Option("--out", help="Folder for page and tables; local or s3://.")] = None,
-    manifest: Annotated[str | None, typer.Option(help="Score a split of this manifest with two bundles.")] = None,
+    a: Annotated[
+        str,
+        typer.Argument(metavar="A", help="Folder of predictions; a bundle with --manifest.", parser=path("A")),
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="What to compare it with, of the same kind.", parser=path("B"))],
+    out: Annotated[
+        str | None, typer.Option("--out", help="Folder for page and tables; local or s3://.", parser=path("--out"))
+    ] = None,
+    manifest: Annotated[
+        str | None,
+        typer.Option(help="Score a split of this manifest with two bundles.", parser=path("--manifest")),
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Of the manifest: train, val or test (the default).")] = None,
     runtime: Annotated[str | None, typer.Option(help="Of the bundles: fp32 (the default), int8, torch-bf16.")] = None,
 ) -> None:

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from carray.commands.options import Bundle, Column, Config, ManifestOption, Settings, short_for
+from carray.commands.options import (
+    MOST_COUNT,
+    Bundle,
+    Column,
+    Config,
+    ManifestOption,
+    Settings,
+    number,
+    path,
+    short_for,
+)
 
 __all__ = ["calibrate", "classify", "compact", "evaluate", "predict", "quantize"]
 
@@ -43,7 +53,10 @@ def calibrate(
     bundle: Bundle,
     manifest: ManifestOption,
     target_precision: Annotated[
-        float, typer.Option(help="Share of accepted labels that are to be right, such as 0.98.")
+        float,
+        typer.Option(
+            help="Share of accepted labels that are to be right, such as 0.98.", parser=number("--target-precision")
+        ),
     ] = 0.95,
     split: Annotated[str, typer.Option(help="Labelled images that the bundle has not learned from.")] = "val",
 ) -> None:
@@ -75,7 +88,9 @@ def calibrate(
 def evaluate(
     bundle: Bundle,
     manifest: ManifestOption,
-    out: Annotated[str, typer.Option("--out", help="Folder for report.html, metrics.json and tables.")],
+    out: Annotated[
+        str, typer.Option("--out", help="Folder for report.html, metrics.json and tables.", parser=path("--out"))
+    ],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     runtime: Annotated[str, typer.Option(help="fp32, int8, torch-bf16, or auto.")] = "fp32",
 ) -> None:
@@ -104,10 +119,15 @@ def classify(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="Folder, s3://bucket/prefix, table of URIs, or an S3 Inventory's manifest.json."
+            metavar="SOURCE",
+            help="Folder, s3://bucket/prefix, table of URIs, or an S3 Inventory's manifest.json.",
+            parser=path("SOURCE"),
         ),
     ],
-    out: Annotated[str, typer.Option("--out", help="Predictions folder; local or s3://. Repeat to continue.")],
+    out: Annotated[
+        str,
+        typer.Option("--out", help="Predictions folder; local or s3://. Repeat to continue.", parser=path("--out")),
+    ],
     split: Annotated[str | None, typer.Option(help="Of a manifest, this split only.")] = None,
     column: Column = None,
     all_files: Annotated[bool, typer.Option("--all-files", help="Take every key, whatever its suffix.")] = False,
@@ -115,9 +135,15 @@ def classify(
     only_new: Annotated[
         bool, typer.Option("--only-new", help="Leave out what --since has, unchanged and by this bundle.")
     ] = False,
-    since: Annotated[str | None, typer.Option(help="Folder of an earlier run, for --only-new.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Folder of an earlier run, for --only-new.", parser=path("--since"))
+    ] = None,
     max_failed_fraction: Annotated[
-        float | None, typer.Option(help="Stop once more than this fraction of the images failed, such as 0.2.")
+        float | None,
+        typer.Option(
+            help="Stop once more than this fraction of the images failed, such as 0.2.",
+            parser=number("--max-failed-fraction"),
+        ),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Scoring processes at most; as the CPUs allow if unset.")] = None,
     runtime: Annotated[str | None, typer.Option(help="auto, or one of the bundle's runtimes.")] = None,
@@ -164,9 +190,11 @@ def _check_pair(only_new: bool, since: str | None) -> None:
 
 
 def compact(
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder of a finished classify; local or s3://.")],
-    to: Annotated[str, typer.Option("--to", help="Folder for the merged files; local or s3://.")],
-    rows_per_file: Annotated[int, typer.Option(min=1, help="Rows of one file.")] = 1_000_000,
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="Folder of a finished classify; local or s3://.", parser=path("OUT"))
+    ],
+    to: Annotated[str, typer.Option("--to", help="Folder for the merged files; local or s3://.", parser=path("--to"))],
+    rows_per_file: Annotated[int, typer.Option(min=1, max=MOST_COUNT, help="Rows of one file.")] = 1_000_000,
 ) -> None:
     """Merge a finished run's many Parquet files into few large ones, in another folder.
 
@@ -184,16 +212,24 @@ def compact(
 
 def predict(
     bundle: Bundle,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files; local or s3://.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Image files; local or s3://.", parser=path("IMAGE"))
+    ],
 ) -> None:
     """Classify a few images and print a table with the five likeliest classes of each.
 
     Reads the bundle and the images; writes nothing; needs no Ray.
+
+    Exit code: 0 when any image was scored, 2 when none could be read.
 
     Cost: about a second to start; images are scored one after another.
 
     Example: `carray predict run/bundle car.jpg`
     """
     from carray.bundle.predict import Classifier, prediction_text
+    from carray.core.errors import DataError
 
-    typer.echo(prediction_text(Classifier.load(bundle).predict(images)))
+    predictions = Classifier.load(bundle).predict(images)
+    typer.echo(prediction_text(predictions))
+    if not (predictions["status"] == "ok").any():
+        raise DataError(f"none of {len(images):,} images could be scored; the lines above say why.")

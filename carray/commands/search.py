@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from carray.commands.options import Config, ManifestOption, Run, Settings, short_for
+from carray.commands.options import Config, ManifestOption, Run, Settings, path, short_for
 from carray.core.errors import SettingsError
 
 __all__ = ["export", "leaderboard", "train", "tune"]
@@ -14,7 +14,12 @@ __all__ = ["export", "leaderboard", "train", "tune"]
 
 def tune(
     manifest: ManifestOption,
-    out: Annotated[str, typer.Option("--out", help="Run folder; local or s3://. Repeat the command to continue it.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", help="Run folder; local or s3://. Repeat the command to continue it.", parser=path("--out")
+        ),
+    ],
     config: Config = None,
     settings: Settings = None,
     trials: Annotated[int | None, typer.Option(help="Short for --set search.trials=N.")] = None,
@@ -53,16 +58,27 @@ def tune(
 
 def train(
     manifest: ManifestOption,
-    out: Annotated[str, typer.Option("--out", help="Run folder; local or s3://. Repeat the command to continue it.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", help="Run folder; local or s3://. Repeat the command to continue it.", parser=path("--out")
+        ),
+    ],
     config: Annotated[
-        str | None, typer.Option("--config", help="YAML with hyper, epochs, seed, pixels; or one of carray tune.")
+        str | None,
+        typer.Option(
+            "--config",
+            help="YAML with hyper, epochs, seed, pixels; or one of carray tune.",
+            parser=path("--config"),
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as hyper.learning_rate=0.001; repeatable."),
     ] = None,
     source: Annotated[
-        str | None, typer.Option("--from", metavar="RUN", help="Run to take a row's setting from.")
+        str | None,
+        typer.Option("--from", metavar="RUN", help="Run to take a row's setting from.", parser=path("--from")),
     ] = None,
     row: Annotated[str, typer.Option(help="Of that run's leaderboard: its place, 1 is the best, or its trial.")] = "1",
     refit: Annotated[
@@ -125,13 +141,11 @@ def leaderboard(
     Example: `carray leaderboard run`
     """
     from carray.core.progress import say
-    from carray.core.storage import absolute
     from carray.trials.format import read_trials
     from carray.trials.leaderboard import leaderboard_text
     from carray.trials.page import write_page
     from carray.trials.throughput import measure_throughput, trial_speeds
 
-    run = absolute(run)
     trials = read_trials(run)
     if measure:
         measure_throughput(run)
@@ -143,7 +157,9 @@ def leaderboard(
 def export(
     run: Run,
     trial: Annotated[str, typer.Option("--trial", metavar="ID", help="Trial such as t00003, or its place, such as 2.")],
-    out: Annotated[str | None, typer.Option("--out", help="Bundle folder to write; default RUN/bundle.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", help="Bundle folder to write; default RUN/bundle.", parser=path("--out"))
+    ] = None,
 ) -> None:
     """Pack any trial of a search as a bundle; in RUN/bundle it stays, even if the search goes on and finds better.
 
@@ -156,7 +172,7 @@ def export(
     """
     from carray.bundle.winner import export_trial
     from carray.core.progress import print_result
-    from carray.core.storage import absolute, join
+    from carray.core.storage import join
 
     info = export_trial(run, trial, out=out)
-    print_result({"bundle": absolute(out) if out else join(absolute(run), "bundle"), "bundle_id": info.bundle_id})
+    print_result({"bundle": out or join(run, "bundle"), "bundle_id": info.bundle_id})

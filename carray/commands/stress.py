@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from carray.commands.options import Bundle, ManifestOption
+from carray.commands.options import MOST_COUNT, Bundle, ManifestOption, SeedOption, path
 
 __all__ = ["stress"]
 
@@ -14,14 +14,24 @@ __all__ = ["stress"]
 def stress(
     bundle: Bundle,
     manifest: ManifestOption,
-    out: Annotated[str, typer.Option("--out", help="Folder for the tables; that of carray evaluate may be given.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", help="Folder for the tables; that of carray evaluate may be given.", parser=path("--out")
+        ),
+    ],
     outside: Annotated[
         str | None,
-        typer.Option(help="Images that are no vehicles: a folder, or a Parquet table with uri, kind and source."),
+        typer.Option(
+            help="Images that are no vehicles: a folder, or a Parquet table with uri, kind and source.",
+            parser=path("--outside"),
+        ),
     ] = None,
-    images: Annotated[int, typer.Option(min=0, help="So many of the split, drawn by content; 0: all.")] = 500,
+    images: Annotated[
+        int, typer.Option(min=0, max=MOST_COUNT, help="So many of the split, drawn by content; 0: all.")
+    ] = 500,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    seed: Annotated[int, typer.Option(help="Of the draw and of the intervals.")] = 0,
+    seed: SeedOption = 0,
     runtime: Annotated[str, typer.Option(help="fp32, int8, torch-bf16, or auto.")] = "fp32",
 ) -> None:
     """Measure what corrupted pictures cost a bundle, and how well ood_score tells images from outside.

@@ -12,7 +12,10 @@ exit code where it ends by itself, and a signal that kills it is 128 + its numbe
 
 from __future__ import annotations
 
+import codecs
 import ctypes
+import errno
+import io
 import json
 import mmap
 import os
@@ -27,7 +30,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from carray.core.errors import CarrayError, SettingsError, StoppedError
+from carray.core.errors import CarrayError, SettingsError, StoppedError, StorageError
 from carray.core.leftovers import remove_scratch
 from carray.core.text import readable
 
@@ -41,6 +44,7 @@ _BOARD_BYTES = 64 * 1024
 _MOST_CHARACTERS = 400
 """Of what an error of other people's says: some carry whole stacks."""
 _PR_SET_PDEATHSIG = 1
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _STOPS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 _OURS = (*_STOPS, signal.SIGTSTP, signal.SIGALRM)
 
@@ -73,9 +77,15 @@ def foresee(err: CarrayError) -> None:
 def end_in_words(command: Callable[[], Any]) -> int:
     """Run a command to its end, say its last words or leave them to the parent that watches; gives its exit code."""
     advise("")
+    _show_every_letter()
     with _answering_stops():
         code, lines = _outcome(command)
-        sys.stdout.flush()
+        try:
+            if sys.stdout is not None:  # as it is where the descriptor was closed
+                sys.stdout.flush()
+        except OSError as err:
+            code, lines = StorageError.exit_code, [*lines, _unwritten(err)]
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again when it ends
         if _board is None:
             _say(lines)
         else:
@@ -104,7 +114,8 @@ def run_watched(command: Callable[[], Any]) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
         code = end_in_words(command)
         if _stopped is not None:  # threads that wait for a store are not waited for
-            sys.stdout.flush()
+            with suppress(OSError, AttributeError):
+                sys.stdout.flush()
             os._exit(code)
     return code
 
@@ -258,9 +269,29 @@ def _failure(err: BaseException) -> tuple[int, list[str]]:
         if err.code == 130:  # Typer's, where a library took Ctrl-C for itself
             return 130, _with_advice("stopped by Ctrl-C.")
         return err.code if isinstance(err.code, int) else int(err.code is not None), []
-    sys.stdout.flush()
+    if isinstance(err, OSError) and err.errno in _FULL:
+        return StorageError.exit_code, _with_advice(_unwritten(err))
+    with suppress(OSError, AttributeError):
+        sys.stdout.flush()
     traceback.print_exception(err)  # for whoever mends it
     return 1, _with_advice(f"unexpected {_name(err)}; the lines above say where: please report them.")
+
+
+def _unwritten(err: OSError) -> str:
+    where = err.filename or "standard output, or the temporary folder,"
+    return f"{where} cannot be written ({err.strerror}); free space there, or name another place."
+
+
+def _show_every_letter() -> None:
+    """Let a letter that the terminal's or pipe's encoding lacks be spelled as JSON spells it, not be an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        codecs.register_error("spelled", _spelled)
+        sys.stdout.reconfigure(errors="spelled")
+
+
+def _spelled(err: UnicodeError) -> tuple[str, int]:
+    assert isinstance(err, UnicodeEncodeError)
+    return json.dumps(err.object[err.start : err.end])[1:-1], err.end
 
 
 def _lines(err: CarrayError) -> list[str]:
@@ -314,7 +345,8 @@ def _silent_end(ended: int) -> str:
 
 def _say(lines: list[str]) -> None:
     for line in lines:
-        print(f"carray: {readable(line)}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # nobody is left to tell
+            print(f"carray: {readable(line)}", file=sys.stderr, flush=True)
 
 
 def _write_board(**values: Any) -> None:

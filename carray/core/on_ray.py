@@ -29,6 +29,7 @@ import ray
 from ray import exceptions
 from ray.exceptions import AuthenticationError
 
+from carray.core.environment import check_variables
 from carray.core.errors import CarrayError, ClusterError, SettingsError
 from carray.core.exit_lines import foresee, keeping_handlers
 from carray.core.progress import say
@@ -151,14 +152,15 @@ def start_ray(
         worker: What one worker needs at least; a cluster that has no such machine yet, but may add one, is waited for.
 
     Raises:
-        SettingsError: `RAY_ADDRESS` names no Ray that answers, or is the address of its dashboard; or the cluster has
-            no machine for a worker, and none came.
+        SettingsError: `RAY_ADDRESS` names no Ray that answers, or is the address of its dashboard; the cluster has no
+            machine for a worker, and none came; or a variable of carray's own cannot be used.
         ClusterError: in the `with` block, Ray lost processes or machines in a way that it does not mend.
     """
     if ray.is_initialized():
         with _naming_losses():
             yield _describe()
         return
+    check_variables()  # before Ray's processes inherit them
     address = os.environ.get("RAY_ADDRESS", "")
     if address and address != "local":
         _connect(address)

@@ -10,22 +10,53 @@ import copy
 import difflib
 import math
 import reprlib
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from carray.core.errors import SettingsError, StorageError
-from carray.core.storage import read_bytes, read_json
+from carray.core.storage import absolute, read_bytes, read_json
 
-__all__ = ["Settings", "dump_yaml", "load_settings", "parse_settings", "read_record", "read_yaml"]
+__all__ = [
+    "MOST_SEED",
+    "Place",
+    "Seed",
+    "Settings",
+    "absolute_value",
+    "dump_yaml",
+    "load_settings",
+    "parse_settings",
+    "read_record",
+    "read_yaml",
+]
+
+MOST_SEED = 10**14
+"""A training's generators take seeds of 64 bits, and an epoch's is 100,003 times the search's."""
+
+
+def absolute_value(text: str) -> str:
+    """Make a setting's path absolute: where the work is done, the current folder is another.
+
+    Raises:
+        ValueError: it is no path, which pydantic collects with its other problems.
+    """
+    try:
+        return absolute(text)
+    except SettingsError as err:
+        raise ValueError(str(err).rstrip(".")) from None
+
+
+Place = Annotated[str, AfterValidator(absolute_value)]
+"""A setting that is a path or an s3:// URI."""
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 
 
 class Settings(BaseModel):
-    """Is the base of every settings model: frozen, and strict about unknown keys."""
+    """The base of every settings model: frozen, strict about unknown keys, and without infinite or NaN numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -41,15 +72,24 @@ def load_settings(
     """Build `model` from a YAML file, or the values of `start`, and `key.sub=value` overrides, which win.
 
     Raises:
-        SettingsError: the file is not a YAML mapping, an override has no `=`, or any value is refused by the model.
+        SettingsError: the file is not a YAML mapping, an override has no `=` or repeats another's key, or any value is
+            refused by the model.
         StorageError: the file cannot be read.
     """
     values = read_yaml(config) if config else copy.deepcopy(dict(start or {}))
+    seen: dict[str, str] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
+        key = key.strip()
         if not equals or not key:
             raise SettingsError(f"--set {override!r} is not key=value; write for example --set search.trials=8.")
-        _assign(values, key.strip().split("."), _parse_scalar(override, text), defaults=_defaults(model))
+        if key in seen:
+            raise SettingsError(
+                f"{key} is set twice, by {_short(seen[key])} and {_short(override)} (an option may be short for it); "
+                "keep one of them."
+            )
+        seen[key] = override
+        _assign(values, key.split("."), _parse_scalar(override, text), defaults=_defaults(model))
     return parse_settings(model, values)
 
 
@@ -87,13 +127,16 @@ def read_yaml(config: str) -> dict[str, Any]:
     """Read a YAML file that holds a mapping, or nothing.
 
     Raises:
-        SettingsError: it is not YAML, or holds something else.
+        SettingsError: it is not YAML, repeats a key, or holds something else.
         StorageError: the file cannot be read.
     """
+    repeated: list[str] = []
     try:
-        values = _load(read_bytes(config))
+        values = _load(read_bytes(config), repeated)
     except _NOT_YAML as err:
         raise SettingsError(f"{config} is not valid YAML ({_one_line(err)}); mend the file.") from None
+    if repeated:
+        raise SettingsError([f"{config}: {problem}" for problem in repeated])
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -102,19 +145,25 @@ def read_yaml(config: str) -> dict[str, Any]:
 
 
 def _parse_scalar(override: str, text: str) -> Any:
+    repeated: list[str] = []
     try:
-        return _load(text)
+        value = _load(text, repeated)
     except _NOT_YAML as err:
         raise SettingsError(f"--set {_short(override)} has a value that is not YAML ({_one_line(err)}).") from None
+    if repeated:
+        raise SettingsError([f"--set {_short(override)}: {problem}" for problem in repeated])
+    return value
 
 
 _NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """PyYAML has an error of its own for bad syntax only: a date of month 13, or a tag with nonsense, raises others."""
+_MERGE = "tag:yaml.org,2002:merge"
 _MOST_NODES = 10_000
 """What a file may come to with its aliases written out; a few lines of them can stand for a billion values."""
 
 
-def _load(text: bytes | str) -> Any:
+def _load(text: bytes | str, repeated: list[str]) -> Any:
+    """Read YAML, and note in `repeated` each key that stands twice, of which YAML's reader would keep the last."""
     loader = yaml.SafeLoader(text)
     try:
         tree = loader.get_single_node()
@@ -122,9 +171,28 @@ def _load(text: bytes | str) -> Any:
             return None
         if _node_count(tree, {}) > _MOST_NODES:
             raise yaml.YAMLError(f"its aliases stand for more than {_MOST_NODES:,} values")
+        repeated += dict.fromkeys(_repeated_keys(loader, tree, ""))
         return loader.construct_document(tree)
     finally:
         loader.dispose()
+
+
+def _repeated_keys(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> Iterator[str]:
+    if isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            yield from _repeated_keys(loader, item, f"{where}{i}.")
+    if not isinstance(node, yaml.MappingNode):
+        return
+    first: dict[Any, yaml.Node] = {}
+    for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            # Compared as they will be held: yes and true are one key.
+            held = key.value if key.tag == _MERGE else loader.construct_object(key)
+            before = first.setdefault(held, key)
+            if before is not key:
+                lines = f"lines {before.start_mark.line + 1} and {key.start_mark.line + 1}"
+                yield f"{where}{key.value} stands twice ({lines}), and only one of the two would count; merge them."
+            yield from _repeated_keys(loader, value, f"{where}{key.value}.")
 
 
 def _node_count(node: yaml.Node, known: dict[int, float]) -> float:

@@ -62,30 +62,63 @@ def is_s3(uri: str) -> bool:
 
 
 def absolute(uri: str | os.PathLike[str]) -> str:
-    """Give the URI in its one spelling: `s3://bucket/key` as it is, a local path absolute.
+    """Give the URI in its one spelling: `s3://bucket/key` as it is, a local path absolute, with `~` expanded.
 
     Raises:
-        SettingsError: the scheme is neither s3 nor a local path, or the URI carries credentials.
+        SettingsError: it is empty, misspelled, of another scheme than s3, or carries credentials.
     """
     text = os.fspath(uri)
+    if not text.strip():
+        raise SettingsError(f"{text!r} is an empty path; name a file or a folder, or write s3://bucket/prefix.")
     if "\0" in text:
         raise SettingsError(f"{text!r} holds a zero byte, which no file's name does.")
     if is_s3(text):
-        bucket = text.removeprefix("s3://").split("/", 1)[0]
-        if not bucket:
-            raise SettingsError(f"{text!r} names no bucket; write s3://bucket/prefix.")
-        if "@" in bucket:  # which no bucket's name holds; the sentence must not repeat what may be a secret
-            raise SettingsError(
-                f"{'s3://…@' + bucket.rpartition('@')[2]!r} carries credentials, which would end up in logs and "
-                "tables; give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role."
-            )
-        return text
-    scheme, colon, rest = text.partition("://")
-    if colon and scheme.isalnum():
-        # A signed or personal address is as good as a password: only the host is repeated.
-        host = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
-        raise SettingsError(f"{scheme + '://' + host!r}… has the scheme {scheme!r}; allowed are s3:// and local paths.")
-    return os.path.abspath(os.path.expanduser(text))
+        return _checked_s3(text)
+    misspelled = _SCHEME.match(text)
+    if misspelled:
+        raise SettingsError(_scheme_sentence(text, misspelled))
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise SettingsError(f"{text!r} names a home that is not known here; write the whole path, or ./{text}.")
+    try:
+        return os.path.abspath(expanded)
+    except FileNotFoundError:
+        raise SettingsError(f"{text!r} is relative to a folder that was deleted; write the whole path.") from None
+
+
+_SCHEME = re.compile(r"\s*(?:(?P<scheme>[A-Za-z0-9][A-Za-z0-9+.-]*):/|(?P<bare>[sS]3[aAnN]?)(?://|:))")
+"""What is no local path: a scheme, or a misspelled s3://. A folder `a:` is ./a:/ for who has one."""
+_BUCKET = re.compile(r"[A-Za-z0-9._:-]+")
+"""The letters of a bucket's name, or of an access point's ARN."""
+
+
+def _checked_s3(text: str) -> str:
+    bucket = text.removeprefix("s3://").split("/", 1)[0]
+    if not bucket:
+        raise SettingsError(f"{text!r} names no bucket; write s3://bucket/prefix.")
+    if "@" in bucket:  # which no bucket's name holds; the sentence must not repeat what may be a secret
+        raise SettingsError(
+            f"{'s3://…@' + bucket.rpartition('@')[2]!r} carries credentials, which would end up in logs and "
+            "tables; give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role."
+        )
+    if not _BUCKET.fullmatch(bucket):
+        raise SettingsError(
+            f"{text!r} names the bucket {bucket!r}; allowed are letters, digits, dots and hyphens, as in "
+            "s3://bucket/prefix."
+        )
+    return text
+
+
+def _scheme_sentence(text: str, found: re.Match[str]) -> str:
+    scheme = found["scheme"] or found["bare"]
+    # A signed or personal address is as good as a password: only the host is repeated.
+    host = re.split(r"[/?#]", text[found.end() :].lstrip("/"), maxsplit=1)[0].rpartition("@")[2]
+    if scheme.lower() in ("s3", "s3a", "s3n"):
+        seen = f"{scheme}…" if "@" in text else text
+        return f"{seen!r} is a misspelled address of S3; write s3://{host or 'bucket'}/prefix."
+    if scheme.lower() == "file":
+        return f"{text!r} has the scheme {scheme!r}; write the path alone, such as /folder/name."
+    return f"{scheme + '://' + host!r}… has the scheme {scheme!r}; allowed are s3:// and local paths."
 
 
 def join(uri: str, *names: str) -> str:
@@ -151,8 +184,9 @@ def retry(action: Callable[[], T], *, what: str) -> T:
 
 
 _FULL_ERRNOS = {27, 28, 122}  # a file, a disk or a quota at its limit
-# No permission, no folder, read-only disk, name too long, no space: waiting does not help.
-_LOCAL_ERRNOS = {1, 13, 20, 21, 30, 36, *_FULL_ERRNOS}
+# No permission, a file where a folder is meant, read-only disk, name too long, links in a circle, no space: waiting
+# does not help.
+_LOCAL_ERRNOS = {1, 13, 17, 20, 21, 30, 36, 40, *_FULL_ERRNOS}
 
 
 def _failure(what: str, err: Exception, tries: int, seconds: float) -> str:
@@ -192,11 +226,13 @@ def write_bytes(uri: str, data: bytes, *, durable: bool = True, check: Callable[
     goes on with its tries when it is back.
 
     Raises:
-        StorageError: storage refused it after every try.
+        StorageError: storage refused it after every try, or something else than a file has that name.
     """
     fs, path = filesystem(uri)
 
     def write_local() -> None:
+        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+            raise StorageError(f"{uri} is a device or a pipe, over which no file is put; name a file.")
         os.makedirs(os.path.dirname(path), exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".writing-")
         try:

@@ -136,7 +136,7 @@ def check_files() -> Iterator[Finding]:
 
 def check_disks() -> Iterator[Finding]:
     """Say how much room the cache and the temporary folder have, and whether they can be written."""
-    from carray.tensors.format import cache_home
+    from carray.core.environment import cache_home
 
     places = {"cache": (cache_home(), "CARRAY_CACHE"), "temporary folder": (Path(tempfile.gettempdir()), "TMPDIR")}
     for name, (folder, variable) in places.items():

@@ -2,14 +2,17 @@
 
 Invariants: keys, labels and errors are foreign text. A terminal is shown no control character; a CSV cell that a
 spreadsheet would run as a formula (it begins with = + - @, a tab or a line end) gets an apostrophe before it, and how
-many did is said. A uri begins with s3:// or /, so none is touched. JSON and Parquet hold every text as it is.
+many did is said. A uri begins with s3:// or /, so none is touched. JSON and Parquet hold every text as it is. JSON has
+no infinity and no NaN: both are null.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Literal
 
 import numpy as np
@@ -17,14 +20,17 @@ import pandas as pd
 import pyarrow as pa
 
 from carray.core.errors import SettingsError
+from carray.core.images import key_suffix
 from carray.core.progress import say
 from carray.core.storage import write_bytes
 from carray.core.tables import write_table
 from carray.core.text import readable
+from carray.queries.plain_types import unique_names
 
-__all__ = ["FORMATS", "choose_format", "write_answer"]
+__all__ = ["FORMATS", "choose_format", "jsonable", "write_answer"]
 
 FORMATS = ("table", "csv", "json", "parquet")
+_SUFFIXES = {"txt": "table", "csv": "csv", "json": "json", "parquet": "parquet"}
 _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 """What begins a formula, in full width too: https://owasp.org/www-community/attacks/CSV_Injection"""
 _CELL = 80
@@ -35,33 +41,50 @@ def choose_format(format: str | None, out: str | None) -> str:
     """Settle the format: the one asked for, else the one that the file's name ends in, else a table.
 
     Raises:
-        SettingsError: there is no such format, or Parquet is to go to standard output.
+        SettingsError: there is no such format, Parquet is to go to standard output, or the file's name ends in what
+            is no format or another one.
     """
-    suffix = (out or "").rpartition(".")[2].lower()
-    chosen = format or (suffix if suffix in FORMATS else "table")
-    if chosen not in FORMATS:
-        raise SettingsError(f"--format is {chosen!r}; there are {', '.join(FORMATS)}.")
-    if chosen == "parquet" and out is None:
+    if format is not None and format not in FORMATS:
+        raise SettingsError(f"--format is {format!r}; there are {', '.join(FORMATS)}.")
+    if format == "parquet" and out is None:
         raise SettingsError("--format is 'parquet', which is not for a terminal; name a file with --out.")
-    return chosen
+    suffix = key_suffix(out or "")
+    if suffix and suffix not in _SUFFIXES:
+        allowed = ", ".join(f".{known}" for known in _SUFFIXES)
+        raise SettingsError(f"--out {out!r} ends in .{suffix}, which is not written; allowed are {allowed}.")
+    meant = _SUFFIXES.get(suffix)
+    if format is not None and meant is not None and format != meant:
+        raise SettingsError(f"--format is {format!r}, but --out {out!r} ends in .{suffix}; let one follow the other.")
+    return format or meant or "table"
 
 
 def write_answer(frame: pd.DataFrame, *, format: str, out: str | None, origin: Mapping[str, Any]) -> str | None:
     """Write an answer to a file, or give it as text where `out` is None; `origin` is noted in a Parquet file.
 
     Raises:
-        SettingsError: Parquet needs a file.
+        SettingsError: the format and the file do not go together.
         StorageError: storage refused the file.
     """
+    frame = frame.set_axis(unique_names(list(frame.columns)), axis="columns")
     if choose_format(format, out) == "parquet" and out is not None:
-        table = pa.Table.from_pandas(frame, preserve_index=False)
-        write_table(table, out, kind="answer", version=1, provenance=origin)
+        write_table(_arrow(frame), out, kind="answer", version=1, provenance=origin)
         return None
     text = {"csv": _csv, "json": _json, "table": _table}[format](frame)
     if out is None:
         return text
     write_bytes(out, text.encode())
     return None
+
+
+def _arrow(frame: pd.DataFrame) -> pa.Table:
+    """Give a frame as a table; a column that Parquet has no type for, such as maps by number, as JSON texts."""
+    held = frame.copy()
+    for name in frame.columns[[bool(pd.api.types.is_object_dtype(kind)) for kind in frame.dtypes]]:
+        try:
+            pa.array(frame[name], from_pandas=True)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            held[name] = pd.array([_text(value) for value in frame[name]], dtype="string")
+    return pa.Table.from_pandas(held, preserve_index=False)
 
 
 def _csv(frame: pd.DataFrame) -> str:
@@ -84,10 +107,7 @@ def _csv(frame: pd.DataFrame) -> str:
 
 def _json(frame: pd.DataFrame) -> str:
     """Give an array of objects, one a line, times in ISO 8601."""
-    lines = (
-        json.dumps({str(key): _jsonable(value) for key, value in row.items()}, ensure_ascii=False)
-        for row in frame.to_dict("records")
-    )
+    lines = (json.dumps(jsonable(row), ensure_ascii=False, allow_nan=False) for row in frame.to_dict("records"))
     return "[" + ",\n ".join(lines) + "]"
 
 
@@ -108,22 +128,34 @@ def _is_text(column: pd.Series) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Give a list, such as the five likeliest labels, as JSON; anything else as it is."""
-    return json.dumps(_jsonable(value), ensure_ascii=False) if isinstance(value, np.ndarray | list | dict) else value
+    """Give a list, such as the five likeliest labels, as JSON, and bytes as text; anything else as it is."""
+    return _text(value) if isinstance(value, np.ndarray | list | dict | bytes) else value
 
 
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, np.ndarray | list):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if value is None or value is pd.NA or value is pd.NaT or value != value:
+def _text(value: Any) -> str | None:
+    plain = jsonable(value)
+    return plain if plain is None or isinstance(plain, str) else json.dumps(plain, ensure_ascii=False, allow_nan=False)
+
+
+def jsonable(value: Any) -> Any:
+    """Give a value as JSON holds it: times in ISO 8601, bytes as DuckDB writes them, NaN and infinity as null."""
+    if isinstance(value, np.ndarray | list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if value is None or value is pd.NA or value is pd.NaT:
         return None
+    if isinstance(value, bytes):
+        return "".join(chr(byte) if 32 <= byte < 127 and byte != 92 else f"\\x{byte:02X}" for byte in value)
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, np.float32):
-        return float(str(value))  # 0.9, not 0.8999999761581421
+        value = float(str(value))  # 0.9, not 0.8999999761581421
     if isinstance(value, np.generic):
-        return value.item()
-    return value if isinstance(value, str | int | float | bool) else getattr(value, "isoformat", value.__str__)()
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int) else getattr(value, "isoformat", value.__str__)()
 
 
 def _for_terminal(value: Any) -> str:

@@ -19,6 +19,7 @@ import pyarrow.dataset as pads
 from carray.core.errors import SchemaError, SettingsError, StorageError
 from carray.core.progress import say
 from carray.core.storage import absolute, exists, filesystem, join, list_files, retry
+from carray.queries.plain_types import plain_columns
 
 __all__ = ["check_columns", "column_names", "guarded_read", "open_predictions", "read_predictions", "to_frame"]
 
@@ -135,12 +136,7 @@ def check_columns(names: Sequence[str], schema: pa.Schema) -> None:
 def to_frame(table: pa.Table) -> pd.DataFrame:
     """Give a table as a frame whose whole numbers and booleans stay such beside nulls."""
     table = table.replace_schema_metadata(None)  # what the file itself tells pandas may be damaged, or anything
-    # DuckDB sums whole numbers to 128 bits, which Arrow calls a decimal and pandas would keep as objects.
-    for i, field in enumerate(table.schema):
-        if pa.types.is_decimal(field.type):
-            kind = pa.int64() if field.type.scale == 0 else pa.float64()
-            table = table.set_column(i, field.name, table.column(i).cast(kind))
-    frame: pd.DataFrame = table.to_pandas(types_mapper=_TYPES.get)
+    frame: pd.DataFrame = plain_columns(table).to_pandas(types_mapper=_TYPES.get, maps_as_pydicts="strict")
     return frame
 
 

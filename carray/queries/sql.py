@@ -26,6 +26,7 @@ from carray.core.errors import SchemaError, SettingsError
 from carray.core.leftovers import scratch_folder
 from carray.queries.guard import check_sql
 from carray.queries.labels import open_labels
+from carray.queries.plain_types import plain_relation
 from carray.queries.reading import open_predictions, to_frame
 
 __all__ = ["MEMORY_BYTES", "ask", "connect", "query"]
@@ -69,7 +70,7 @@ def query(
         tables["labels"] = open_labels(labels, column)
     with connect(tables) as connection:
         check_sql(connection, sql)
-        answer = connection.sql(sql)
+        answer = plain_relation(connection.sql(sql))
         return to_frame((answer.limit(limit) if limit else answer).to_arrow_table())
 
 

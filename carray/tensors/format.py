@@ -16,17 +16,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from carray.core.environment import cache_home
 from carray.manifest.format import SPLITS
 from carray.pixels import PixelSettings
 
-__all__ = ["Block", "block_key", "block_place", "cache_home", "open_block"]
+__all__ = ["Block", "block_key", "block_place", "open_block"]
 
 VERSION = 2
 MARKER = "tensors.json"
@@ -57,14 +57,6 @@ def block_key(fingerprint: str, pixels: PixelSettings) -> str:
 def block_place(key: str) -> Path:
     """Give a block's folder on this machine, whether or not it exists."""
     return cache_home() / "tensors" / key
-
-
-def cache_home() -> Path:
-    """Give this machine's cache folder: $CARRAY_CACHE, else ~/.cache/carray."""
-    home = os.environ.get("CARRAY_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "carray"
-    )
-    return Path(home)
 
 
 def open_block(place: Path) -> Block | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import product
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -86,8 +86,9 @@ def spaces(settings: TuneSettings) -> dict[Family, dict[str, Range]]:
 
 def _axis(family: Family, key: str, spec: Any) -> Range:
     possible = read_range(f"families.{family}.space.{key}", spec)
-    # As the hyper will hold them: YAML reads 1e-3 as a text.
-    as_held = TypeAdapter(cast("Any", HYPERS[family].model_fields[key].annotation)).validate_python
+    # As the hyper will hold them: YAML reads 1e-3 as a text, and a path of weights becomes absolute.
+    field = HYPERS[family].model_fields[key]
+    as_held = TypeAdapter(cast("Any", Annotated[cast("Any", field.annotation), *field.metadata])).validate_python
     with suppress(ValidationError):
         return replace(possible, choices=tuple(as_held(value) for value in possible.choices))
     return possible

@@ -5,7 +5,7 @@ machine that has the same frozen part and the same random views.
 Invariants: view v of an image depends on the block, the view's settings and v only, never on a trial; training's
 views are float16, validation's float32; a file is complete when it has its name, since it is renamed last.
 Place: `$CARRAY_CACHE/features/BLOCK/KEY/`; removing `features` while nothing runs costs their computing, no more. Above
-FEATURES_BYTES, the files that were not used for longest go first.
+$CARRAY_FEATURES_GB, the files that were not used for longest go first.
 Cost: one forward pass of the frozen part an image and view, where an epoch would cost one each.
 """
 
@@ -24,19 +24,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from carray.core.environment import cache_home, features_bytes
 from carray.core.errors import DataError
 from carray.core.leftovers import remove_leftovers
 from carray.pixels import PixelSettings
 from carray.tensors.batches import view_batch
-from carray.tensors.format import Block, cache_home
+from carray.tensors.format import Block
 from carray.trials.augment import augment
 from carray.trials.hyper import CnnHyper, TransferHyper
 from carray.trials.nets import Net
 
 __all__ = ["Features", "forward_precision"]
 
-FEATURES_BYTES = int(float(os.environ.get("CARRAY_FEATURES_GB", "20")) * 1e9)
-"""What all kept features of a machine may take; CARRAY_FEATURES_GB says otherwise."""
 _CHUNK_IMAGES = 64
 _VIEW_OF = ("input_size", "crop_scale", "crop_stretch", "flip", "colour_jitter", "policy", "erasing")
 """What decides a random view, besides its number."""
@@ -205,7 +204,8 @@ def _make_room(home: Path, needed_bytes: int) -> None:
     remove_leftovers(home.rglob("*.part"), lambda path: path.with_name(f"{path.name.partition('.')[0]}.npy.lock"))
     files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in home.rglob("*.npy"))
     total = sum(size for _, size, _ in files) + sum(_size_bytes(path) for path in home.rglob("*.part"))
-    while files and (total + needed_bytes > FEATURES_BYTES or shutil.disk_usage(home).free < 2 * needed_bytes):
+    most = features_bytes()
+    while files and (total + needed_bytes > most or shutil.disk_usage(home).free < 2 * needed_bytes):
         # Whoever has it mapped keeps it: on Linux the file lives until it is closed.
         _, size, path = files.pop(0)
         path.unlink(missing_ok=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
-from carray.core.settings import Settings
+from carray.core.settings import Settings, absolute_value
 
 __all__ = ["HYPERS", "CnnHyper", "Hyper", "TrainHyper", "TransferHyper", "read_hyper"]
 
@@ -96,13 +96,22 @@ class CnnHyper(TrainHyper):
     kernel: Literal[3, 5, 7] = 3
 
 
+def _absolute_weights(weights: str) -> str:
+    return weights if weights in ("auto", "none") else absolute_value(weights)
+
+
+def _absolute_backbone(backbone: str) -> str:
+    scheme, colon, folder = backbone.partition(":")
+    return f"{scheme}:{absolute_value(folder)}" if colon and scheme == "local-dir" else backbone
+
+
 class TransferHyper(TrainHyper):
     """Describes a timm backbone that starts from trained weights."""
 
     family: Literal["transfer"] = "transfer"
-    backbone: str = "tf_efficientnet_lite0"
+    backbone: Annotated[str, AfterValidator(_absolute_backbone)] = "tf_efficientnet_lite0"
     """Any timm model name, hf-hub:OWNER/NAME, or local-dir:FOLDER with a config.json as timm writes it."""
-    weights: str = "auto"
+    weights: Annotated[str, AfterValidator(_absolute_weights)] = "auto"
     """auto: an installed weights package, else where the backbone's name says, a hub or a folder; a path: a
     .safetensors file or their folder; none: random."""
     train: Literal["head", "last_stages", "all"] = "last_stages"

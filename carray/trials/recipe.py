@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from carray.core.errors import SettingsError
-from carray.core.settings import Settings, load_settings, parse_settings, read_yaml
+from carray.core.settings import Seed, Settings, load_settings, parse_settings, read_yaml
 from carray.pixels import PixelSettings
 from carray.trials import format as runs
 from carray.trials.draw import draw_trials
@@ -31,7 +31,7 @@ class TrainSettings(Settings):
     """The configuration: `family` (transfer, or cnn) and the values that it takes, over its own defaults."""
     epochs: int = Field(default=6, ge=1, le=10_000)
     """The schedule of learning rates spans them."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     pixels: PixelSettings = PixelSettings()
 
     def configuration(self) -> CnnHyper | TransferHyper:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from carray.core.settings import Settings
+from carray.core.settings import Seed, Settings
 from carray.pixels import PixelSettings
 from carray.trials.hyper import HYPERS, CnnHyper, TransferHyper
 
@@ -34,7 +34,7 @@ class SearchSettings(Settings):
     trials: int = Field(default=8, ge=1, le=100_000)
     epochs: int = Field(default=6, ge=1, le=10_000)
     """Of a trial that nobody stops; the schedule of learning rates spans them."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     searcher: Literal["random", "tpe", "grid"] = "random"
     """Where configurations come from: drawn at random, Optuna's TPE, or every combination of the listed choices."""
     scheduler: Literal["asha", "median", "none"] = "asha"

@@ -20,7 +20,10 @@ def measure(
     found = stress(str(bundle), str(manifest), out=str(out), outside=str(outside), images=images or None, seed=seed)
     same = {name: found["robustness"][name] for name in ("bundle_id", "runtime", "seed")}
     corrupted = pd.read_parquet(out / "robustness.parquet").astype(object).where(lambda values: values.notna(), None)
-    rows = {"robustness": corrupted.to_dict("records"), "outliers": list(_outliers(found["outside"]))}
+    rows: dict[str, list[dict[Any, Any]]] = {
+        "robustness": corrupted.to_dict("records"),
+        "outliers": list(_outliers(found["outside"])),
+    }
     return {
         table: [same | {str(name): _rounded(value) for name, value in row.items()} for row in of_table]
         for table, of_table in rows.items()

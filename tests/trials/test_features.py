@@ -11,8 +11,9 @@ import pytest
 import torch
 from filelock import FileLock
 
+from carray.core.environment import cache_home
 from carray.pixels import PixelSettings
-from carray.tensors.format import Block, cache_home
+from carray.tensors.format import Block
 from carray.trials import features as module
 from carray.trials.features import Features
 from carray.trials.fit import Fit
@@ -147,7 +148,7 @@ def test_what_was_not_used_for_longest_goes_first(own_cache: Path, monkeypatch: 
     kept = features(network(), key="k")
     kept.of_rows(np.array([0]), 0)
     (first,) = (path for path in own_cache.rglob("train-0000.npy"))
-    monkeypatch.setattr(module, "FEATURES_BYTES", int(first.stat().st_size * 1.5))
+    monkeypatch.setenv("CARRAY_FEATURES_GB", str(first.stat().st_size * 1.5 / 1e9))
     kept.of_rows(np.array([0]), 1)
     assert [path.name for path in own_cache.rglob("train-*.npy")] == ["train-0001.npy"]
     assert cache_home() == own_cache
