@@ -47,6 +47,9 @@ _MAX_BYTES = MAX_PIXELS * _PIXEL_BYTES
 _STRIP_PIXELS = 4_000_000
 """What is turned into RGB at once, so that a large picture of a rare mode takes no more memory than a common one."""
 
+_PILLOW_BLOCK_BYTES = 1 << 26
+"""Above 32 MB, which is the most that glibc takes from an arena (mallopt(3), M_MMAP_THRESHOLD)."""
+
 _REFUSALS = re.compile(r"unknown|not supported|unsupported|not available|not implemented|cannot find|conversion", re.I)
 """Pillow's words where it cannot read a kind of image; what else it says of pixels means damage."""
 
@@ -183,6 +186,8 @@ def _decoders() -> list[tuple[Callable[[io.BytesIO, str], Any], Callable[[bytes]
         WebPImagePlugin,
     )
 
+    # Blocks of Pillow's usual 16 MB stay with the C library's arena of each thread; larger ones go back to the system.
+    Image.core.set_block_size(_PILLOW_BLOCK_BYTES)
     return [Image.OPEN[name] for name in FORMATS]  # type: ignore[misc]
 
 
@@ -197,10 +202,12 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 def _check_chunks(data: bytes) -> bytes:
     """Check the CRC of a PNG's chunks that its pixels need, which Pillow does not of IDAT; drop others that are broken.
 
+    What tells the orientation behind the pixels is put before them: Pillow finds it there without decoding them.
+
     Raises:
         DecodeError: code damaged or truncated.
     """
-    place, kept, parts = len(_PNG), 0, []
+    place, pixels, dropped, moved = len(_PNG), 0, [], []
     while place + 8 <= len(data):
         name, end = data[place + 4 : place + 8], place + 12 + int.from_bytes(data[place : place + 4], "big")
         if name == b"IEND" or not name.isalpha():  # Pillow says what no chunk is
@@ -216,10 +223,16 @@ def _check_chunks(data: bytes) -> bytes:
                 raise DecodeError(
                     "damaged", f"the image's data is damaged (the chunk {name.decode()} has another CRC than it says)"
                 )
-            parts.append(data[kept:place])
-            kept = end
+            dropped.append((place, end))
+        elif name == b"IDAT":
+            pixels = pixels or place
+        elif pixels and name in (b"eXIf", b"iTXt", b"zTXt"):
+            moved.append(data[place:end])
         place = end
-    return b"".join([*parts, data[kept:]]) if parts else data
+    for start, end in reversed(dropped):
+        data = data[:start] + data[end:]
+        pixels -= (end - start) * (start < pixels)
+    return data[:pixels] + b"".join(moved) + data[pixels:] if moved else data
 
 
 def _ends_early(data: bytes) -> bool:
@@ -246,8 +259,11 @@ def _check_integers(image: Any) -> None:
 
 
 def _exif_orientation(image: Any) -> int | None:
+    from PIL import Image
+
     try:
-        found = image.getexif().get(0x0112)
+        # A PNG's own `getexif` would decode its pixels first.
+        found = Image.Image.getexif(image).get(0x0112)
         return None if found is None else int(found)
     except Exception:  # a damaged EXIF block says nothing about the pixels, which may be whole
         return None

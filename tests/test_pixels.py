@@ -220,6 +220,20 @@ def test_a_wrong_checksum_of_another_png_chunk_is_none():
     assert np.array_equal(decode(data[:-12], SETTINGS).pixels_HWC, expected)  # without IEND
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_an_orientation_behind_a_pngs_pixels_is_found_without_decoding_them(broken, monkeypatch):
+    image = drawn()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = encoded(image.transpose(STORED[6]), "PNG")
+    text = chunk(b"tEXt", b"Comment\0a car")
+    data = stored[:33] + (text.replace(b"car", b"bus") if broken else text) + stored[33:-12]
+    data += chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + stored[-12:]
+    assert np.array_equal(decode(data, SETTINGS).pixels_HWC, decode(encoded(image, "PNG"), SETTINGS).pixels_HWC)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    assert decoding.open_image(data).upright_size == image.size
+
+
 @cache
 def other_formats() -> dict[str, bytes]:
     image = drawn()

@@ -96,6 +96,35 @@ def test_the_largest_picture_takes_a_known_amount_of_memory(tmp_path: Path, mode
     assert float(done.stdout) < 0.75  # GB; a column of rare modes took 1.6 when it was turned into RGB at once
 
 
+MEASURE_THREADS = (
+    MEASURE.partition("before =")[0]
+    + """
+from concurrent.futures import ThreadPoolExecutor
+from carray import pixels
+from carray.core.at_once import ByteBudget
+pixels._MEMORY = ByteBudget(300_000_000)
+data = open(sys.argv[1], "rb").read()
+before = peak()
+with ThreadPoolExecutor(4) as pool:
+    list(pool.map(lambda _: decode(data, PixelSettings()).width, range(6)))
+print(peak() - before)
+"""
+)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux's /proc")
+def test_threads_that_decode_large_pictures_stay_within_their_budget(tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(encoded(Image.new("RGB", (6_000, 6_000), "red"), "PNG", compress_level=1))
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE_THREADS, tmp_path / "large"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert float(done.stdout) < 0.42  # GB; 0.25 for each of four threads, and what their arenas keep, were 1.0
+
+
 def test_where_a_photograph_was_taken_stays_out_of_pages(tmp_path: Path) -> None:
     import base64
 
