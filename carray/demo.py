@@ -78,7 +78,7 @@ def _learn(out: str) -> float:
 
     manifest, run = join(out, "manifest.parquet"), join(out, "run")
     _say_step(2, "prepare: check, hash and split every image")
-    print(prepare(join(out, "images"), out=manifest).text())
+    print(prepare(join(out, "images"), out=manifest, show=print).text())
     _say_step(3, "tune: search both families with ASHA, and pack the winner")
     search(manifest, run=run, settings=_search_settings())
     print(leaderboard_text(read_trials(run)))

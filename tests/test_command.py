@@ -91,6 +91,7 @@ def test_nothing_to_classify_is_a_sentence(run, small_bundle: str, tmp_path: Pat
         (["prepare", "{tmp}/absent", "--out", "{tmp}/m.parquet"], 4, ["absent"]),
         (["prepare", "{images}", "--out", "{tmp}/m.parquet", "--split", "70/20"], 2, ["70/20"]),
         (["prepare", "{images}", "--out", "{tmp}/m.parquet", "--layout", "voc"], 2, ["'voc'", "stanford-cars"]),
+        (["prepare", "{images}", "--out", "{tmp}/m.parquet", "--label-from", "make"], 2, ["'make'", "auto, path"]),
         (["prepare", "gs://bucket/x", "--out", "{tmp}/m.parquet"], 2, ["'gs'", "s3://"]),
         (["tune", "--manifest", "{tmp}/absent.parquet", "--out", "{tmp}/run"], 4, ["absent.parquet does not exist"]),
         (["tune", "--manifest", "{text}", "--out", "{tmp}/run"], 2, ["not a readable Parquet file"]),
@@ -291,3 +292,15 @@ def test_jobs_take_the_commands_arguments(job: str) -> None:
     )
     assert f"carray {job}" in done.stdout
     assert "--out" in done.stdout
+
+
+def test_prepare_says_how_it_read_the_folders_before_the_report(run, tmp_path: Path, make_image) -> None:
+    for number in range(12):
+        path = tmp_path / "in" / ("Train" if number < 8 else "Test") / f"Audi/A{number % 2}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(make_image(number))
+    code, out, _ = run("prepare", tmp_path / "in", "--out", tmp_path / "m.parquet", "--label-from", "-1")
+    assert code == 0
+    assert out.index("splits       train 8, test 4") < out.index("classes      2: A0 6, A1 6") < out.index("readable")
+    code, out, _ = run("prepare", tmp_path / "in", "--out", tmp_path / "n.parquet", "--layout", "images")
+    assert "no readable image has a label" in out

@@ -49,6 +49,8 @@ _PICTURE_WORDS = HOLDER_FOLDERS | set("mask masks annotation annotations label l
 _PICTURE_WORDS |= set("photo picture pic example examples thumbnail thumbnails thumbs preview previews".split())
 _NEUTRAL_WORDS = _PICTURE_WORDS | set("set sets data dataset split folder dir files".split())
 """Words that may stand beside a split's name: training_set, test-images."""
+_ENDINGS = re.compile("(set|data|images|imgs?)$")
+"""What stands right behind a split's name: trainset, testdata."""
 _YEAR = re.compile(r"(19|20)\d\d")
 
 
@@ -236,7 +238,7 @@ def read_layout(pictures: Mapping[Folder, int], *, layout: str = "auto", label_f
     for inner, count in divided:
         if inner is not None and not (inner and inner[0] in found._unlabelled_tops):
             rest[inner] += count
-    if found.level == 0:
+    if found.level is not None:
         found._below = _Tree(rest).wrappers(lambda name: False)
     found._classes = _Tree(_gathered(rest, lambda folder: found._under(folder, found._below)))
     if found.label_from == "auto":
@@ -311,7 +313,9 @@ def _split_words(name: str) -> tuple[str, tuple[str, ...]] | None:
     if (exact := given_split(name)) is not None:
         return exact, ()
     words = [word.casefold() for word in re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", name) if word]
-    words = [word.removesuffix("set") if given_split(word.removesuffix("set")) else word for word in words]
+    if any(word in COMPANION_FOLDERS for word in words):  # train_masks are no pictures to train on
+        return None
+    words = [_ENDINGS.sub("", word) if given_split(_ENDINGS.sub("", word)) else word for word in words]
     words = ["train" if word in ("trainval", "trainvalid") else word for word in words]
     splits = {split for word in words if (split := given_split(word))}
     if splits == {"train", "val"}:
@@ -361,7 +365,8 @@ def _check_classes(found: FolderLayout) -> None:
     shared = sorted(name for name, above in parents.items() if len(above) > 1)
     if 2 * sum(folder[-1] in shared for folder in deep) > len(folders):
         found.doubts.append(
-            f"the same folder names lie below several others ({shown(shared)}); --label-from 1 takes the first alone"
+            f"the same folder names lie below several others ({shown(shared)}); --label-from 1 takes the first name "
+            "alone, -1 the last"
         )
 
 

@@ -37,9 +37,19 @@ def split_tree(*folders: str, classes: tuple[str, ...] = (A, B, C)) -> list[str]
     return [f"{folder}/{name}/{i}.jpg" for folder in folders for name in classes for i in range(2)]
 
 
-TRAIN_NAMES = ["train", "training", "Train", "TRAIN", "training_set", "train-images", "TrainSet", "train2017"]
+TRAIN_NAMES = [
+    "train",
+    "training",
+    "Train",
+    "TRAIN",
+    "training_set",
+    "train-images",
+    "TrainSet",
+    "train2017",
+    "traindata",
+]
 VAL_NAMES = ["val", "valid", "validation", "validate", "dev", "Valid", "VAL", "validation_set", "val_images"]
-TEST_NAMES = ["test", "testing", "eval", "evaluation", "Test", "TEST", "test_set", "Testing Data", "evaluation-set"]
+TEST_NAMES = ["test", "testing", "eval", "evaluation", "Test", "TEST", "test_set", "Testing Data", "testset"]
 
 
 @pytest.mark.parametrize("train", TRAIN_NAMES)
@@ -77,6 +87,8 @@ SPLITS = [
         id="odd",
     ),
     pytest.param([f"Audi/A4/{s}/1.jpg" for s in ("train", "test")] + ["BMW/X5/train/1.jpg"], "", {}, id="third"),
+    pytest.param(split_tree("train_images", "train_masks", "test_images"), "", {"train_masks/": 6}, id="train-masks"),
+    pytest.param([*split_tree("d/train", "d/test"), "e/x/1.jpg"], "", {"e/x/": 1}, id="splits-of-one-of-two"),
     pytest.param(split_tree("val", "test"), "", {}, id="no-train"),
     pytest.param(split_tree("test"), "", {}, id="test-alone"),
     pytest.param(split_tree("my_test_images"), "", {}, id="test-alone-with-words"),
