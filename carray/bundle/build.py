@@ -42,7 +42,6 @@ from carray.core.storage import absolute, exists, join, read_bytes
 from carray.manifest.format import Manifest, read_manifest
 from carray.pixels import PixelSettings
 from carray.trials import format as runs
-from carray.trials.checkpoint import safetensors_metadata
 from carray.trials.export import export_onnx
 
 __all__ = ["generate_probes", "pack_bundle", "pack_winner"]
@@ -110,8 +109,8 @@ def _read_weights(uri: str, epoch: int | None) -> bytes:
         StorageError: they cannot be read.
     """
     data = read_bytes(uri)
-    found = safetensors_metadata(data).get("epoch")
-    if found != str(epoch):
+    found = runs.weights_epoch(data)
+    if found != epoch:
         raise BundleError(
             f"{uri} holds the weights of epoch {found}, and the table says {epoch}, so another process has trained "
             "there, too; nothing was packed: choose another trial, or search anew in another folder."

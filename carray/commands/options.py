@@ -14,10 +14,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from carray.core.environment import check_variables
 from carray.core.errors import SettingsError
 from carray.core.settings import MOST_SEED
-from carray.core.storage import absolute
 
 __all__ = [
     "MOST_COUNT",
@@ -43,6 +41,8 @@ def path(name: str) -> Callable[[str], str]:
     """Make the reader of an option or argument that is a path or an s3:// URI: it gives the path absolute."""
 
     def read(text: str) -> str:
+        from carray.core.storage import absolute
+
         try:
             return absolute(text)
         except SettingsError as err:
@@ -91,6 +91,8 @@ class Command(TyperCommand):
             SettingsError: an option that takes one value is given twice, an argument is refused by its reader, or a
                 variable of carray's own cannot be used.
         """
+        from carray.core.environment import check_variables
+
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
         for param, times in Counter(param for param in order if param.param_type_name == "option").items():
             if times > 1 and not getattr(param, "multiple", False):

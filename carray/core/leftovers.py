@@ -38,9 +38,10 @@ def remove_scratch() -> None:
 
 @contextmanager
 def scratch_folder(prefix: str) -> Iterator[str]:
-    """Give a temporary folder that is deleted at the end, or by the next who needs one where the process is killed.
+    """Give a temporary folder that is deleted at the end, or by the next one where the process is killed.
 
-    `prefix` begins its name: `carray-` and something.
+    Args:
+        prefix: Of its name, `carray-` and something.
 
     Raises:
         OSError: the temporary folder is full or cannot be written.

@@ -17,7 +17,6 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from carray.core.errors import SettingsError, StorageError
-from carray.core.storage import absolute, read_bytes, read_json
 
 __all__ = [
     "MOST_SEED",
@@ -42,6 +41,8 @@ def absolute_value(text: str) -> str:
     Raises:
         ValueError: it is no path, which pydantic collects with its other problems.
     """
+    from carray.core.storage import absolute
+
     try:
         return absolute(text)
     except SettingsError as err:

@@ -34,7 +34,7 @@ import pandas as pd
 import pyarrow as pa
 
 from carray.core.at_once import at_once
-from carray.core.errors import SearchError, SettingsError
+from carray.core.errors import SearchError, SettingsError, StorageError
 from carray.core.settings import read_record
 from carray.core.storage import delete, exists, is_folder, join, list_files, read_json, write_json
 from carray.core.tables import read_table, table_from_rows, write_table
@@ -52,6 +52,7 @@ __all__ = [
     "read_trials",
     "store_configuration",
     "trial_id",
+    "weights_epoch",
     "write_tables",
 ]
 
@@ -118,6 +119,20 @@ def trial_folder(run: str, number: int) -> str:
 def best_weights(run: str, trial: str) -> str:
     """Give the URI of a trial's best weights."""
     return join(run, "trials", trial, "best.safetensors")
+
+
+def weights_epoch(data: bytes) -> int:
+    """Give the epoch that a file of best weights is of.
+
+    Raises:
+        StorageError: the file is damaged, or was written by another program.
+    """
+    from carray.trials.checkpoint import safetensors_metadata
+
+    try:
+        return int(safetensors_metadata(data)["epoch"])
+    except (ValueError, KeyError):
+        raise StorageError("weights that name no epoch: the file is damaged, or of another program.") from None
 
 
 def last_checkpoint(run: str, number: int) -> str:
