@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -227,9 +228,15 @@ def predict(
     Example: `carray predict run/bundle car.jpg`
     """
     from carray.bundle.predict import Classifier, prediction_text
-    from carray.core.errors import DataError
 
     predictions = Classifier.load(bundle).predict(images)
     typer.echo(prediction_text(predictions))
-    if not (predictions["status"] == "ok").any():
-        raise DataError(f"none of {len(images):,} images could be scored; the lines above say why.")
+    _check_any_scored(predictions["status"])
+
+
+def _check_any_scored(status: Iterable[str]) -> None:
+    from carray.core.errors import DataError
+
+    states = list(status)
+    if "ok" not in states:
+        raise DataError(f"none of {len(states):,} images could be scored; the lines above say why.")
