@@ -112,6 +112,8 @@ def read_record(model: type[AnySettings], uri: str, *, found: Any = None) -> Any
     Raises:
         StorageError: it does not exist, cannot be read, or is not such a record.
     """
+    from carray.core.storage import read_json
+
     try:
         return model.model_validate(read_json(uri) if found is None else found)
     except ValidationError as err:
@@ -131,6 +133,8 @@ def read_yaml(config: str) -> dict[str, Any]:
         SettingsError: it is not YAML, repeats a key, or holds something else.
         StorageError: the file cannot be read.
     """
+    from carray.core.storage import read_bytes
+
     repeated: list[str] = []
     try:
         values = _load(read_bytes(config), repeated)
