@@ -115,6 +115,7 @@ class Opened:
         pixels_HWC = _read_pillow(self.image, self.data)
         # Pillow turns a TIFF by itself, and then forgets its orientation.
         is_turned = self.image.format == "TIFF" and had_tag and _exif_orientation(self.image) is None
+        self.image.close()  # its own pixels are not needed any more
         return pixels_HWC if is_turned else _turn_upright(pixels_HWC, self.orientation)
 
     @property

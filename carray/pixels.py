@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from carray.core.at_once import ByteBudget
 from carray.core.errors import DecodeError
 from carray.core.settings import Settings
-from carray.decoding import MAX_PIXELS, Pixels, open_image
+from carray.decoding import MAX_PIXELS, Opened, Pixels, open_image
 
 __all__ = ["MAX_PIXELS", "Box", "DecodedImage", "PixelSettings", "decode", "decode_original", "view"]
 
@@ -86,10 +86,16 @@ def decode(data: bytes, settings: PixelSettings, *, box: Box | None = None) -> D
         box = _clamp(box, width, height)
     cover = _cover(settings, width, height, box)
     with _MEMORY.hold(image.memory_bytes(cover)):
-        source_HWC = image.read_upright(cover)
-        if box is not None:
-            source_HWC = _cut(source_HWC, box, width, height)
-        return DecodedImage(_to_square(source_HWC, settings), width, height, _difference_hash(source_HWC))
+        return _decode_opened(image, settings, box, cover)
+
+
+def _decode_opened(image: Opened, settings: PixelSettings, box: Box | None, cover: int) -> DecodedImage:
+    """Decode within the memory that is held: what it took is given back when this returns."""
+    width, height = image.upright_size
+    source_HWC = image.read_upright(cover)
+    if box is not None:
+        source_HWC = _cut(source_HWC, box, width, height)
+    return DecodedImage(_to_square(source_HWC, settings), width, height, _difference_hash(source_HWC))
 
 
 def decode_original(data: bytes, *, box: Box | None = None) -> Pixels:
