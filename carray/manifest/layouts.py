@@ -176,7 +176,7 @@ class FolderLayout:
     def _label(self, rest: Folder) -> str | None:
         if self.label_from == "auto":
             folder = self.class_folder(rest)
-            return " ".join(folder[: len(folder) - self._tail]) if folder else None
+            return " ".join(folder[: len(folder) - self._tail]) or None if folder else None
         below = self._under(rest, self._below)
         if not below:
             return None
@@ -326,18 +326,20 @@ def _split_words(name: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def _split_names(names: Iterable[str], *, lenient: bool = False) -> dict[str, str]:
-    """Give the names that stand for splits; one like cars_train only beside one like cars_test, or alone."""
+    """Give the names that stand for splits; unless `lenient`, one like cars_train only beside cars_test, or alone."""
     by_rest: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
     count = 0
     for name in names:
         count += 1
         if words := _split_words(name):
             by_rest[words[1]][name] = words[0]
+    if lenient:
+        return {name: split for found in by_rest.values() for name, split in found.items()}
     plain = by_rest.pop((), {})
     if len(set(plain.values())) > 1:
         return plain
     pairs = [{**plain, **found} for found in by_rest.values()]
-    pairs = [found for found in pairs if len(set(found.values())) > 1 or count == 1 or lenient]
+    pairs = [found for found in pairs if len(set(found.values())) > 1 or count == 1]
     return pairs[0] if len(pairs) == 1 else plain
 
 

@@ -400,7 +400,10 @@ def _name_doubts(classes: Iterable[str], above: Iterable[str] = ()) -> list[str]
     like_splits, like_images = called_like_no_class(classes, above)
     found = []
     if like_splits:
-        found.append(f"part of a class is called like a split ({shown(like_splits)}); --layout splits takes it for one")
+        found.append(
+            f"part of a class is called like a split ({shown(like_splits)}); if it is one, say --layout splits and let "
+            "class folders lie below it"
+        )
     if like_images:
         found.append(f"part of a class is called like what shows no class of cars ({shown(like_images)})")
     return found

@@ -166,7 +166,12 @@ def test_layout_settles_what_a_name_means(tmp_path):
     trains = touch(tmp_path / "vehicles", "train/1.jpg", "bus/2.jpg", "bus/3.jpg")
     found = list_candidates(trains)
     assert found.classes == ["bus", "train"]
-    assert found.doubts == ["part of a class is called like a split (train); --layout splits takes it for one"]
+    assert found.doubts[0].startswith(
+        "part of a class is called like a split (train); if it is one, say --layout splits"
+    )
+    pairs = touch(tmp_path / "pairs", "Audi_train/1.jpg", "Audi_test/2.jpg", "BMW_train/3.jpg", "BMW_test/4.jpg")
+    assert "(Audi_test, Audi_train, BMW_test, BMW_train)" in list_candidates(pairs).doubts[0]
+    assert list_candidates(pairs, layout="splits").rows["label"].isna().all()
     assert list_candidates(trains, layout="folder").doubts == []
     assert read(list_candidates(trains, layout="splits"))["train/1.jpg"] == (None, None)
     given = touch(tmp_path / "given", *split_tree("train", "test"))
@@ -325,6 +330,14 @@ def test_hidden_images_are_missed(tmp_path):
     found = list_candidates(touch(tmp_path, f"{A}/1.jpg", f"{B}/2.jpg", f"{B}/.3.jpg"))
     assert found.skipped == {"hidden .jpg": 1}
     assert "1 of 3 files" in found.doubts[0]
+
+
+def test_empty_folder_whose_name_is_not_utf8_is_named(tmp_path):
+    touch(tmp_path, f"{A}/1.jpg", f"{B}/2.jpg")
+    os.mkdir(os.fsencode(tmp_path) + b"/Citro\xebn")
+    found = list_candidates(str(tmp_path))
+    assert found.doubts == [r"1 class folder without any image file (Citro\udcebn: empty)"]
+    found.text().encode()
 
 
 def test_empty_class_folders_are_named(tmp_path, s3):
