@@ -23,7 +23,7 @@ from carray.bundle.format import INT8_MODEL, BundleInfo
 from carray.bundle.predict import Scorer
 from carray.core.errors import BundleError, DecodeError, FetchError, SettingsError
 from carray.core.progress import say
-from carray.core.storage import absolute, exists, join, read_json, write_bytes, write_json
+from carray.core.storage import absolute, delete, exists, join, read_json, write_bytes, write_json
 from carray.core.tables import table_from_rows, write_table
 from carray.evaluation import metrics as measure
 from carray.evaluation.figures import confusion_png
@@ -207,6 +207,7 @@ def _finished(out: str, identity: Mapping[str, Any], info: BundleInfo) -> dict[s
         raise SettingsError(f"{out} holds another evaluation ({seen}); choose another folder with --out.")
     if found.get("certificates", {}) != _certificates(info):
         say(f"{out} holds this evaluation with other certificates of the bundle's runtimes; it is measured again.")
+        delete(join(out, METRICS_JSON))
         return None
     say(f"{out} holds this evaluation already; delete its {METRICS_JSON} to measure again.")
     return found
@@ -265,9 +266,6 @@ def _metrics(
     right_N = scored.logits_NK.argmax(axis=1) == scored.truth_N
     before_N = top_scores(scored.logits_NK, temperature=1.0)
     score_N = top_scores(scored.logits_NK, temperature=info.temperature)
-    # In an order of their own, so that the resamples do not depend on that of the rows.
-    order = np.lexsort((right_N, score_N))
-    score_N, right_N = score_N[order], right_N[order]
     aurc_low, aurc_high = measure.bootstrap_interval(measure.area_under_risk, score_N, right_N, highest=1.0)
     found = {
         **origin,

@@ -27,7 +27,7 @@ __all__ = [
     "Folder",
     "FolderLayout",
     "Place",
-    "called_like_no_class",
+    "name_doubts",
     "parse_label_from",
     "read_layout",
     "shown",
@@ -372,7 +372,24 @@ def _check_classes(found: FolderLayout) -> None:
         )
 
 
-def called_like_no_class(names: Iterable[str], above: Iterable[str] = ()) -> tuple[list[str], list[str]]:
+def name_doubts(classes: Iterable[str], above: Iterable[str] = ()) -> list[str]:
+    """Say which names of classes look like a split's or like those of images and masks, a sentence each.
+
+    `above` are names of folders above class folders, which are part of the class's name.
+    """
+    like_splits, like_images = _called_like_no_class(classes, above)
+    found = []
+    if like_splits:
+        found.append(
+            f"part of a class is called like a split ({shown(like_splits)}); if it is one, say --layout splits and let "
+            "class folders lie below it"
+        )
+    if like_images:
+        found.append(f"part of a class is called like what shows no class of cars ({shown(like_images)})")
+    return found
+
+
+def _called_like_no_class(names: Iterable[str], above: Iterable[str]) -> tuple[list[str], list[str]]:
     """Give the names of classes that are like a split's, and those like images or masks.
 
     `above` are names of folders above class folders, which are part of the class's name.

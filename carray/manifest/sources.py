@@ -43,7 +43,7 @@ from carray.manifest.layouts import (
     Folder,
     FolderLayout,
     Place,
-    called_like_no_class,
+    name_doubts,
     parse_label_from,
     read_layout,
     shown,
@@ -203,7 +203,7 @@ def _from_table(source: str, column: Mapping[str, str] | None, crop_boxes: bool)
     rows = table.rows
     classes = sorted(set(rows["label"].dropna()))
     without = int(rows["label"].isna().sum())
-    doubts = [*_name_doubts(classes), *_split_doubts(rows)]
+    doubts = [*name_doubts(classes), *_split_doubts(rows)]
     return Candidates(
         source,
         "table",
@@ -376,7 +376,7 @@ def _from_folders(source: str, found: FolderLayout, files: _Files, *, by_hand: b
         if label is not None and not any(part.casefold() in COMPANION_FOLDERS for part in folder):
             lost[label] += files.skipped_in.get(folder, Counter())
     classes, skipped = sorted(per_class), sum(files.skipped_in.values(), Counter())
-    named = [] if by_hand else _name_doubts(*found.class_names())
+    named = [] if by_hand else name_doubts(*found.class_names())
     if not classes and {"cars_train", "cars_test"} & set(found.splits):
         named.append(
             "the labels of Stanford Cars stand in its devkit/, which must lie beside cars_train/ and cars_test/"
@@ -394,19 +394,6 @@ def _from_folders(source: str, found: FolderLayout, files: _Files, *, by_hand: b
         unlabelled_in=dict(unlabelled),
         doubts=[*found.doubts, *named, *_split_doubts(frame), *losses],
     )
-
-
-def _name_doubts(classes: Iterable[str], above: Iterable[str] = ()) -> list[str]:
-    like_splits, like_images = called_like_no_class(classes, above)
-    found = []
-    if like_splits:
-        found.append(
-            f"part of a class is called like a split ({shown(like_splits)}); if it is one, say --layout splits and let "
-            "class folders lie below it"
-        )
-    if like_images:
-        found.append(f"part of a class is called like what shows no class of cars ({shown(like_images)})")
-    return found
 
 
 def _split_doubts(rows: pd.DataFrame) -> list[str]:
