@@ -6,8 +6,8 @@ of damage (`carray.jpegs`, `_check_chunks`, `_check_strips`); EXIF orientation i
 alpha is laid over white; the first frame stands for an animation. JPEGs are decoded by libjpeg-turbo; everything else
 by Pillow, which is asked for FORMATS only: it knows some forty, and hands one of them (EPS) to Ghostscript.
 Memory: `Opened.memory_bytes` says before the decoding what it will take, 0.65 GB at most.
-No evidence: lossy WebP, BMP and uncompressed TIFF carry no checksum, so that bytes changed inside them look like a
-picture; LZW, PackBits, fax and lossless WebP show some of the damage.
+No evidence: BMP, uncompressed TIFF and WebP carry no checksum, so that bytes changed inside them may look like a
+picture; of fax (CCITT) libtiff writes what it sees to stderr alone.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def _check_chunks(data: bytes) -> bytes:
         needed = name[:1].isupper() or name == b"tRNS"
         if end > len(data):
             if needed:
-                raise DecodeError("truncated", f"the file ends within its chunk {name.decode()}")
+                raise DecodeError("truncated", f"the file is truncated (it ends within its chunk {name.decode()})")
             data = data[:place]
             break
         if zlib.crc32(memoryview(data)[place + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
@@ -336,7 +336,7 @@ def _read_pillow(image: Any, data: bytes) -> Pixels:
     except Exception as err:  # Pillow's plugins raise anything at all on damaged data
         text = _one_line(err)
         if "truncated" in text.lower():
-            raise DecodeError("truncated", f"the file ends before the image does ({text})") from None
+            raise DecodeError("truncated", f"the file is truncated ({text})") from None
         if _REFUSALS.search(text):
             raise DecodeError("unsupported", f"the image's kind of pixels cannot be read ({text})") from None
         raise DecodeError("damaged", f"the image's data is damaged ({text})") from None
@@ -351,7 +351,7 @@ def _check_strips(image: Any, data: bytes) -> None:
     for place, size in zip(places, sizes, strict=False):
         strip = data[place : place + size]
         if len(strip) < size:
-            raise DecodeError("truncated", "the file ends before the image does (it lacks a strip of the TIFF)")
+            raise DecodeError("truncated", "the file is truncated (it lacks a strip of the TIFF)")
         if compression in (8, 32946):
             _check_deflated(strip)
         elif compression == 7:

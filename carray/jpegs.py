@@ -136,7 +136,7 @@ def _look_again(data: bytes, words: str, decode: Callable[[bytes], Samples]) -> 
 def _error(evidence: str, *, is_closed: bool) -> DecodeError:
     if is_closed:
         return DecodeError("damaged", f"the image's data is damaged ({evidence})")
-    return DecodeError("truncated", f"the file ends before the image does ({evidence})")
+    return DecodeError("truncated", f"the file is truncated ({evidence})")
 
 
 def _is_closed(data: bytes) -> bool:

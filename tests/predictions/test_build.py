@@ -40,7 +40,7 @@ def test_every_file_is_a_row(score_all, broken_folder):
     assert seen["empty"] == {"first": "decode_error", "size": 1}
     assert rows.loc[f"{broken_folder}/truncated.jpg", "error_code"] == "truncated"
     assert rows.loc[f"{broken_folder}/damaged.jpg", "error_code"] == "damaged"
-    assert (rows["status"] == "decode_error").sum() == 7
+    assert (rows["status"] == "decode_error").sum() == 8
     failed = rows[rows["status"] != "ok"]
     assert failed[["label", "score", "make", "phash", "width", "top5_labels"]].isna().all(axis=None)
     assert failed["error"].notna().all()
@@ -160,7 +160,7 @@ def test_ledger_counts_reasons(begin_run, broken_folder):
     _, scorer, out = begin_run(broken_folder)
     entry = scorer.score_shard(0)
     assert (entry.rows, entry.ok, entry.fetch_errors, entry.decode_errors) == (15, 6, 1, 8)
-    assert sum(entry.error_codes.values()) == 8
+    assert sum(entry.error_codes.values()) == 9
     assert read_json(f"{out}/_carray/ledger/000000.json") == entry.model_dump()
     assert os.listdir(f"{out}/_carray/attempts") == []
 

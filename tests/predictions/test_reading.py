@@ -10,6 +10,7 @@ import pytest
 
 from carray.bundle.format import open_bundle
 from carray.core.at_once import ByteBudget
+from carray.core.errors import DataError
 from carray.core.images import FetchedImage
 from carray.predictions import reading
 from carray.predictions.format import ClassifySettings, PlannedImage
@@ -98,3 +99,31 @@ def test_a_bug_is_raised_where_the_image_is_taken(small_bundle, monkeypatch):
     monkeypatch.setattr(reading, "fetch_image", lambda uri, *, escaped, admit: 1 / 0)
     with pytest.raises(RuntimeError, match="reading '/a.jpg' failed with ZeroDivisionError"):
         see(reader, [PlannedImage("/a.jpg")])
+
+
+def test_damage_is_damage_to_every_command(small_bundle, tmp_path, make_image):
+    from carray.bundle.predict import Classifier
+    from carray.evaluation.score import _see
+    from carray.manifest.build import prepare
+    from carray.manifest.format import read_manifest
+    from carray.tensors.build import ensure_block
+
+    for label in ("a", "b"):
+        (tmp_path / "cars" / label).mkdir(parents=True)
+        for i in range(4):
+            (tmp_path / "cars" / label / f"{i}.jpg").write_bytes(make_image(i + 9 * (label == "a"), width=200))
+    damaged = tmp_path / "cars" / "a" / "0.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:1200] + b"\xff\xd9")
+    info = open_bundle(small_bundle)
+    (classified,) = see(ImageReader(ClassifySettings(), info.pixels), [PlannedImage(str(damaged))])
+    (predicted,) = Classifier.load(small_bundle).predict([damaged]).to_dict("records")
+    prepare(str(tmp_path / "cars"), out=str(tmp_path / "manifest.parquet"))
+    manifest = read_manifest(str(tmp_path / "manifest.parquet"))
+    (prepared,) = manifest.rows[manifest.rows["uri"] == str(damaged)].to_dict("records")
+    rows = [classified.row, predicted, prepared, {"status": "decode_error", **_see(prepared, info)}]
+    for row in rows:
+        assert (row["status"], row["error_code"]) == ("decode_error", "damaged")
+        assert "libjpeg: Corrupt JPEG data: premature end" in row["error"]
+    manifest.rows.loc[manifest.rows["uri"] == str(damaged), ["status", "split"]] = ["ok", "train"]  # as prepared before
+    with pytest.raises(DataError, match="is not now .*libjpeg"):
+        ensure_block(manifest, info.pixels)
