@@ -16,6 +16,7 @@ from carray.core.text import readable
 from carray.manifest.balance import SET_ASIDE
 from carray.manifest.format import SPLITS
 from carray.manifest.labels import similar_labels, unsure_labels
+from carray.manifest.layouts import shown
 
 __all__ = ["HealthReport", "report_health"]
 
@@ -124,13 +125,20 @@ class HealthReport:
                 f"duplicates cross splits in {_count(self.crossing_groups, 'group')}, so scores flatter",
             ),
             (failed > 0.01 * self.rows, f"{failed / self.rows:.1%} of the images cannot be read"),
-            (self.classes_without_train, f"{_count(len(self.classes_without_train), 'class')} without a train image"),
+            (
+                self.classes_without_train,
+                f"{_count(len(self.classes_without_train), 'class')} without a train image "
+                f"({shown(self.classes_without_train)})",
+            ),
             (self.changed_labels, f"{_count(len(self.changed_labels), 'image')} labelled otherwise in {self.extended}"),
             (self.similar_classes, self._similar_text()),
-            (self.unsure_classes, f"classes that look like a missing label ({self._few(self.unsure_classes)})"),
+            (self.unsure_classes, f"classes that look like a missing label ({shown(self.unsure_classes)})"),
             (self.empty_boxes, self._empty_boxes_text()),
             *self._box_concerns(),
-            (self.empty_classes, f"{_count(len(self.empty_classes), 'class')} without a readable image"),
+            (
+                self.empty_classes,
+                f"{_count(len(self.empty_classes), 'class')} without a readable image ({shown(self.empty_classes)})",
+            ),
             (self.single_image_classes, f"{_count(len(self.single_image_classes), 'class')} with one image"),
             (self.classes_without_val, f"{_count(len(self.classes_without_val), 'class')} without a val image"),
             (self._is_imbalanced(), "the largest class has over 10 times the images of the median class"),

@@ -486,7 +486,7 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _folder_name(folder: Folder) -> str:
-    return "/".join(folder) + "/" if folder else "the top"
+    return "/".join(folder) + "/" if folder else "the top folder"
 
 
 def _nothing_text(candidates: Candidates) -> str:

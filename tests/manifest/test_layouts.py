@@ -70,9 +70,11 @@ SPLITS = [
     pytest.param([*split_tree("train", "test"), "sample_images/1.jpg"], "", {"sample_images/": 1}, id="extra-folder"),
     pytest.param([*split_tree("train", "test"), f"extra/{A}/1.jpg"], "", {"extra/": 1}, id="extra-class-folders"),
     pytest.param([*split_tree("train"), "sample_images/1.jpg"], "", {"sample_images/": 1}, id="only-train-and-extra"),
-    pytest.param([*split_tree("train", "test"), "1.jpg"], "", {"the top": 1}, id="image-at-the-top"),
+    pytest.param([*split_tree("train", "test"), "1.jpg"], "", {"the top folder": 1}, id="image-at-the-top"),
     pytest.param([*split_tree("d/d/train", "d/d/test"), "d/n.csv"], "d/d", {}, id="wrapper"),
-    pytest.param([*split_tree("d/train", "d/test"), "cover.jpg"], "d", {"the top": 1}, id="wrapper-beside-image"),
+    pytest.param(
+        [*split_tree("d/train", "d/test"), "cover.jpg"], "d", {"the top folder": 1}, id="wrapper-beside-image"
+    ),
     pytest.param(split_tree("cars_train/cars_train", "cars_test/cars_test"), "", {}, id="kaggle-twice"),
     pytest.param(split_tree("training_set/training_set", "test_set/test_set"), "", {}, id="sets-twice"),
     pytest.param(split_tree("car_train", "car_test", "demo"), "", {"demo/": 6}, id="a-word-before"),
@@ -414,6 +416,14 @@ def test_prepare_shows_what_it_understood_and_is_not_healthy_about_a_doubt(tmp_p
     rows = read_manifest(out).rows
     assert set(rows.loc[rows["uri"].str.contains("/Testing/"), "split"]) == {"test"}
     assert pd.isna(rows.loc[rows["uri"].str.contains("/sample/"), "split"]).all()
+
+
+def test_class_of_broken_images_alone_is_named(tmp_path, make_image):
+    for i in range(12):
+        write_bytes(f"{tmp_path}/in/{A if i % 2 else B}/{i}.jpg", make_image(i))
+    touch(tmp_path / "in", f"{C}/1.jpg")
+    report = prepare(str(tmp_path / "in"), out=str(tmp_path / "m.parquet"))
+    assert f"1 class without a readable image ({C})" in report.verdict
 
 
 def test_given_splits_without_train_are_kept_and_not_usable(tmp_path, make_image):
