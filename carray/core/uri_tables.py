@@ -235,6 +235,9 @@ class TableRows:
     def hint(self, name: str, kind: pa.DataType) -> pa.Array:
         """Give a column that may help and can be done without: null where it is not what its name says."""
         values = self.columns[name]
+        if pa.types.is_integer(kind) and pa.types.is_string(values.type):
+            whole = pc.match_substring_regex(values, r"^\d{1,18}$")
+            return pc.if_else(whole, values, pa.scalar(None, pa.string())).cast(kind)
         if pa.types.is_integer(kind):
             return values if values.type == kind else pa.array(self._numbers(name, 2**53)[0].astype("Int64"), kind)
         try:
@@ -309,8 +312,8 @@ class _TextFile:
         for line, rows in _text_rows(self, repeat(BATCH_ROWS), skip_header=True):
             kept = self._kept(line, rows)
             if kept:
-                columns = list(zip(*(rows[row] for row in kept), strict=False))  # cells beyond the header are blank
-                arrays = [pa.array(columns[i], pa.string()) for i in wanted]
+                rows_kept = rows if len(kept) == len(rows) else [rows[row] for row in kept]
+                arrays = [pa.array([cells[i] for cells in rows_kept], pa.string()) for i in wanted]
                 yield arrays, partial(_nth_line, line, rows, kept)
 
     def _kept(self, line: int, rows: list[list[str]]) -> Sequence[int]:

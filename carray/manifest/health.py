@@ -169,7 +169,7 @@ class HealthReport:
             f"  skipped      {_pairs(self.skipped)} (not images by name)" if self.skipped else "",
             f"  left out     {_pairs(self.left_out)} (hidden, left by tools, or masks)" if self.left_out else "",
             f"  classes      {self.classes:,}; images a class {_pairs(self.images_per_class)}" if self.classes else "",
-            f"  labels       spelled anew: {_pairs(self.label_changes)}" if self.label_changes else "",
+            f"  labels       normalised: {_pairs(self.label_changes)}" if self.label_changes else "",
             f"  splits       {_pairs(self.splits)}",
             f"  boxes        {_pairs(self.boxes)}" if self.boxes else "",
             f"  boxes        left out: {readable(self.boxes_left_out)}" if self.boxes_left_out else "",

@@ -133,7 +133,14 @@ def _inventory_files() -> list[bytes]:
 
 def _text_table() -> list[bytes]:
     csv = "uri,label,split,x1,y1,x2,y2\na.jpg,BMW X5 SUV 2007,train,1,2,3,4\n/b.jpg,,,,,,\n"
-    return [b"C" + csv.encode(), b"T" + csv.replace(",", "\t").encode(), b'Curi,label\n"a\nb",NA\n']
+    utf16 = b"C" + csv.encode("utf-16")
+    return [
+        b"C" + csv.encode(),
+        b"T" + csv.replace(",", "\t").encode(),
+        b'Curi,label\n"a\nb",NA\n',
+        utf16,
+        b"Cpath; class\na; x\n",
+    ]
 
 
 def _parquet_of(table: pa.Table) -> bytes:

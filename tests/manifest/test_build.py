@@ -258,3 +258,91 @@ def test_real_photographs(cars, tmp_path):
     report = prepare(str(table), out=str(tmp_path / "m.parquet"))
     assert (report.ok, report.near_groups) == (120, 0)
     assert report.splits["train"] > report.splits["val"] > 5
+
+
+def labelled_table(drawn: Path, tmp_path: Path, labels: list[str], name: str = "t.csv", **columns: list[object]) -> str:
+    """Write a table of as many drawn images as there are labels."""
+    files = sorted(map(str, drawn.rglob("*.jpg")))[: len(labels)]
+    pd.DataFrame({"uri": files, "label": labels, **columns}).to_csv(tmp_path / name, index=False)
+    return str(tmp_path / name)
+
+
+def test_labels_get_one_spelling_and_what_looks_wrong_is_named(drawn, tmp_path):
+    spellings = ["Audi A4", "Audi A4 ", "\u00a0Audi  A4", "Audi\u00a0A4\n", "Citroën", "Citroe\u0308n", " ", ""]
+    alike = ["audi a4", "None", "N/A", "01", "1", "1.0"]
+    table = labelled_table(drawn, tmp_path, spellings + alike, split=["test"] * 14)
+    report = prepare(table, out=str(tmp_path / "m.parquet"))
+    manifest = read_manifest(str(tmp_path / "m.parquet"))
+    assert manifest.classes == ["01", "1", "1.0", "Audi A4", "Citroën", "N/A", "None", "audi a4"]
+    assert manifest.rows["label"].value_counts()[["Audi A4", "Citroën"]].tolist() == [4, 2]
+    assert manifest.rows.loc[manifest.rows["label"].isna(), "split"].isna().tolist() == [True, True]
+    assert (report.unlabelled, report.label_changes) == (2, {"blanks": 3, "unicode form": 1, "blank": 1})
+    assert "normalised: " in report.text() and "blanks 3" in report.text()
+    concerns = "; ".join(report.concerns)
+    assert "2 groups of classes whose names look alike ('01', '1', '1.0'; 'Audi A4', 'audi a4')" in concerns
+    assert "classes that look like a missing label ('N/A', 'None')" in concerns
+
+
+def test_folders_get_the_same_spelling_as_tables(drawn, tmp_path):
+    images = sorted(drawn.rglob("*.jpg"))
+    for image, label in zip(images, ["Cat", "Cat ", "CAT", "Citroën", "Citroe\u0308n"], strict=False):
+        (tmp_path / "in" / label).mkdir(parents=True)
+        shutil.copy(image, tmp_path / "in" / label)
+    report = prepare(str(tmp_path / "in"), out=str(tmp_path / "m.parquet"))
+    assert read_manifest(str(tmp_path / "m.parquet")).classes == ["CAT", "Cat", "Citroën"]
+    assert report.similar_classes == [["CAT", "Cat"]]
+    assert read_manifest(str(tmp_path / "m.parquet")).rows["status"].eq("ok").all(), "a label is no path"
+
+
+@pytest.mark.parametrize(
+    ("box", "counts", "concern"),
+    [
+        ((5, 5, 60, 40), {"images": 12, "clamped": 0, "one pixel": 0, "within 0 to 1": 0}, None),
+        (
+            (-5, 5, 6_000, 40),
+            {"images": 12, "clamped": 12, "one pixel": 0, "within 0 to 1": 0},
+            "12 boxes reached beyond",
+        ),
+        ((5, 5, 6, 40), {"images": 12, "clamped": 0, "one pixel": 12, "within 0 to 1": 0}, "12 boxes one pixel wide"),
+        ((0, 0, 1, 1), {"images": 12, "clamped": 0, "one pixel": 12, "within 0 to 1": 12}, "probably fractions"),
+        ((50, 50, 20, 20), {}, "12 boxes of no pixel of their image (x2 and y2 are the far corner"),
+    ],
+)
+def test_boxes_that_look_wrong_are_counted(drawn, tmp_path, box, counts, concern):
+    corners = {name: [corner] * 12 for name, corner in zip(["x1", "y1", "x2", "y2"], box, strict=True)}
+    report = prepare(
+        labelled_table(drawn, tmp_path, ["a", "b"] * 6, **corners), out=str(tmp_path / "m.parquet"), crop_boxes=True
+    )
+    assert report.boxes == counts
+    if concern is None:
+        assert "box" not in report.verdict
+    else:
+        assert concern in report.verdict
+
+
+def test_a_box_that_is_not_needed_is_left_out_and_said(drawn, tmp_path):
+    corners = {"x1": [0.5] * 12, "y1": [0] * 12, "x2": [9] * 12, "y2": [9] * 12}
+    table = labelled_table(drawn, tmp_path, ["a", "b"] * 6, **corners)
+    report = prepare(table, out=str(tmp_path / "m.parquet"))
+    assert report.unusable is None and "boxes        left out: " in report.text() and "has '0.5' as x1" in report.text()
+    with pytest.raises(SchemaError, match="t.csv, line 2, has '0.5' as x1"):
+        prepare(table, out=str(tmp_path / "m.parquet"), crop_boxes=True)
+
+
+def test_extending_says_which_images_changed_their_label(drawn, tmp_path):
+    old, new = str(tmp_path / "old.parquet"), str(tmp_path / "new.parquet")
+    prepare(labelled_table(drawn, tmp_path, ["a", "b", "c"] * 4), out=old)
+    report = prepare(labelled_table(drawn, tmp_path, [" a", "c", "b"] * 4), out=new, extend=old)
+    assert read_manifest(new).rows["label"].tolist() == ["a", "c", "b"] * 4, "the new table's labels hold"
+    assert split_by_sha256(new) == split_by_sha256(old)
+    assert len(report.changed_labels) == 8 and report.changed_labels[0].endswith(": b -> c")
+    assert f"8 images labelled otherwise in {old}" in report.verdict
+    assert prepare(labelled_table(drawn, tmp_path, ["a", "c", "b"] * 4), out=old, extend=new).changed_labels == []
+
+
+def test_column_names_are_settled_by_hand(drawn, tmp_path):
+    table = labelled_table(drawn, tmp_path, ["a", "b"] * 6, path=["nowhere"] * 12, kind=["x", "y"] * 6)
+    prepare(table, out=str(tmp_path / "m.parquet"), column={"label": "kind"})
+    assert read_manifest(str(tmp_path / "m.parquet")).classes == ["x", "y"]
+    with pytest.raises(SettingsError, match="column is {'uri': 'path'}, but .* is no table"):
+        prepare(str(drawn), out=str(tmp_path / "m.parquet"), column={"uri": "path"})
