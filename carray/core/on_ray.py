@@ -27,7 +27,7 @@ from ray.exceptions import AuthenticationError
 
 from carray.core.errors import CarrayError, ClusterError, SettingsError
 from carray.core.growth_on_ray import can_grow, wait_for_machine
-from carray.core.last_words import foresee, keeping_handlers
+from carray.core.last_words import foresee, stopping_afterwards
 from carray.core.progress import say
 
 __all__ = ["RunningRay", "is_cluster", "start_ray", "used_text"]
@@ -80,11 +80,11 @@ def start_ray(
             yield _describe()
         return
     address = os.environ.get("RAY_ADDRESS", "")
-    if address and address != "local":
-        _connect(address)
-    else:
-        _start_private(num_cpus)
     try:
+        if address and address != "local":
+            _connect(address)
+        else:
+            _start_private(num_cpus)
         with _naming_losses():
             if not _started_here:
                 wait_for_machine(worker)
@@ -121,7 +121,7 @@ def _connect(address: str) -> None:
         )
     try:
         _knock(address)
-        with keeping_handlers():  # Ray's answer to SIGTERM is none to a user
+        with stopping_afterwards():
             ray.init(address=address, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError, AuthenticationError) as err:
         raise SettingsError(
@@ -143,7 +143,7 @@ def _start_private(num_cpus: int | None) -> None:
     _choose_token()
     # Ray would warn on every start that it chose token authentication; the line below says so once.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    with keeping_handlers():
+    with stopping_afterwards():
         ray.init(
             address="local",
             num_cpus=num_cpus,
