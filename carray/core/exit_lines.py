@@ -34,7 +34,15 @@ from carray.core.errors import CarrayError, SettingsError, StoppedError, Storage
 from carray.core.leftovers import remove_scratch
 from carray.core.text import readable
 
-__all__ = ["advise", "end_in_words", "foresee", "keeping_handlers", "run_watched", "stopping_in_order"]
+__all__ = [
+    "advise",
+    "end_in_words",
+    "foresee",
+    "keeping_handlers",
+    "run_watched",
+    "stopping_afterwards",
+    "stopping_in_order",
+]
 
 GRACE_SECONDS = 30
 """How long a command that was told to stop may take; most give it as long before they kill it."""
@@ -152,14 +160,34 @@ def stopping_in_order(kept: str, *, ask: Callable[[StoppedError], None] | None =
 
 @contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Undo what a library makes of the signals that are answered here; without a handler of ours, it stays."""
-    before = {number: signal.getsignal(number) for number in (*_STOPS, signal.SIGUSR1)}
+    """Let a library put no handler in the place of ours; without ours, it does as it likes."""
+    real = signal.signal
+
+    def keep(number: Any, handler: Any) -> Any:
+        return signal.getsignal(number) if number in (*_STOPS, signal.SIGUSR1) else real(number, handler)
+
+    if _answer in (signal.getsignal(number) for number in _STOPS):
+        signal.signal = keep  # type: ignore[assignment]
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread() and _answer in before.values():
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        signal.signal = real
+
+
+@contextmanager
+def stopping_afterwards() -> Iterator[None]:
+    """Let a block end before it is stopped: an exception is lost where Python calls back, as it does in each fork."""
+    global _ask
+    before, _ask = _ask, lambda err: None
+    try:
+        with keeping_handlers():
+            yield
+    finally:
+        _ask = before
+    if _stopped is not None:
+        if before is None:
+            raise _Stop
+        before(_stopped)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from ray.exceptions import AuthenticationError
 
 from carray.core.environment import check_variables
 from carray.core.errors import CarrayError, ClusterError, SettingsError
-from carray.core.exit_lines import foresee, keeping_handlers
+from carray.core.exit_lines import foresee, stopping_afterwards
 from carray.core.progress import say
 
 __all__ = ["RunningRay", "is_cluster", "start_ray", "used_text"]
@@ -162,11 +162,11 @@ def start_ray(
         return
     check_variables()  # before Ray's processes inherit them
     address = os.environ.get("RAY_ADDRESS", "")
-    if address and address != "local":
-        _connect(address)
-    else:
-        _start_private(num_cpus)
     try:
+        if address and address != "local":
+            _connect(address)
+        else:
+            _start_private(num_cpus)
         with _naming_losses():
             if not _started_here:
                 wait_for_machine(worker)
@@ -203,7 +203,7 @@ def _connect(address: str) -> None:
         )
     try:
         _knock(address)
-        with keeping_handlers():  # Ray's answer to SIGTERM is none to a user
+        with stopping_afterwards():
             ray.init(address=address, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError, AuthenticationError) as err:
         raise SettingsError(
@@ -225,7 +225,7 @@ def _start_private(num_cpus: int | None) -> None:
     _choose_token()
     # Ray would warn on every start that it chose token authentication; the line below says so once.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    with keeping_handlers():
+    with stopping_afterwards():
         ray.init(
             address="local",
             num_cpus=num_cpus,

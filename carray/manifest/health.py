@@ -191,12 +191,8 @@ class HealthReport:
         return {**asdict(self), "usable": self.unusable is None, "concerns": self.concerns, "verdict": self.verdict}
 
     def _similar_text(self) -> str:
-        shown = "; ".join(self._few(group) for group in self.similar_classes[:EXAMPLES])
-        return f"{_count(len(self.similar_classes), 'group')} of classes whose names look alike ({shown})"
-
-    def _few(self, names: list[str]) -> str:
-        more = f" and {len(names) - EXAMPLES:,} more" if len(names) > EXAMPLES else ""
-        return ", ".join(repr(readable(name)) for name in names[:EXAMPLES]) + more
+        groups = "; ".join(shown(group) for group in self.similar_classes[:EXAMPLES])
+        return f"{_count(len(self.similar_classes), 'group')} of classes whose names look alike ({groups})"
 
     def _box_concerns(self) -> list[tuple[bool, str]]:
         """Say what is wrong with many boxes; a few that reach over the edge are usual."""

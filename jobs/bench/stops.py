@@ -8,6 +8,7 @@ Cost: what the commands cost; `tune` and `classify` start a private Ray each tim
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -34,7 +35,11 @@ _PATIENCE_SECONDS = 180
 _LEFT_SECONDS = 10
 _SLOW_SQL = "select count(*) from range(1000000) a, range(1000000) b where (a.range * b.range) % 7 = 3"
 _SMALL = ["pixels.decode_size=56", "pixels.input_size=48"]
-_CNN = '{"default": {"input_size": 48, "stages": 3, "width": 8, "batch_images": 16}}'
+_TUNE: dict[str, Any] = {
+    "search": {"trials": 3, "epochs": 3, "refit": True, "cpus_per_trial": 1},
+    "pixels": {"decode_size": 56, "input_size": 48},
+    "families": {"cnn": {"default": {"input_size": 48, "stages": 3, "width": 8, "batch_images": 16}}},
+}
 
 
 @dataclass(frozen=True)
@@ -49,18 +54,17 @@ class Scene:
 
     def command(self, name: str, out: Path) -> list[str]:
         """Give a command line that takes some seconds, and writes below `out`."""
-        tune = ["search.trials=3", "search.epochs=3", "search.refit=true", "search.cpus_per_trial=1", *_SMALL]
+        config = ["--config", str(self.work / "tune.yaml")]
         shards = ["shard_images_first=8", "shard_images_max=8"]
         words: dict[str, list[str]] = {
             "prepare": ["prepare", str(self.images), "--out", str(out / "manifest.parquet")],
-            "tune": ["tune", "--manifest", str(self.manifest), "--out", str(out / "run"), *_set(tune)],
+            "tune": ["tune", "--manifest", str(self.manifest), "--out", str(out / "run"), *config],
             "train": ["train", "--manifest", str(self.manifest), "--out", str(out / "run"), "--epochs", "12"],
             "classify": ["classify", str(self.bundle), str(self.images), "--out", str(out / "rows"), *_set(shards)],
             "evaluate": ["evaluate", str(self.bundle), "--manifest", str(self.manifest), "--out", str(out / "page")],
             "report": ["report", str(self.predictions), "--out", str(out / "report.html")],
             "query": ["query", str(self.predictions), _SLOW_SQL],
         }
-        words["tune"] += ["--set", f"families.cnn={_CNN}"]
         words["train"] += _set(["hyper.family=cnn", "hyper.input_size=48", *_SMALL])
         words["evaluate"] += ["--split", "train"]
         return [sys.executable, "-m", "carray", *words[name]]
@@ -96,6 +100,7 @@ def set_scene(work: Path, *, images_per_class: int = 60) -> Scene:
     images, manifest, run = work / "images", work / "manifest.parquet", work / "run"
     draw_dataset(images, images_per_class=images_per_class)
     prepare(str(images), out=str(manifest))
+    (work / "tune.yaml").write_text(json.dumps(_TUNE))
     small = {"hyper": {"family": "cnn", "input_size": 48, "stages": 2, "width": 4}, "epochs": 1}
     settings = parse_settings(TrainSettings, small | {"pixels": {"decode_size": 56, "input_size": 48}})
     train(str(manifest), run=str(run), settings=settings, finish=lambda run: {"bundle": keep_trained(run)})
