@@ -6,7 +6,6 @@
     OUT/comparison.json     the headline; the marker, written last
     OUT/a/, OUT/b/          of two bundles: their evaluations
 
-1. build      what is compared with what -> the files above
+1. build      what is compared with what -> the files above, the page among them
 2. measures   two tables of predictions -> counted cells -> headline, flips, classes, histograms
-3. page       the same for a person
 """

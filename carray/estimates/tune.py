@@ -206,8 +206,8 @@ def _epochs(search: SearchSettings, trials: int, earlier_run: str | None) -> tup
     sums = np.random.default_rng(0).multinomial(trials, counts / counts.sum(), size=2000) @ values
     likely = middle(sums.astype(np.float64))
     return whole(likely.low, likely.high), (
-        f"Epochs: {run} ran {taken.sum():,} of its {len(taken):,} trials' {len(taken) * search.epochs:,}; here as many "
-        "each, over the middle 80 % of what other draws of such trials would take."
+        f"Epochs: {run} ran {taken.sum():,} of its {len(taken):,} trials' {len(taken) * search.epochs:,}; the range is "
+        f"the middle 80 % of what {trials:,} trials drawn from those took together."
     )
 
 
