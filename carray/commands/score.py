@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from carray.commands.options import MOST_COUNT, Bundle, Config, ManifestOption, Settings, number, path, short_for
+from carray.commands.options import Bundle, Config, ManifestOption, Settings, Source, number, path, short_for
+from carray.core.limits import MOST_COUNT
 
 __all__ = ["calibrate", "classify", "compact", "evaluate", "predict", "quantize"]
 
@@ -102,14 +103,7 @@ def evaluate(
 
 def classify(
     bundle: Bundle,
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Folder, s3://bucket/prefix, table of URIs, or an S3 Inventory's manifest.json.",
-            parser=path("SOURCE"),
-        ),
-    ],
+    source: Source,
     out: Annotated[
         str,
         typer.Option("--out", help="Predictions folder; local or s3://. Repeat to continue.", parser=path("--out")),
@@ -208,6 +202,9 @@ def predict(
     Cost: about a second to start; images are scored one after another.
 
     Example: `carray predict run/bundle car.jpg`
+
+    Raises:
+        DataError: no image could be scored.
     """
     from carray.bundle.predict import Classifier, prediction_text
     from carray.core.errors import DataError
