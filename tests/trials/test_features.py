@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from carray.pixels import PixelSettings
 from carray.core.environment import cache_home
+from carray.pixels import PixelSettings
 from carray.tensors.format import Block
-from carray.trials import features as module
 from carray.trials.features import Features
 from carray.trials.fit import Fit
 from carray.trials.hyper import TransferHyper
