@@ -1,16 +1,22 @@
-"""Every path, number and variable of every command: a value that cannot be meant is one sentence at once."""
+"""Paths, numbers and variables of every command: what cannot be meant is one sentence, before anything starts."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
+from written_predictions import row, write_predictions
 
 from carray.__main__ import app, main
 from carray.commands.before import estimate
+from carray.core.environment import check_variables
 
 ROOT = Path(__file__).resolve().parents[1]
 BAD_PATHS = [
@@ -102,3 +108,86 @@ def test_a_number_that_cannot_be_meant_is_refused(run, tmp_path: Path, name, com
         assert code == 2 and out == "", (value, err)
         assert param.opts[-1] in err or param.name in err, (value, err)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_option_given_twice_is_refused(run) -> None:
+    code, _, err = run("query", "p", "--limit", "1", "--limit", "2")
+    assert code == 2 and "carray: --limit is given 2 times; give it once." in err
+    code, _, err = run("tune", "--manifest=m", "--out=r", "--seed=1", "--set", "search.seed=2")
+    assert code == 2 and "search.seed is set twice, by 'search.seed=2' and 'search.seed=1'" in err
+
+
+def test_a_home_is_expanded_and_a_relative_place_is_said_absolute(run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert str(tmp_path / "home" / "x") in run("leaderboard", "~/x")[2]
+    assert str(tmp_path / "x") in run("leaderboard", "x")[2]
+    code, _, err = run("leaderboard", "~nobody-of-that-name/x")
+    assert code == 2 and "names a home that is not known here" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        *(("CARRAY_FEATURES_GB", value, f"CARRAY_FEATURES_GB is {value!r}") for value in ("20GB", "nan", "-1", "inf")),
+        ("CARRAY_CACHE", "  ", "CARRAY_CACHE: '  ' is an empty path"),
+        ("CARRAY_CACHE", "s3://b/x", "CARRAY_CACHE is 's3://b/x', but the cache is read by mapping files"),
+        ("CARRAY_CACHE", "s3:/b", "CARRAY_CACHE: 's3:/b' is a misspelled address"),
+        ("CARRAY_CACHE", "file", "file is a file; name a folder."),
+        ("CARRAY_CACHE", "file/below", "file is a file; name a folder."),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_refused_before_anything_starts(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(name, value)
+    code, _, err = run("tune", "--manifest=absent.parquet", "--out=run")
+    assert code == 2 and words in err
+    assert run("tune", "--help")[0] == 0
+
+
+def test_a_relative_cache_is_one_place_for_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CARRAY_CACHE", "cache")
+    monkeypatch.setenv("CARRAY_CASHE", "x")
+    check_variables()
+    assert os.environ["CARRAY_CACHE"] == str(tmp_path / "cache")
+    assert "carray reads no variable CARRAY_CASHE; did you mean CARRAY_CACHE?" in capsys.readouterr().err
+
+
+def carray(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("environment", {})}
+    command = [sys.executable, "-m", "carray", *arguments]
+    return subprocess.run(command, env=environment, stderr=subprocess.PIPE, timeout=120, check=False, **options)
+
+
+def test_output_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    folder = write_predictions(str(tmp_path / "p"), [[row("s3://b/1", label="Škoda 🚗 2012")]])
+    with open("/dev/full", "wb") as full:
+        done = carray("query", folder, "by-label", "--format=json", stdout=full)
+    assert done.returncode == 4 and b"Traceback" not in done.stderr
+    assert b"carray: standard output" in done.stderr and b"No space left on device" in done.stderr
+    for encoding in ("latin-1", "ascii"):
+        options: dict[str, Any] = {"stdout": subprocess.PIPE, "environment": {"PYTHONIOENCODING": encoding}}
+        done = carray("query", folder, "by-label", "--format=json", **options)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)[0]["label"] == "Škoda 🚗 2012"
+    for place in ("/dev/full", "/dev/null"):
+        done = carray("query", folder, "by-label", "--out", place, stdout=subprocess.PIPE)
+        assert done.returncode == 4 and b"is a device or a pipe" in done.stderr
+    (tmp_path / "file").write_text("")
+    done = carray("query", folder, "by-label", "--out", str(tmp_path / "file" / "a.csv"), stdout=subprocess.PIPE)
+    assert done.returncode == 4 and b"after 1 try" in done.stderr
+
+
+def test_nothing_but_unreadable_images_is_no_success(
+    run, small_bundle: str, tmp_path: Path, image_folder: Path
+) -> None:
+    (tmp_path / "text.jpg").write_text("no image")
+    code, out, err = run("predict", small_bundle, "text.jpg", "absent.jpg")
+    assert code == 2 and "text.jpg" in out and "none of 2 images could be scored" in err
+    good = next(path for path in image_folder.rglob("*") if path.is_file())
+    assert run("predict", small_bundle, "text.jpg", good)[0] == 0

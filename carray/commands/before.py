@@ -8,17 +8,18 @@ from typing import Annotated
 import typer
 
 from carray.commands.options import (
-    MOST_COUNT,
     Bundle,
     Command,
     Config,
     ManifestOption,
     Settings,
+    Source,
     number,
     path,
     short_for,
 )
 from carray.core.errors import SettingsError
+from carray.core.limits import MOST_COUNT
 
 __all__ = ["doctor", "estimate", "estimate_classify", "estimate_tune"]
 
@@ -117,13 +118,8 @@ GetPrice = Annotated[
 PutPrice = Annotated[
     float, typer.Option("--puts-price", help="Of 1,000 PUTs; likewise.", parser=number("--puts-price"))
 ]
-Source = Annotated[
-    str,
-    typer.Argument(
-        metavar="SOURCE",
-        help="Folder, s3://bucket/prefix, table of URIs, or an S3 Inventory's manifest.json.",
-        parser=path("SOURCE"),
-    ),
+ResultsPlace = Annotated[
+    str | None, typer.Option("--out", help="Where results would go; beside the images if unset.", parser=path("--out"))
 ]
 ProbeWorkers = Annotated[
     int | None, typer.Option(min=1, max=1024, help="Processes to measure in; one a core if unset.")
@@ -140,10 +136,7 @@ def estimate_classify(
     list_price: ListPrice = 0.005,
     get_price: GetPrice = 0.0004,
     put_price: PutPrice = 0.005,
-    out: Annotated[
-        str | None,
-        typer.Option("--out", help="Where results would go; beside the images if unset.", parser=path("--out")),
-    ] = None,
+    out: ResultsPlace = None,
     total_images: Annotated[
         int | None,
         typer.Option(min=1, max=MOST_COUNT, help="How many images there are, if known; else they are listed."),

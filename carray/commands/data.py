@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from carray.commands.options import MOST_COUNT, Column, new_file, path
+from carray.commands.options import Column, new_file, path
+from carray.core.limits import MOST_COUNT
 
 __all__ = ["demo", "prepare"]
 

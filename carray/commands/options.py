@@ -15,26 +15,24 @@ import typer
 from typer.core import TyperCommand
 
 from carray.core.errors import SettingsError
-from carray.core.settings import MOST_SEED
+from carray.core.limits import MOST_COUNT, MOST_SEED
 
 __all__ = [
-    "MOST_COUNT",
     "Bundle",
     "Column",
     "Command",
     "Config",
     "ManifestOption",
+    "Predictions",
     "Run",
     "SeedOption",
     "Settings",
+    "Source",
     "new_file",
     "number",
     "path",
     "short_for",
 ]
-
-MOST_COUNT = 10**12
-"""Largest number of images, rows, machines or money that an option takes: more is a slip of the keyboard."""
 
 
 def path(name: str) -> Callable[[str], str]:
@@ -97,6 +95,7 @@ class Command(TyperCommand):
         for param, times in Counter(param for param in order if param.param_type_name == "option").items():
             if times > 1 and not getattr(param, "multiple", False):
                 raise SettingsError(f"{param.opts[0]} is given {times} times; give it once.")
+
         left = super().parse_args(ctx, args)
         check_variables()  # not before --help, which ends in the line above
         return left
@@ -108,6 +107,11 @@ def _argument(metavar: str, help: str) -> Any:
 
 Bundle = Annotated[str, _argument("BUNDLE", "Bundle folder, such as RUN/bundle; local or s3://.")]
 Run = Annotated[str, _argument("RUN", "Folder that carray tune wrote; local or s3://.")]
+Source = Annotated[
+    str,
+    _argument("SOURCE", "Folder, s3://bucket/prefix, table of URIs, or an S3 Inventory's manifest.json."),
+]
+Predictions = Annotated[str, _argument("PREDICTIONS", "Folder that carray classify wrote; local or s3://.")]
 ManifestOption = Annotated[
     str,
     typer.Option("--manifest", help="Table written by carray prepare; local or s3://.", parser=path("--manifest")),

@@ -6,20 +6,13 @@ from typing import Annotated
 
 import typer
 
-from carray.commands.options import SeedOption, new_file, path
+from carray.commands.options import Predictions, SeedOption, new_file
 
 __all__ = ["report"]
 
 
 def report(
-    predictions: Annotated[
-        str,
-        typer.Argument(
-            metavar="PREDICTIONS",
-            help="Folder that carray classify wrote; local or s3://.",
-            parser=path("PREDICTIONS"),
-        ),
-    ],
+    predictions: Predictions,
     out: Annotated[
         str,
         typer.Option(

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from carray.commands.options import MOST_COUNT, Column, new_file, path
+from carray.commands.options import Column, Predictions, new_file, path
+from carray.core.limits import MOST_COUNT
 
 __all__ = ["compare", "query"]
 
@@ -17,10 +18,7 @@ Limit = Annotated[
 
 
 def query(
-    predictions: Annotated[
-        str,
-        typer.Argument(metavar="PREDICTIONS", help="Folder that carray classify wrote.", parser=path("PREDICTIONS")),
-    ],
+    predictions: Predictions,
     question: Annotated[
         str | None,
         typer.Argument(metavar="QUESTION|SQL", help="A question's name, or SQL over `predictions`; else a summary."),

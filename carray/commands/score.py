@@ -9,16 +9,17 @@ from typing import Annotated
 import typer
 
 from carray.commands.options import (
-    MOST_COUNT,
     Bundle,
     Column,
     Config,
     ManifestOption,
     Settings,
+    Source,
     number,
     path,
     short_for,
 )
+from carray.core.limits import MOST_COUNT
 
 __all__ = ["calibrate", "classify", "compact", "evaluate", "predict", "quantize"]
 
@@ -117,14 +118,7 @@ def evaluate(
 
 def classify(
     bundle: Bundle,
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Folder, s3://bucket/prefix, table of URIs, or an S3 Inventory's manifest.json.",
-            parser=path("SOURCE"),
-        ),
-    ],
+    source: Source,
     out: Annotated[
         str,
         typer.Option("--out", help="Predictions folder; local or s3://. Repeat to continue.", parser=path("--out")),

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from carray.commands.options import MOST_COUNT, Bundle, ManifestOption, SeedOption, path
+from carray.commands.options import Bundle, ManifestOption, SeedOption, path
+from carray.core.limits import MOST_COUNT
 
 __all__ = ["stress"]
 

@@ -17,9 +17,9 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from carray.core.errors import SettingsError, StorageError
+from carray.core.limits import MOST_SEED
 
 __all__ = [
-    "MOST_SEED",
     "Place",
     "Seed",
     "Settings",
@@ -30,9 +30,6 @@ __all__ = [
     "read_record",
     "read_yaml",
 ]
-
-MOST_SEED = 10**14
-"""A training's generators take seeds of 64 bits, and an epoch's is 100,003 times the search's."""
 
 
 def absolute_value(text: str) -> str:

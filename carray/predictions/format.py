@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from carray.core.limits import MOST_WORKERS
 from carray.core.settings import Place, Settings
 from carray.core.storage import join
 from carray.pixels import Box, PixelSettings
@@ -100,10 +101,6 @@ def prediction_schema(outputs: Collection[str] = ()) -> pa.Schema:
     return schema
 
 
-MOST = 1_000_000
-"""Largest value of a setting that counts workers, images or megabytes: more is a slip of the keyboard."""
-
-
 class ClassifySettings(Settings):
     """Says how a bucket is classified.
 
@@ -132,25 +129,25 @@ class ClassifySettings(Settings):
     layout: Literal["auto", "fused", "staged"] = "auto"
     """Where originals are decoded: in the scoring process (fused), or in processes of their own that Ray puts where
     there are cores (staged); staged for a GPU whose machine has few, when auto."""
-    workers: int | None = Field(default=None, ge=1, le=MOST)
+    workers: int | None = Field(default=None, ge=1, le=MOST_WORKERS)
     """Scoring processes at most; as many as the CPUs allow when None."""
-    min_workers: int = Field(default=1, ge=1, le=MOST)
+    min_workers: int = Field(default=1, ge=1, le=MOST_WORKERS)
     """Scoring processes that the job goes on with when machines leave the cluster."""
-    threads: int | None = Field(default=None, ge=1, le=MOST)
+    threads: int | None = Field(default=None, ge=1, le=MOST_WORKERS)
     """CPUs of one worker, for decoding and for the network alike; when None 1, or a GPU's share of its machine's."""
-    batch_images: int | None = Field(default=None, ge=1, le=MOST)
+    batch_images: int | None = Field(default=None, ge=1, le=MOST_WORKERS)
     """Images of one forward pass; what is fastest with the runtime when None."""
     fetch_concurrency: int = Field(default=16, ge=1, le=64)
     """Reads that one worker has under way at once; 64 is what one client's connection pool serves."""
-    fetch_memory_mb: int = Field(default=128, ge=1, le=MOST)
+    fetch_memory_mb: int = Field(default=128, ge=1, le=MOST_WORKERS)
     """Megabytes of originals that one worker holds at once; a single larger one is held alone."""
-    max_image_mb: int = Field(default=256, ge=1, le=MOST)
+    max_image_mb: int = Field(default=256, ge=1, le=MOST_WORKERS)
     """Megabytes above which an original is not read: its row says too_large."""
     listing_threads: int = Field(default=16, ge=1, le=64)
     """Requests under way at once while a bucket is listed."""
-    shard_images_first: int = Field(default=64, ge=1, le=MOST)
+    shard_images_first: int = Field(default=64, ge=1, le=MOST_WORKERS)
     """Images of the first shards: small, so that results and mistakes show early."""
-    shard_images_max: int = Field(default=10_000, ge=1, le=MOST)
+    shard_images_max: int = Field(default=10_000, ge=1, le=MOST_WORKERS)
     """Images of the last shards of a large run: large, so that 100 million images need about ten thousand files; twice
     as many for thousands of workers, which must all have something to do."""
 

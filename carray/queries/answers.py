@@ -30,7 +30,11 @@ from carray.queries.plain_types import unique_names
 __all__ = ["FORMATS", "choose_format", "jsonable", "write_answer"]
 
 FORMATS = ("table", "csv", "json", "parquet")
-_SUFFIXES = {"txt": "table", "csv": "csv", "json": "json", "parquet": "parquet"}
+_SUFFIXES = {
+    **{"txt": ("table", "csv", "json"), "csv": ("csv",), "json": ("json",), "parquet": ("parquet",)},
+    "": FORMATS,
+}
+"""The formats that go with a file's suffix, the first unless another is asked for."""
 _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 """What begins a formula, in full width too: https://owasp.org/www-community/attacks/CSV_Injection"""
 _CELL = 80
@@ -49,13 +53,12 @@ def choose_format(format: str | None, out: str | None) -> str:
     if format == "parquet" and out is None:
         raise SettingsError("--format is 'parquet', which is not for a terminal; name a file with --out.")
     suffix = key_suffix(out or "")
-    if suffix and suffix not in _SUFFIXES:
-        allowed = ", ".join(f".{known}" for known in _SUFFIXES)
+    if suffix not in _SUFFIXES:
+        allowed = ", ".join(f".{known}" for known in _SUFFIXES if known)
         raise SettingsError(f"--out {out!r} ends in .{suffix}, which is not written; allowed are {allowed}.")
-    meant = _SUFFIXES.get(suffix)
-    if format is not None and meant is not None and format != meant:
+    if format is not None and format not in _SUFFIXES[suffix]:
         raise SettingsError(f"--format is {format!r}, but --out {out!r} ends in .{suffix}; let one follow the other.")
-    return format or meant or "table"
+    return format or _SUFFIXES[suffix][0]
 
 
 def write_answer(frame: pd.DataFrame, *, format: str, out: str | None, origin: Mapping[str, Any]) -> str | None:

@@ -40,7 +40,8 @@ def ensure_block(manifest: Manifest, pixels: PixelSettings) -> Block:
     """Open this machine's block of a manifest's train and val images, building it first if it is not there.
 
     Raises:
-        DataError: an image changed or became unreadable since the manifest was prepared, or the disk is full.
+        DataError: an image changed or became unreadable since the manifest was prepared, the disk is full, or the cache
+            cannot be written.
     """
     place = block_place(block_key(manifest.fingerprint, pixels))
     block = open_block(place)
@@ -48,7 +49,13 @@ def ensure_block(manifest: Manifest, pixels: PixelSettings) -> Block:
         return block
     from filelock import FileLock
 
-    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise DataError(
+            f"the cache {place.parent} cannot be made ({err.strerror}); set CARRAY_CACHE to a folder that can be "
+            "written."
+        ) from None
     remove_leftovers(place.parent.glob(f"{_UNFINISHED}*"), _lock_of)
     with FileLock(f"{place}.lock"):
         block = open_block(place)

@@ -88,7 +88,7 @@ def _axis(family: Family, key: str, spec: Any) -> Range:
     possible = read_range(f"families.{family}.space.{key}", spec)
     # As the hyper will hold them: YAML reads 1e-3 as a text, and a path of weights becomes absolute.
     field = HYPERS[family].model_fields[key]
-    as_held = TypeAdapter(cast("Any", Annotated[cast("Any", field.annotation), *field.metadata])).validate_python
+    as_held = TypeAdapter(cast("Any", Annotated[cast("Any", field.annotation), field])).validate_python
     with suppress(ValidationError):
         return replace(possible, choices=tuple(as_held(value) for value in possible.choices))
     return possible

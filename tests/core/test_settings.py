@@ -67,6 +67,29 @@ def test_bad_files(tmp_path, text, reason):
         load_settings(Tune, config=str(tmp_path / "tune.yaml"))
 
 
+def test_a_key_that_stands_twice_is_named_with_its_lines(tmp_path):
+    (tmp_path / "tune.yaml").write_text("manifest: m\nsearch:\n  trials: 3\n  rate: 1\n  trials: 4\nsearch: {}\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(Tune, config=str(tmp_path / "tune.yaml"))
+    assert [problem.partition(": ")[2] for problem in caught.value.problems] == [
+        "search.trials stands twice (lines 3 and 5), and only one of the two would count; merge them.",
+        "search stands twice (lines 2 and 6), and only one of the two would count; merge them.",
+    ]
+    # What an alias is merged with may be overridden: that is what it is for.
+    (tmp_path / "tune.yaml").write_text("manifest: m\nsearch: {<<: {trials: 3, rate: 2}, trials: 5}\n")
+    assert load_settings(Tune, config=str(tmp_path / "tune.yaml")).search == Search(trials=5, rate=2)
+    with pytest.raises(SettingsError, match=r"--set 'search=\{trials: 1, trials: 2\}': trials stands twice"):
+        load_settings(Tune, overrides=["search={trials: 1, trials: 2}"])
+    with pytest.raises(SettingsError, match=r"search\.trials is set twice, by 'search\.trials=1' and"):
+        load_settings(Tune, overrides=["search.trials=1", "search.trials=2"])
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "nan", "1e999"])
+def test_a_number_that_is_none_is_refused(value):
+    with pytest.raises(SettingsError, match=r"search\.rate is .*finite"):
+        load_settings(Tune, overrides=["manifest=m", f"search.rate={value}"])
+
+
 def test_absent_file(tmp_path):
     with pytest.raises(StorageError, match=r"absent\.yaml does not exist"):
         load_settings(Tune, config=str(tmp_path / "absent.yaml"))

@@ -137,7 +137,12 @@ def test_old_store_gets_the_remedy_it_needs():
 
 
 @pytest.mark.parametrize(
-    ("uri", "reason"), [("gs://bucket/key", "scheme 'gs'"), ("s3://", "no bucket"), ("s3:///key", "no bucket")]
+    ("uri", "reason"),
+    [
+        *(("gs://bucket/key", "scheme 'gs'"), ("s3://", "no bucket"), ("s3:///key", "no bucket"), (" ", "empty path")),
+        *((f"{text}/key", "misspelled address of S3; write s3://b/") for text in ("s3:/b", "S3://b", "s3//b", "s3:b")),
+        *(("file:///key", "write the path alone"), ("s3://b b/key", "names the bucket 'b b'")),
+    ],
 )
 def test_other_schemes_are_refused(uri, reason):
     with pytest.raises(SettingsError, match=reason):

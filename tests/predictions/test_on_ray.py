@@ -13,7 +13,9 @@ import threading
 import time
 from pathlib import Path
 
+import duckdb
 import pandas as pd
+import pyarrow.dataset as pads
 import pytest
 
 from carray.core.errors import BudgetError, BundleError, SettingsError, StorageError
@@ -75,6 +77,11 @@ def test_resume_computes_only_what_is_missing(ray_cluster, small_bundle, image_f
     before = read_predictions(out)
     parts = {path: path.stat().st_mtime_ns for path in Path(out).glob("*.parquet")}
     assert len(parts) == 4
+    # Whoever reads the whole folder, by whatever pattern, finds the rows and none of the books.
+    assert [path for path in Path(out).rglob("*.parquet") if path not in parts] == []
+    for pattern in ("*.parquet", "**/*.parquet"):
+        assert duckdb.sql(f"SELECT count(*) FROM '{out}/{pattern}'").fetchall() == [(13,)]
+    assert len(pd.read_parquet(out)) == pads.dataset(out).count_rows() == 13
     again = classify(small_bundle, str(image_folder), out=out, settings=settings(workers=1, batch_images=2))
     assert "nothing to do" in capfd.readouterr().err
     same = ("run_id", "images", "rows", "ok", "decode_errors")

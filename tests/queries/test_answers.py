@@ -65,11 +65,71 @@ def test_parquet_keeps_types_and_says_where_it_came_from(answer: pd.DataFrame, t
     assert table_metadata(out) == {"kind": "answer", "version": 1, "sql": "x"}
 
 
+# Each of DuckDB's types, and how JSON says the value.
+VALUES = {
+    "true": True,
+    **{f"7::{kind}": 7 for kind in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")},
+    "18446744073709551615::UBIGINT": 2**64 - 1,
+    "sum(7)": 7,
+    "170141183460469231731687303715884105727::HUGEINT": str(2**127 - 1),
+    "340282366920938463463374607431768211455::UHUGEINT": str(2**128 - 1),
+    **{"7::BIGNUM": "7", "1.5::DECIMAL(38, 10)": 1.5, "'nan'::FLOAT": None, "1 / 0": None, "-1 / 0": None, "0.5": 0.5},
+    **{"'ü'": "ü", "'a' || chr(0)": "a\0", "NULL": None, "'101'::BIT": "101", "'{\"a\": 1}'::JSON": '{"a": 1}'},
+    **{r"'\xAAb'::BLOB": r"\xAAb", "'a'::ENUM('a', 'b')": "a", "'POINT(1 2)'::GEOMETRY": "POINT (1 2)"},
+    "'00000000-0000-0000-0000-000000000001'::UUID": "00000000-0000-0000-0000-000000000001",
+    **{"DATE '2020-01-02'": "2020-01-02", "DATE '5881580-07-10'": "5881580-07-10", "'infinity'::DATE": "infinity"},
+    **{"DATE '0044-03-15 (BC)'": "-0043-03-15", "'-infinity'::TIMESTAMP": "-infinity"},
+    **{f"'2020-01-02 03:04:05'::TIMESTAMP{unit}": "2020-01-02T03:04:05" for unit in ("", "_S", "_MS")},
+    "'2020-01-02 03:04:05'::TIMESTAMP_NS": "2020-01-02T03:04:05.000000000",
+    "TIMESTAMP '290309-12-22 (BC) 00:00:00'": "-290308-12-22T00:00:00.000000",
+    "TIMESTAMPTZ '2020-01-02 03:04:05+02'": "2020-01-02T01:04:05+00:00",
+    **{"TIME '24:00:00'": "24:00:00", "TIMETZ '12:00:00+02'": "12:00:00+02", "'12:00'::TIME_NS": "12:00:00"},
+    **{"INTERVAL 14 MONTH": "1 year 2 months", "union_value(n := 2)": "2", "1::VARIANT": "1", "row(1, 2)": "(1, 2)"},
+    **{"[1, NULL]": [1, None], "[1, 2]::INTEGER[2]": [1, 2], "[]": [], "['inf'::DOUBLE]": [None], "[sum(7)]": [7]},
+    **{"MAP {'a': 1}": {"a": 1}, "MAP {1: [INTERVAL 1 DAY]}": {"1": ["1 day"]}, "{'a': 1, 'b': {'c': 2}}": None},
+    "[{'d': DATE '2020-01-02', 'b': 'x'::BLOB}]": [{"d": "2020-01-02", "b": "x"}],
+}
+VALUES["{'a': 1, 'b': {'c': 2}}"] = {"a": 1, "b": {"c": 2}}
+
+
+@pytest.mark.parametrize("sql", VALUES)
+def test_each_of_duckdbs_types_comes_out_in_every_format(predictions: str, tmp_path: Path, sql: str) -> None:
+    frame = queries.query(predictions, f"SELECT {sql} AS v, {sql} AS v, NULL::INTEGER AS n")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert json.loads(written(frame, "json"), parse_constant=refuse) == [
+        {"v": VALUES[sql], "v_1": VALUES[sql], "n": None}
+    ]
+    assert written(frame, "table").splitlines()[0].split() == ["v", "v_1", "n"]
+    assert pd.read_csv(io.StringIO(written(frame, "csv"))).shape == (1, 3)
+    out = str(tmp_path / "answer.parquet")
+    queries.write_answer(frame, format="parquet", out=out, origin={})
+    assert pd.read_parquet(out).shape == (1, 3)
+
+
+def test_a_join_of_two_tables_keeps_every_column(predictions: str) -> None:
+    frame = queries.query(
+        predictions, "SELECT a.uri, b.uri, 1 AS uri_1 FROM predictions a JOIN predictions b USING (uri)"
+    )
+    assert list(frame.columns) == ["uri", "uri_2", "uri_1"]
+    twice = pd.DataFrame([[1, 2]], columns=["a", "a"])
+    assert json.loads(written(twice, "json")) == [{"a": 1, "a_1": 2}]
+    ordered = queries.query(predictions, "SELECT to_days(i::INTEGER) AS v FROM range(5000) r(i) ORDER BY i DESC")
+    assert ordered["v"].tolist()[:2] == ["4999 days", "4998 days"]
+
+
 def test_the_format_is_the_asked_one_or_the_files() -> None:
     assert choose_format(None, None) == "table"
     assert choose_format(None, "x.CSV") == "csv"
     assert choose_format("json", "x.txt") == "json"
     with pytest.raises(SettingsError, match="'xlsx'; there are table, csv, json, parquet"):
         choose_format("xlsx", None)
+    with pytest.raises(SettingsError, match=r"ends in \.xlsx, which is not written; allowed are \.txt, \.csv"):
+        choose_format(None, "o.xlsx")
+    for format, out in (("csv", "o.json"), ("parquet", "o.txt"), ("table", "o.csv")):
+        with pytest.raises(SettingsError, match=f"--format is '{format}', but --out '{out}' ends in"):
+            choose_format(format, out)
     with pytest.raises(SettingsError, match="name a file with --out"):
         choose_format("parquet", None)

@@ -12,7 +12,7 @@ import pytest
 from carray.core.errors import SettingsError
 from carray.core.settings import load_settings
 from carray.trials.draw import candidates, draw_trials, grid_size
-from carray.trials.hyper import CnnHyper
+from carray.trials.hyper import CnnHyper, read_hyper
 from carray.trials.ranges import read_range
 from carray.trials.space import TuneSettings
 
@@ -192,3 +192,13 @@ def test_a_fixed_value_draws_nothing() -> None:
 def test_shipped_configurations_can_be_drawn(config: Path) -> None:
     chosen = load_settings(TuneSettings, config=str(config))
     assert len(draw_trials(chosen)) == chosen.search.trials
+
+
+def test_a_relative_path_of_weights_means_the_same_in_every_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    space = {"transfer": {"space": {"weights": ["./a", "none"]}, "default": {"backbone": "local-dir:net"}}}
+    drawn = draw_trials(TuneSettings.model_validate({"families": space, "search": {"searcher": "grid", "trials": 9}}))
+    assert {hyper.weights for hyper in drawn} == {"auto", "none", str(tmp_path / "a")}
+    assert {hyper.backbone for hyper in drawn} == {f"local-dir:{tmp_path}/net"}
+    with pytest.raises(ValueError, match="misspelled address of S3"):
+        read_hyper({"family": "transfer", "weights": "s3:/b"})

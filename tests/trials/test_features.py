@@ -14,7 +14,6 @@ from filelock import FileLock
 from carray.core.environment import cache_home
 from carray.pixels import PixelSettings
 from carray.tensors.format import Block
-from carray.trials import features as module
 from carray.trials.features import Features
 from carray.trials.fit import Fit
 from carray.trials.hyper import TransferHyper
@@ -163,7 +162,7 @@ def test_half_made_files_of_the_dead_go_and_those_of_the_living_count(
     dead, living = first.with_name("train-0002.77.part"), first.with_name("train-0003.part")
     for path in (dead, living):
         path.write_bytes(bytes(2 * first.stat().st_size))
-    monkeypatch.setattr(module, "FEATURES_BYTES", int(first.stat().st_size * 3.5))
+    monkeypatch.setenv("CARRAY_FEATURES_GB", str(first.stat().st_size * 3.5 / 1e9))
     with FileLock(living.with_name("train-0003.npy.lock")):
         kept.of_rows(np.array([0]), 1)
     assert not dead.exists()
