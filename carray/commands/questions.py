@@ -43,7 +43,6 @@ def query(
     Example: `carray query predictions "select make, count(*) n from predictions group by make order by n desc"`
     """
     from carray import queries
-    from carray.core.errors import SettingsError
     from carray.core.progress import print_result, say
     from carray.core.uri_tables import parse_columns
     from carray.queries.answers import choose_format
@@ -56,8 +55,7 @@ def query(
         summary = queries.summarize(predictions)
         typer.echo(json.dumps(summary, ensure_ascii=False) if chosen == "json" else queries.summary_text(summary))
         return
-    if named and labels is None:
-        raise SettingsError("--column is given without --labels, the table whose columns it names; leave it out.")
+    _check_labels(labels, named)
     given: dict[str, Any] = {"labels": labels, "column": named, "other": other, "limit": limit}
     if len(question.split()) > 1:
         frame = queries.query(predictions, question, **given)
@@ -71,6 +69,13 @@ def query(
         print_result({"out": out, "rows": len(frame), "columns": list(frame.columns)})
     else:
         typer.echo(text)
+
+
+def _check_labels(labels: str | None, named: dict[str, str] | None) -> None:
+    from carray.core.errors import SettingsError
+
+    if named and labels is None:
+        raise SettingsError("--column is given without --labels, the table whose columns it names; leave it out.")
 
 
 def _refuse_beside_summary(*, format: str, **given: str | int | None) -> None:
