@@ -26,6 +26,7 @@ SMALL_CLASSES = [
 """Classes of `small_bundle`: two words of make, no body, a slash, and a name that is no vehicle's."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give `pytest -n 2 --dist loadgroup` its groups: one for what uses the run's Ray, else one a file."""
     for item in items:

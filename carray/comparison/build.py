@@ -13,7 +13,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -278,9 +277,10 @@ def _origin(data: pads.Dataset) -> dict[str, Any]:
 
 
 def _numbered(data: pads.Dataset) -> pads.Dataset:
-    """Number the rows of an evaluation: both have the order of content, in which a uri may come with several boxes."""
+    """Number the rows of each uri, which may come with several boxes, in the order of an evaluation, the manifest's."""
     table = data.to_table(columns=["uri", "status", "label", "score", "truth"])
-    return pads.dataset(table.append_column("place", pa.array(np.arange(table.num_rows))))
+    uris = table["uri"].to_pandas()
+    return pads.dataset(table.append_column("place", pa.array(uris.groupby(uris).cumcount())))
 
 
 def _check_out(out: str, sides: Mapping[str, Mapping[str, Any]]) -> None:

@@ -54,6 +54,9 @@ def headline(logits_NK: Floats, truth_N: Integers, *, temperature: float) -> dic
     scores_NK = log_softmax(logits_NK.astype(np.float64) / temperature, axis=1)
     nll_N = -scores_NK[np.arange(len(truth_N)), truth_N]
     predicted_N = logits_NK.argmax(axis=1)
+    # In an order of their own, so that the resamples do not depend on that of the rows.
+    order = np.lexsort((nll_N, predicted_N, truth_N))
+    nll_N, predicted_N, truth_N = nll_N[order], predicted_N[order], truth_N[order]
     for name, statistic, samples, highest in (
         ("loss", np.mean, (nll_N,), math.inf),
         ("macro_f1", macro_f1, (truth_N, predicted_N), 1.0),

@@ -266,6 +266,9 @@ def _metrics(
     right_N = scored.logits_NK.argmax(axis=1) == scored.truth_N
     before_N = top_scores(scored.logits_NK, temperature=1.0)
     score_N = top_scores(scored.logits_NK, temperature=info.temperature)
+    # In an order of their own, so that the resamples do not depend on that of the rows.
+    order = np.lexsort((before_N, right_N, score_N))
+    before_N, score_N, right_N = before_N[order], score_N[order], right_N[order]
     aurc_low, aurc_high = measure.bootstrap_interval(measure.area_under_risk, score_N, right_N, highest=1.0)
     found = {
         **origin,

@@ -52,17 +52,13 @@ class ScoredSplit:
 def score_split(
     table: Manifest, split: str, scorer: Scorer, *, rows: pd.DataFrame | None = None, other: Scorer | None = None
 ) -> ScoredSplit:
-    """Read and score every image of a split, in the order of `Manifest.by_content`, or some rows of it in theirs.
-
-    `other` scores the same pixels, too.
+    """Read and score every image of a split, or some rows of it; `other` scores the same pixels, too.
 
     Raises:
         SchemaError: the split is empty, or holds labels that the bundle does not know.
         BudgetError: no image of the split can be read, so there is nothing to measure.
     """
-    if rows is None:
-        table.of_split(split)  # raises where it is empty
-        rows = table.by_content(split)
+    rows = table.of_split(split) if rows is None else rows
     _check_labels(rows["label"], scorer.info, table.uri)
     if scorer.info.uses_boxes and table.rows["x1"].isna().all():
         say(
