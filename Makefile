@@ -7,6 +7,8 @@
 PYTHON ?= python3
 ARGS ?=
 PACKAGES := carray jobs tests
+# Tests run in a process a core; what shares the run's Ray stays in one of them (tests/conftest.py).
+PARALLEL := -n logical --maxprocesses 4 --dist loadgroup
 
 REQUIREMENTS := $(PYTHON) -c 'import tomllib; \
 	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
@@ -22,7 +24,7 @@ VENV ?= $(eval VENV := $(shell $(FIND_VENV)))$(VENV)
 RUN = PYTHONPATH="$(CURDIR)" "$(VENV)/bin/python"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster check bench format wheel venv clean python
+.PHONY: help demo test test-all test-cluster check bench format wheel venv clean python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,8 +34,11 @@ help: ## Show this list
 demo: venv ## Search, pack and classify end to end on generated vehicles, in a few minutes
 	@$(RUN) -m carray demo $(ARGS)
 
-test: venv ## Run the tests (they start a real object store and a real Ray on this machine)
-	@$(RUN) -m pytest $(ARGS)
+test: venv ## Run the tests but for the slow ones (they start a real object store and a real Ray on this machine)
+	@$(RUN) -m pytest $(PARALLEL) -m "not slow" $(ARGS)
+
+test-all: venv ## Run the tests, the slow ones too
+	@$(RUN) -m pytest $(PARALLEL) $(ARGS)
 
 test-cluster: venv ## Run both jobs on three hosts in network namespaces, and lose some of them (Linux, root; twelve minutes)
 	@CARRAY_TEST_CLUSTER=1 $(RUN) -m pytest tests/several_hosts $(ARGS)
