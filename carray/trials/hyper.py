@@ -7,9 +7,10 @@ Invariants: defaults are known-good values; every value bears on the training, a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from carray.core.settings import Settings
 
@@ -118,6 +119,13 @@ class TransferHyper(TrainHyper):
     cached_views: int = Field(default=8, ge=0, le=1000)
     """How many random views of each image go through the frozen part once, to be kept on disk for every trial that
     has the same frozen part; epoch e trains on view e modulo this. 0 computes the frozen part anew each epoch."""
+
+    @field_validator("backbone")
+    @classmethod
+    def _make_folder_absolute(cls, backbone: str) -> str:
+        source, separator, folder = backbone.partition(":")
+        # A trial runs in another working directory.
+        return f"{source}:{Path(folder).expanduser().absolute()}" if source == "local-dir" and separator else backbone
 
 
 Hyper = Annotated[CnnHyper | TransferHyper, Field(discriminator="family")]
