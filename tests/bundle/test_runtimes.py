@@ -200,6 +200,19 @@ def test_too_few_images_certify_nothing(copy: Path, views: Views, calibration: i
     assert Scorer(str(copy)).runtime == "fp32"
 
 
+def test_a_network_that_cannot_be_quantised_has_a_bundle_without_int8(
+    copy: Path, views: Views, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr("carray.bundle.certify.quantise_model", fail)
+    certificate = add_int8(str(copy), views).certificates["int8"]
+    assert not certificate.holds
+    assert certificate.reason == "onnxruntime cannot quantise this network (RuntimeError: no such operator)"
+    assert Scorer(str(copy)).runtime == "fp32"
+
+
 def test_a_machine_whose_int8_differs_is_told_to_take_fp32(int8_bundle: Path, copy: Path, views: Views) -> None:
     """Another calibration stands for another arithmetic: the file is whole, its logits are not those packed."""
     add_int8(str(copy), Views(views.calibration_NHWC // 4, views.judging_NHWC, views.labels_N), keep=True)

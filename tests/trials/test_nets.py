@@ -191,6 +191,12 @@ def test_a_folder_that_timm_wrote_is_a_backbone(tmp_path: Path) -> None:
     assert build_net(hyper.model_copy(update={"weights": "none"}), class_count=3).weights_from == "none (random)"
 
 
+def test_a_folder_is_the_same_one_in_every_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert TransferHyper(backbone="local-dir:mine").backbone == f"local-dir:{tmp_path / 'mine'}"
+    assert TransferHyper(backbone="hf-hub:timm/test_vit").backbone == "hf-hub:timm/test_vit"
+
+
 @pytest.mark.parametrize(
     ("backbone", "sentence"),
     [
