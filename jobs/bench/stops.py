@@ -33,6 +33,7 @@ command (systemd, Slurm)."""
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 _PATIENCE_SECONDS = 180
 _LEFT_SECONDS = 10
+_ENDING_SECONDS = 2
 _SLOW_SQL = "select count(*) from range(1000000) a, range(1000000) b where (a.range * b.range) % 7 = 3"
 _SMALL = ["pixels.decode_size=56", "pixels.input_size=48"]
 _TUNE: dict[str, Any] = {
@@ -151,6 +152,7 @@ def stop(
                 _send(process.pid, mark, number, target)
             code = process.wait(_PATIENCE_SECONDS)
             seconds = time.monotonic() - (started if void else sent)
+            void = void or (code == 0 and seconds < _ENDING_SECONDS)  # its work was done
             said = log.read_text(errors="replace")
             complaints = [] if void else [*_wrong_end(said, code, number), *_left(place, mark, target)]
             return Ended(said, code, seconds, void, [f"{name}, {number.name} to {target}: {c}" for c in complaints])
