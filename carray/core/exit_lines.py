@@ -246,7 +246,7 @@ class _Watch:
         signal.alarm(0)
         self._signal_session(signal.SIGKILL)
         _, status = os.waitpid(self._child, 0)
-        if os.WIFSIGNALED(status):
+        if status:  # Ray's own code, too, ends a driver whose raylet is gone, without cleaning up
             remove_scratch()
         code, lines = _exit_lines(os.waitstatus_to_exitcode(status), _read_board(self._board), self._number)
         _say(lines)

@@ -33,6 +33,7 @@ command (systemd, Slurm)."""
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 _PATIENCE_SECONDS = 180
 _LEFT_SECONDS = 10
+_ENDING_SECONDS = 2
 _SLOW_SQL = "select count(*) from range(1000000) a, range(1000000) b where (a.range * b.range) % 7 = 3"
 _SMALL = ["pixels.decode_size=56", "pixels.input_size=48"]
 _TUNE: dict[str, Any] = {
@@ -151,8 +152,9 @@ def stop(
                 _send(process.pid, mark, number, target)
             code = process.wait(_PATIENCE_SECONDS)
             seconds = time.monotonic() - (started if void else sent)
+            void = void or (code == 0 and seconds < _ENDING_SECONDS)  # its work was done
             said = log.read_text(errors="replace")
-            complaints = [] if void else [*_wrong_end(said, code, number), *_left(place, mark)]
+            complaints = [] if void else [*_wrong_end(said, code, number), *_left(place, mark, target)]
             return Ended(said, code, seconds, void, [f"{name}, {number.name} to {target}: {c}" for c in complaints])
         finally:
             kill_marked(mark, process)
@@ -191,14 +193,15 @@ def _wrong_end(said: str, code: int, number: signal.Signals) -> list[str]:
     return complaints + (["a traceback"] if "Traceback" in said else [])
 
 
-def _left(place: Path, mark: str) -> list[str]:
+def _left(place: Path, mark: str, target: str) -> list[str]:
     until = time.monotonic() + _LEFT_SECONDS
     while (pids := marked_pids(mark)) and time.monotonic() < until:
         time.sleep(0.1)
     complaints = [f"{title(pid)[:60]!r} goes on" for pid in pids]
     temporary = [path.name for path in (place / "tmp").iterdir() if path.name != "ray"]  # Ray keeps its logs there
     unfinished = [path.name for pattern in (".building-*", "*.part", ".writing-*") for path in place.rglob(pattern)]
-    notes = [path.name for path in place.rglob("driver.json")]
+    # Where Ray's own processes are stopped besides, they end the driver; the next one follows its note at once.
+    notes = [path.name for path in place.rglob("driver.json")] if target != "all" else []
     return complaints + [f"{name} is left" for name in [*temporary, *unfinished, *notes]]
 
 
