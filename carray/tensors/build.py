@@ -53,8 +53,7 @@ def ensure_block(manifest: Manifest, pixels: PixelSettings) -> Block:
         place.parent.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise DataError(
-            f"the cache {place.parent} cannot be made ({err.strerror}); set CARRAY_CACHE to a folder that can be "
-            "written."
+            f"the cache {place.parent} cannot be made ({err.strerror}); set CARRAY_CACHE to another folder."
         ) from None
     remove_leftovers(place.parent.glob(f"{_UNFINISHED}*"), _lock_of)
     with FileLock(f"{place}.lock"):
