@@ -20,16 +20,8 @@ from carray.core.environment import check_variables
 
 ROOT = Path(__file__).resolve().parents[1]
 BAD_PATHS = [
-    "",
-    "  ",
-    "s3:/b/x",
-    "s3//b",
-    "S3://b/x",
-    "s3:///x",
-    "s3://my bucket/x",
-    "file:///x",
-    "gs://b",
-    "http://h/x",
+    *("", "  ", "s3:/b/x", "s3//b", "S3://b/x", "s3:///x", "s3://my bucket/x", "file:///x", "gs://b", "http://h/x"),
+    *("\udcff", "s3://b/\udcff"),
 ]
 BAD_NUMBERS = ["nan", "inf", "-1", "1e999", "9" * 30, ""]
 NO_PATHS = {

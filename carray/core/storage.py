@@ -65,13 +65,15 @@ def absolute(uri: str | os.PathLike[str]) -> str:
     """Give the URI in its one spelling: `s3://bucket/key` as it is, a local path absolute, with `~` expanded.
 
     Raises:
-        SettingsError: it is empty, misspelled, of another scheme than s3, or carries credentials.
+        SettingsError: it is empty, misspelled, not UTF-8, of another scheme than s3, or carries credentials.
     """
     text = os.fspath(uri)
     if not text.strip():
         raise SettingsError(f"{text!r} is an empty path; name a file or a folder, or write s3://bucket/prefix.")
     if "\0" in text:
         raise SettingsError(f"{text!r} holds a zero byte, which no file's name does.")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # as Python holds a byte that is not UTF-8
+        raise SettingsError(f"{text!a} is not UTF-8; rename it, or give the folder above it.")
     if is_s3(text):
         return _checked_s3(text)
     misspelled = _SCHEME.match(text)
