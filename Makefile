@@ -8,7 +8,7 @@ PYTHON ?= python3
 ARGS ?=
 PACKAGES := carray jobs tests
 # Tests run in a process a core; what shares the run's Ray stays in one of them (tests/conftest.py).
-PARALLEL := -n logical --maxprocesses 4 --dist loadgroup
+PARALLEL := -n logical --maxprocesses 4
 
 REQUIREMENTS := $(PYTHON) -c 'import tomllib; \
 	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \

@@ -6,10 +6,13 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -26,12 +29,20 @@ SMALL_CLASSES = [
 """Classes of `small_bundle`: two words of make, no body, a slash, and a name that is no vehicle's."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give `pytest -n 2 --dist loadgroup` its groups: one for what uses the run's Ray, else one a file."""
-    for item in items:
-        on_ray = "ray_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else str(item.path)))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Keep a file's tests in one of several processes, and all that use the run's Ray in the same one."""
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "ray" if _uses_ray(config.rootpath / path) else path
+
+    return ByFile(config, log)
+
+
+@lru_cache
+def _uses_ray(path: Path) -> bool:
+    return "ray_cluster" in path.read_text()
 
 
 @pytest.fixture(scope="session")
