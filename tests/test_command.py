@@ -255,8 +255,9 @@ def test_an_interrupted_training_is_one_sentence_and_the_same_command_goes_on(
     said = [next(line for line in process.stderr if "epoch 2/40" in line)]
     process.send_signal(signal.SIGINT)
     said += process.communicate(timeout=60)[1].splitlines()
-    assert process.returncode == 6, said
-    assert said[-1].startswith("carray: the training was interrupted; repeat the command to go on")
+    assert process.returncode == 130, said
+    assert said[-2].startswith("carray: stopped by Ctrl-C")
+    assert said[-1].startswith("carray: to go on from the last whole epoch, run the same command again")
     assert "Traceback" not in "".join(said)
     logged = len(list((tmp_path / "run" / "log").iterdir()))
     assert logged < 40

@@ -199,7 +199,12 @@ def estimate_tune(
     networks: Annotated[int, typer.Option(min=1, max=1_000_000, help="Different networks to measure at most.")] = 6,
     probe_workers: ProbeWorkers = None,
     earlier_run: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Run folder of such a search, to see how many epochs it ran.")
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Run folder of such a search, to see how many epochs it ran.",
+            parser=path("--earlier-run"),
+        ),
     ] = None,
     config: Config = None,
     settings: Settings = None,
