@@ -116,7 +116,9 @@ def _spell_labels(candidates: Candidates) -> tuple[Candidates, dict[str, int]]:
     """Give every label its one spelling, and count what changed; an image without a label has no split."""
     labels, changes = normalise_labels(candidates.rows["label"])
     rows = candidates.rows.assign(label=labels, split=candidates.rows["split"].mask(labels.isna()))
-    return replace(candidates, rows=rows, classes=same_spelling(candidates.classes)), changes
+    unlabelled_in = candidates.unlabelled_in | ({"blank labels": changes["blank"]} if changes.get("blank") else {})
+    spelled = replace(candidates, rows=rows, classes=same_spelling(candidates.classes), unlabelled_in=unlabelled_in)
+    return spelled, changes
 
 
 def _measure(candidates: Candidates, *, crop_boxes: bool, workers: int | None) -> pd.DataFrame:
