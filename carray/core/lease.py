@@ -46,25 +46,27 @@ class _Note(Settings):
 
 
 class Lease:
-    """Is one driver's right to work on a run, kept alive by a thread until it is given back."""
+    """One driver's right to work on a run, kept alive by a thread until it is given back; see `hold_run`."""
 
     def __init__(self, out: str, place: str, *, what: str) -> None:
-        """Take the run; see `hold_run`.
-
-        Raises:
-            BudgetError: another driver took it in the same moment.
-            StorageError: the folder cannot be read or written.
-        """
         self.token = secrets.token_hex(8)
         """Tells this driver from every other, also in the notes that its workers leave."""
         self._out, self._place, self._what = out, place, what
         self._lost = ""
         self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+
+    def take(self) -> None:
+        """Take the run.
+
+        Raises:
+            BudgetError: another driver took it in the same moment.
+            StorageError: the folder cannot be read or written.
+        """
         self._write()
-        time.sleep(SETTLE_SECONDS["s3" if is_s3(out) else "local"])
+        time.sleep(SETTLE_SECONDS["s3" if is_s3(self._out) else "local"])
         self._look()
         self.check()
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
@@ -80,9 +82,11 @@ class Lease:
     def give_back(self) -> None:
         """Stop beating, and take the note away if it is still this driver's."""
         self._ended.set()
-        self._thread.join()
-        if not self._lost:
-            with suppress(StorageError):  # what ended the job says more, and whoever comes next waits a little
+        if self._thread.is_alive():
+            self._thread.join()
+        with suppress(StorageError):  # what ended the job says more, and whoever comes next waits a little
+            self._look()
+            if not self._lost:
                 delete(self._place)
 
     def _beat(self) -> None:
@@ -123,6 +127,7 @@ def hold_run(out: str, place: str | None = None, *, what: str) -> Iterator[Lease
     _wait_for_silence(out, place, what)
     lease = Lease(out, place, what=what)
     try:
+        lease.take()  # in here, since a stop may come as soon as the note is written
         yield lease
     finally:
         lease.give_back()
