@@ -172,7 +172,8 @@ def start_ray(
                 wait_for_machine(worker)
             yield _describe()
     finally:
-        _stop()
+        if ray.is_initialized():  # not where it never began
+            _stop()
 
 
 @contextmanager

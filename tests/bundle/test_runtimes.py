@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from carray.bundle.build import _export_onnx, pack_bundle
+from carray.bundle.build import pack_bundle
 from carray.bundle.certify import Views, add_int8, judge
 from carray.bundle.format import TRAINED_ON, BundleInfo, open_bundle, write_bundle, write_info
 from carray.bundle.originals import measure_full_decode, quantise_bundle
@@ -22,6 +22,7 @@ from carray.bundle.trained_on import pack_trained_on
 from carray.core.errors import BundleError, DataError, SettingsError
 from carray.manifest.format import MANIFEST_SCHEMA, read_manifest, write_manifest
 from carray.pixels import PixelSettings
+from carray.trials.export import export_onnx
 from carray.trials.hyper import CnnHyper
 from carray.trials.nets import build_net
 
@@ -358,7 +359,8 @@ def test_a_refit_is_judged_by_its_twin_and_quantised_again_keeps_that(
     torch.manual_seed(1)
     untrained = build_net(CnnHyper(input_size=SIZE, stages=3, width=8, dropout=0), class_count=len(CLASSES)).eval()
     own = add_int8(str(copy), views).certificates["int8"]
-    found = add_int8(str(copy), views, keep=True, twin=_export_onnx(untrained, SIZE)).certificates["int8"]
+    twin, _ = export_onnx(untrained, views.judging_NHWC)
+    found = add_int8(str(copy), views, keep=True, twin=twin).certificates["int8"]
     assert found.before_refit and found.top1_fp32 < 0.6 < own.top1_fp32
     note = {"manifest_fingerprint": read_manifest(str(manifest)).fingerprint, "refit": True}
     write_info(str(copy), open_bundle(str(copy)).model_copy(update={"search": note}))
