@@ -39,6 +39,7 @@ __all__ = [
     "end_in_words",
     "foresee",
     "keeping_handlers",
+    "restore_handlers",
     "run_watched",
     "stopping_afterwards",
     "stopping_in_order",
@@ -172,6 +173,14 @@ def keeping_handlers() -> Iterator[None]:
         yield
     finally:
         signal.signal = real
+
+
+def restore_handlers() -> None:
+    """Install the handlers that Python knows of once more, after native code has put the system's own in their place."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _STOPS:
+            if (handler := signal.getsignal(number)) is not None:
+                signal.signal(number, handler)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from ray.exceptions import AuthenticationError
 
 from carray.core.environment import check_variables
 from carray.core.errors import CarrayError, ClusterError, SettingsError
-from carray.core.exit_lines import foresee, stopping_afterwards
+from carray.core.exit_lines import foresee, restore_handlers, stopping_afterwards
 from carray.core.progress import say
 
 __all__ = ["RunningRay", "is_cluster", "start_ray", "used_text"]
@@ -252,6 +252,7 @@ def _choose_token() -> None:
 def _stop() -> None:
     global _started_here
     ray.shutdown()
+    restore_handlers()  # Ray's RayLog::UninstallSignalAction (2.60) leaves SIGTERM to the system
     _started_here = False
 
 
