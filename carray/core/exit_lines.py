@@ -176,7 +176,7 @@ def keeping_handlers() -> Iterator[None]:
 
 
 def restore_handlers() -> None:
-    """Install the handlers that Python knows of once more, after native code has put the system's own in their place."""
+    """Install the handlers that Python knows of again, after native code put the system's own in their place."""
     if threading.current_thread() is threading.main_thread():
         for number in _STOPS:
             if (handler := signal.getsignal(number)) is not None:
