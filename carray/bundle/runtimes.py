@@ -21,7 +21,7 @@ from carray.bundle.graph import check_graph
 from carray.core.errors import BundleError, SettingsError
 from carray.core.progress import say
 
-__all__ = ["OnnxRuntime", "best_batch", "resolve_runtime"]
+__all__ = ["OnnxRuntime", "best_batch", "is_of_timm", "resolve_runtime"]
 
 Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
@@ -56,9 +56,14 @@ def resolve_runtime(runtime: str, info: BundleInfo, *, device: str = "cpu") -> s
     return runtime
 
 
+def is_of_timm(info: BundleInfo) -> bool:
+    """Say whether timm builds the bundle's network by itself, and reads no hub or folder that the bundle names."""
+    return not {":", "/"} & set(str(info.net.get("backbone", "")))
+
+
 def _fastest(info: BundleInfo, device: str) -> str:
     holding = {name: found for name, found in info.certificates.items() if found.holds}
-    if device == "cuda":  # what it computes there is held against fp32's probes by each worker
+    if device == "cuda" and is_of_timm(info):  # what it computes there is held against fp32's probes by each worker
         return "fp32" if "torch-bf16" in info.certificates and "torch-bf16" not in holding else "torch-bf16"
     int8 = holding.get("int8")
     if int8 is None or RUNTIME_FILES["int8"] not in info.files:

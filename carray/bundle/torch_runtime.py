@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from carray.bundle.format import BundleInfo
+from carray.bundle.runtimes import is_of_timm
 from carray.core.errors import BundleError
 
 __all__ = ["TorchRuntime"]
@@ -36,7 +37,7 @@ class TorchRuntime:
         """Build the network of a bundle's description and load its weights.
 
         Raises:
-            BundleError: the weights are damaged, or of another network.
+            BundleError: the weights are damaged, or of another network, or that is none of timm's own.
         """
         import torch
         from safetensors import SafetensorError
@@ -45,6 +46,11 @@ class TorchRuntime:
         from carray.trials.hyper import read_hyper
         from carray.trials.nets import build_net
 
+        if not is_of_timm(info):
+            raise BundleError(
+                f"the bundle's network is {info.net.get('backbone')!r}, which timm does not know by itself, and a "
+                "bundle makes nobody read a hub or a folder; take runtime fp32 or int8."
+            )
         if threads and device == "cpu":
             torch.set_num_threads(threads)
         try:

@@ -16,9 +16,9 @@ SECONDS = 240
 
 
 @pytest.fixture(scope="module")
-def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def growing(ray_folder: Path) -> Iterator[dict[str, str]]:
     """Start a Ray without CPUs, whose autoscaler may add two machines of one."""
-    with start_growing_ray(tmp_path_factory.mktemp("growing"), machine={"CPU": 1}, most=2) as variables:
+    with start_growing_ray(ray_folder, machine={"CPU": 1}, most=2) as variables:
         yield {**os.environ, **variables}
 
 

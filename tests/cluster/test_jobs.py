@@ -21,9 +21,9 @@ RAY = str(Path(sys.executable).with_name("ray"))
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def head(ray_folder: Path) -> Iterator[dict[str, str]]:
     """Start a head on this machine; gives the environment of somebody who submits."""
-    folder = tmp_path_factory.mktemp("head")
+    folder = ray_folder
     (folder / "token").write_text(secrets.token_hex(32))
     (folder / "token").chmod(0o600)
     named = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "RAY_TMPDIR": str(folder)}

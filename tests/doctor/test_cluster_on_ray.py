@@ -24,16 +24,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def head(ray_folder: Path) -> Iterator[dict[str, str]]:
     """Start a Ray head that asks for a token; gives the variables that lead there. It is ended by its pid."""
     port, dashboard = free_ports(2)
-    folder = tmp_path_factory.getbasetemp() / "ray"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "PYTHONPATH": str(ROOT)}
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}"]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"]
-    command += ["--disable-usage-stats", "--num-cpus=1", f"--temp-dir={folder}"]
-    with (tmp_path_factory.getbasetemp() / "head.log").open("wb") as log:
+    command += ["--disable-usage-stats", "--num-cpus=1", f"--temp-dir={ray_folder / 'ray'}"]
+    with (ray_folder / "head.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     found = {name: environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
     found |= {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
