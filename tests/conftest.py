@@ -16,6 +16,9 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 sys.path.insert(0, str(Path(__file__).parent))
+# Before torch is imported, and for every process that a test starts: threads that spin while they wait take the cores
+# from the other process of the tests, and an epoch of seconds takes a minute.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from browser import CHROMIUM, start_browser
 from object_store import S3Server, find_server, start_store

@@ -31,7 +31,7 @@ TARGETS = ("process", "group", "all")
 """Who gets the signal: the process that was started, its process group (a shell, a terminal), or every process of the
 command (systemd, Slurm)."""
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-_PATIENCE_SECONDS = 180
+_PATIENCE_SECONDS = 400
 _LEFT_SECONDS = 10
 _ENDING_SECONDS = 2
 _SLOW_SQL = "select count(*) from range(1000000) a, range(1000000) b where (a.range * b.range) % 7 = 3"
