@@ -252,7 +252,7 @@ WHOLE: tuple[Gap, ...] = (("", None),)
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Is the next part of one range: all there is above `after` and up to `upto` (None: to the end)."""
+    """The next part of one range: the keys above `after`, up to `upto` (None: to the end)."""
 
     range_number: int
     batch: pa.RecordBatch
