@@ -251,3 +251,11 @@ def test_real_devkit(cars):
     assert found.rows["split"].value_counts().to_dict() == {"train": 5_701, "test": 815}
     assert "Ram C/V Cargo Van Minivan 2012" in set(found.rows["label"])
     assert (found.rows[["x1", "y1"]] == 0).all(axis=None)
+
+
+def test_a_tables_splits_are_named_in_any_case_and_by_synonyms(tmp_path: Path) -> None:
+    names = ["Train", "TRAINING", "Valid", "dev", "Testing", "evaluation", ""]
+    rows = "".join(f"{number}.jpg,Cat,{name}\n" for number, name in enumerate(names))
+    (tmp_path / "images.csv").write_text(f"uri,label,split\n{rows}")
+    found = list_candidates(str(tmp_path / "images.csv")).rows["split"]
+    assert found.fillna("").tolist() == ["train", "train", "val", "val", "test", "test", ""]
