@@ -44,8 +44,8 @@ JOB = """
             time.sleep(60)
         if how == "hangs":
             import subprocess
-            print(subprocess.Popen(["sleep", "60"], process_group=0).pid, flush=True)
-            try:
+            try:  # before the line, or the signal that answers it comes too early
+                print(subprocess.Popen(["sleep", "60"], process_group=0).pid, flush=True)
                 time.sleep(60)
             finally:
                 time.sleep(60)
