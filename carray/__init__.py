@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from carray.core.telemetry import send_nothing
 
 if TYPE_CHECKING:
-    from carray.bundle.predict import Classifier
+    from carray.bundle.scorer import Classifier
     from carray.queries import read_predictions
 
 __all__ = ["Classifier", "__version__", "read_predictions"]
@@ -36,7 +36,7 @@ def __getattr__(name: str) -> Any:
         AttributeError: the name is not public.
     """
     if name == "Classifier":
-        from carray.bundle.predict import Classifier
+        from carray.bundle.scorer import Classifier
 
         return Classifier
     if name == "read_predictions":

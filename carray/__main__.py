@@ -1,4 +1,4 @@
-"""The `carray` command: lists the subcommands of `carray.commands`, and turns errors into sentences and exit codes.
+"""The `carray` command: lists the subcommands of `carray.cli`, and turns errors into sentences and exit codes.
 
 Invariants: a user's mistake is one sentence and an exit code (core.errors), never a traceback; the last lines say what
 happened and what to do, whatever ended the command (core.exit_lines); results go to standard output, progress to
@@ -15,14 +15,14 @@ from typing import Annotated
 import typer
 
 from carray import __version__
-from carray.commands.before import doctor, estimate
-from carray.commands.data import demo, prepare
-from carray.commands.options import Command
-from carray.commands.pages import report
-from carray.commands.questions import compare, query
-from carray.commands.score import calibrate, classify, compact, evaluate, predict, quantize
-from carray.commands.search import export, leaderboard, train, tune
-from carray.commands.stress import stress
+from carray.cli.before import doctor, estimate
+from carray.cli.data import demo, prepare
+from carray.cli.options import Command
+from carray.cli.pages import report
+from carray.cli.questions import compare, query
+from carray.cli.score import calibrate, classify, compact, evaluate, predict, quantize
+from carray.cli.search import export, leaderboard, train, tune
+from carray.cli.stress import stress
 from carray.core.exit_lines import end_in_words, run_watched
 
 __all__ = ["app", "main"]

@@ -12,10 +12,10 @@ from importlib import resources
 from typing import Any
 
 from carray.core.errors import SettingsError
-from carray.core.on_ray import start_ray
 from carray.core.progress import print_result, say
+from carray.core.ray.connect import start_ray
 from carray.core.settings import load_settings
-from carray.core.storage import absolute, exists, is_folder, is_s3, join
+from carray.core.store.files import absolute, exists, is_folder, is_s3, join
 
 __all__ = ["run_demo"]
 
@@ -58,7 +58,7 @@ def _say_step(number: int, text: str) -> None:
 
 
 def _draw(out: str) -> None:
-    from carray.drawing import DEMO_CLASSES, draw_broken_files, draw_dataset
+    from carray.testing.drawing import DEMO_CLASSES, draw_broken_files, draw_dataset
 
     total = len(DEMO_CLASSES) * IMAGES_PER_CLASS
     _say_step(1, f"draw {total} labelled cars of {len(DEMO_CLASSES)} classes, and a bucket of unlabelled ones")
@@ -69,12 +69,12 @@ def _draw(out: str) -> None:
 
 def _learn(out: str) -> float:
     from carray.bundle.winner import keep_winner
-    from carray.evaluation.report import evaluate, summary_text
-    from carray.manifest.build import prepare
-    from carray.trials.format import read_trials
-    from carray.trials.leaderboard import leaderboard_text
-    from carray.trials.on_ray import search
-    from carray.trials.page import write_page
+    from carray.evaluation.evaluate import evaluate, summary_text
+    from carray.manifest.prepare import prepare
+    from carray.search.leaderboard import leaderboard_text
+    from carray.search.page import write_page
+    from carray.search.run_folder import read_trials
+    from carray.search.search_on_ray import search
 
     manifest, run = join(out, "manifest.parquet"), join(out, "run")
     _say_step(2, "prepare: check, hash and split every image")
@@ -91,8 +91,8 @@ def _learn(out: str) -> float:
 
 
 def _search_settings() -> Any:
-    from carray.trials.space import TuneSettings
-    from carray.trials.weights import package_file
+    from carray.search.space import TuneSettings
+    from carray.search.train.weights import package_file
 
     config = str(resources.files("carray").joinpath("demo.yaml"))
     settings = load_settings(TuneSettings, config=config)
@@ -104,8 +104,8 @@ def _search_settings() -> Any:
 
 
 def _classify(out: str) -> dict[str, Any]:
-    from carray.predictions.format import ClassifySettings
-    from carray.predictions.on_ray import classify
+    from carray.classify.classify_on_ray import classify
+    from carray.classify.predictions_folder import ClassifySettings
 
     _say_step(5, "classify: a folder that also holds broken files")
     return classify(

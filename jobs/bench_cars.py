@@ -30,8 +30,8 @@ import pandas as pd
 from object_store import S3Server, start_store
 
 import carray
-from carray.core.listing import list_keys
-from carray.core.storage import write_json
+from carray.core.store.files import write_json
+from carray.core.store.listing import list_keys
 from jobs.bench.page_pictures import save_pictures
 
 CONFIG = "jobs/configs/cars-cpu.yaml"

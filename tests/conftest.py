@@ -80,7 +80,7 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[object]:
     """Start one small private Ray for the whole run."""
-    from carray.core.on_ray import start_ray
+    from carray.core.ray.connect import start_ray
 
     with start_ray(num_cpus=2) as running:
         yield running
@@ -120,10 +120,10 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Pack a tiny untrained CNN with five vehicle classes; gives the bundle's folder."""
     import torch
 
-    from carray.bundle.build import pack_bundle
-    from carray.pixels import PixelSettings
-    from carray.trials.hyper import CnnHyper
-    from carray.trials.nets import build_net
+    from carray.bundle.pack import pack_bundle
+    from carray.images.pixels import PixelSettings
+    from carray.search.train.hyperparameters import CnnHyper
+    from carray.search.train.nets import build_net
 
     torch.manual_seed(0)
     pixels = PixelSettings(decode_size=48, input_size=40)

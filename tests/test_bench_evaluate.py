@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from carray.bundle.format import open_bundle
-from carray.bundle.predict import Classifier
+from carray.bundle.bundle_folder import open_bundle
+from carray.bundle.scorer import Classifier
 from carray.evaluation.outside import list_outside
-from carray.manifest.format import MANIFEST_SCHEMA, write_manifest
+from carray.manifest.manifest_file import MANIFEST_SCHEMA, write_manifest
 from jobs.bench.outside import DRAWN, SIDE, TILES, make_outside
 from jobs.bench.rows import ORIGIN, append_rows, origin
 from jobs.bench.stress import measure

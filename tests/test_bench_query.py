@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from carray import queries
+from carray.classify.predictions_folder import PREDICTION_SCHEMA
 from carray.comparison.build import compare_runs
-from carray.predictions.format import PREDICTION_SCHEMA
 from jobs.bench import query_rows
 from jobs.bench.query_arms import ARMS, COLUMNS, measure
 

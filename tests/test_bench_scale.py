@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from carray.predictions.format import ClassifySettings
-from carray.predictions.shards import SHARES_A_WORKER, WORKERS_AN_IMAGE, shard_images
+from carray.classify.predictions_folder import ClassifySettings
+from carray.classify.shards import SHARES_A_WORKER, WORKERS_AN_IMAGE, shard_images
 from jobs.bench.scale import Constants, cut, simulate
 from jobs.bench.scale_books import made_up_log
 

@@ -15,9 +15,9 @@ import pytest
 from written_runs import write_run
 
 from carray.__main__ import main
-from carray.drawing import draw_dataset
-from carray.manifest.build import prepare as build_manifest
-from carray.manifest.format import read_manifest, write_manifest
+from carray.manifest.manifest_file import read_manifest, write_manifest
+from carray.manifest.prepare import prepare as build_manifest
+from carray.testing.drawing import draw_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
@@ -186,7 +186,7 @@ def test_a_mistake_is_one_sentence_and_an_exit_code(
 
 
 def test_a_bug_of_ours_is_not_dressed_up_as_the_users_mistake(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("carray.trials.format.read_trials", lambda run: 1 / 0)
+    monkeypatch.setattr("carray.search.run_folder.read_trials", lambda run: 1 / 0)
     code, out, err = run("leaderboard", "anything")
     assert (code, out) == (1, "")
     assert "Traceback (most recent call last)" in err

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from carray.core.errors import SettingsError
-from carray.drawing import DEMO_CLASSES, draw_dataset, draw_image
-from carray.manifest.build import prepare
-from carray.vehicles import parse_vehicle
+from carray.images.vehicles import parse_vehicle
+from carray.manifest.prepare import prepare
+from carray.testing.drawing import DEMO_CLASSES, draw_dataset, draw_image
 
 
 @pytest.mark.parametrize("label", DEMO_CLASSES)

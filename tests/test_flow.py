@@ -17,12 +17,12 @@ import yaml
 import carray
 from carray import demo
 from carray.__main__ import main
-from carray.bundle.format import open_bundle
+from carray.bundle.bundle_folder import open_bundle
 from carray.core.settings import load_settings
-from carray.drawing import DEMO_CLASSES, draw_broken_files, draw_dataset
-from carray.manifest.format import read_manifest
+from carray.manifest.manifest_file import read_manifest
 from carray.queries import accuracy
-from carray.trials.space import TuneSettings
+from carray.search.space import TuneSettings
+from carray.testing.drawing import DEMO_CLASSES, draw_broken_files, draw_dataset
 
 EASY_CLASSES = [name for name in DEMO_CLASSES if "Van" in name or "Convertible" in name]
 """Different enough to be told apart after a few seconds of training."""

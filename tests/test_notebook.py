@@ -11,9 +11,9 @@ from typing import Any
 import nbformat
 import pytest
 
-from carray.drawing import DEMO_CLASSES, draw_broken_files, draw_dataset
-from carray.predictions.build import ShardScorer
-from carray.predictions.format import ClassifySettings
+from carray.classify.predictions_folder import ClassifySettings
+from carray.classify.score_shard import ShardScorer
+from carray.testing.drawing import DEMO_CLASSES, draw_broken_files, draw_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "results" / "query_predictions.ipynb"
@@ -26,12 +26,12 @@ def predictions(tmp_path: Path) -> str:
     import numpy as np
     import torch
 
-    from carray.bundle.build import pack_bundle
-    from carray.bundle.format import open_bundle
-    from carray.pixels import PixelSettings
-    from carray.predictions.plan import describe_run, plan_run
-    from carray.trials.hyper import CnnHyper
-    from carray.trials.nets import build_net
+    from carray.bundle.bundle_folder import open_bundle
+    from carray.bundle.pack import pack_bundle
+    from carray.classify.plan import describe_run, plan_run
+    from carray.images.pixels import PixelSettings
+    from carray.search.train.hyperparameters import CnnHyper
+    from carray.search.train.nets import build_net
 
     torch.manual_seed(0)
     hyper, bundle, out = CnnHyper(input_size=40, stages=2, width=4), str(tmp_path / "bundle"), str(tmp_path / "out")

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from carray.core.images import fetch_image
-from carray.core.storage import join, write_json
+from carray.classify.predictions_folder import KIND, VERSION, part_name, prediction_schema, record_place
+from carray.core.store.files import join, write_json
+from carray.core.store.image_bytes import fetch_image
 from carray.core.tables import table_from_rows, write_table
-from carray.pixels import PixelSettings, decode
-from carray.predictions.format import KIND, VERSION, part_name, prediction_schema, record_place
-from carray.vehicles import vehicle_columns
+from carray.images.pixels import PixelSettings, decode
+from carray.images.vehicles import vehicle_columns
 
 NOON = dt.datetime(2026, 1, 2, 12, tzinfo=dt.UTC)
 RUN = {"run_id": "00000000000000aa", "bundle_id": "00000000000000bb", "runtime": "int8"}

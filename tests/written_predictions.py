@@ -6,9 +6,9 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from carray.core.storage import write_json
+from carray.classify.predictions_folder import PREDICTION_SCHEMA
+from carray.core.store.files import write_json
 from carray.core.tables import table_from_rows, write_table
-from carray.predictions.format import PREDICTION_SCHEMA
 
 NOON = dt.datetime(2026, 1, 2, 12, tzinfo=dt.UTC)
 

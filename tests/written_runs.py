@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from carray.core.settings import parse_settings
-from carray.core.storage import join, write_json
-from carray.manifest.format import read_manifest
-from carray.trials import format as runs
-from carray.trials.draw import draw_trials
-from carray.trials.space import TuneSettings
+from carray.core.store.files import join, write_json
+from carray.manifest.manifest_file import read_manifest
+from carray.search import run_folder
+from carray.search.proposals import draw_trials
+from carray.search.space import TuneSettings
 
 MARKUP = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> & $x_1$"
 """What a hostile name or reason may hold; a page must show it as it stands."""
@@ -49,26 +49,28 @@ def write_run(
     settings = parse_settings(TuneSettings, {"search": search, "families": families, "pixels": pixels or {}})
     hypers = [hyper.model_dump(mode="json") for hyper in draw_trials(settings)]
     document = {
-        "version": runs.VERSION,
+        "version": run_folder.VERSION,
         "manifest": manifest,
         "manifest_fingerprint": read_manifest(manifest).fingerprint if Path(manifest).exists() else "0" * 16,
         "settings": settings.model_dump(mode="json"),
         "configurations": hypers,
         "created_at": "2026-11-02T10:00:00+00:00",
     }
-    write_json(join(run, runs.SEARCH), document)
+    write_json(join(run, run_folder.SEARCH), document)
     eventful = trials > 6
     log = _Log(run, settings.search.reduction_factor, epochs, eventful=eventful)
     rng = np.random.default_rng(seed)
     for number, hyper in enumerate(hypers[:-1] if eventful else hypers):
         if eventful and number == 4:
-            runs.write_trial_end(run, number, status="failed", reason=f"SettingsError: {MARKUP}")
+            run_folder.write_trial_end(run, number, status="failed", reason=f"SettingsError: {MARKUP}")
         elif eventful and number == 5:
-            runs.write_trial_end(run, number, status="dropped", reason="rung 0: over 20.0% below the best candidate")
+            run_folder.write_trial_end(
+                run, number, status="dropped", reason="rung 0: over 20.0% below the best candidate"
+            )
         else:
             log.run_trial(number, hyper, rng)
     ended_by = "search.time_budget_minutes of 60 is used up (60.02 spent)" if eventful else None
-    table = runs.write_tables(run, ended_by=ended_by)
+    table = run_folder.write_tables(run, ended_by=ended_by)
     done = {
         "run": run,
         "trials": trials,
@@ -78,7 +80,7 @@ def write_run(
         "ended_by": ended_by,
         "spent": {"minutes": 60.02, "device_hours": 1.9},
     }
-    write_json(join(run, runs.DONE), done)
+    write_json(join(run, run_folder.DONE), done)
     return run
 
 
@@ -93,7 +95,7 @@ def write_probes(run: str) -> None:
             ("mobilenetv3_small_050", 128, 0.31),
         )
     ]
-    write_json(join(run, runs.PROBES), probes)
+    write_json(join(run, run_folder.PROBES), probes)
 
 
 class _Log:
@@ -123,7 +125,7 @@ class _Log:
             if decision != "continue":
                 status = {"stop": "stopped", "finish": "finished"}.get(decision, decision)
                 reason = None if decision == "finish" else f"{decision} at epoch {epoch}"
-                runs.write_trial_end(self.run, number, status=status, reason=reason)
+                run_folder.write_trial_end(self.run, number, status=status, reason=reason)
                 return
 
     def _log(self, number: int, hyper: dict[str, Any], epoch: int, top1: float | None, decision: str) -> None:
@@ -132,7 +134,7 @@ class _Log:
         self.clock += seconds / 2
         entry = {
             "sequence": self.sequence,
-            "trial_id": runs.trial_id(number),
+            "trial_id": run_folder.trial_id(number),
             "number": number,
             "family": hyper["family"],
             "epoch": epoch,
@@ -149,4 +151,4 @@ class _Log:
             "devices": 1.0,
             "logged_at": "2026-11-02T10:00:00+00:00",
         }
-        runs.write_log_entry(self.run, json.loads(json.dumps(entry)))
+        run_folder.write_log_entry(self.run, json.loads(json.dumps(entry)))

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from carray.bundle.format import BundleInfo
-from carray.vehicles import parse_vehicle
+from carray.bundle.bundle_folder import BundleInfo
+from carray.images.vehicles import parse_vehicle
 
 __all__ = ["centred_energy", "score_columns"]
 

@@ -17,18 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from carray.bundle.certify import CALIBRATION_IMAGES, CERTIFY_IMAGES, Views, add_int8, draw_rows
-from carray.bundle.format import BundleInfo, Certificate, open_bundle
+from carray.bundle.bundle_folder import BundleInfo, Certificate, open_bundle
+from carray.bundle.certificates import CALIBRATION_IMAGES, CERTIFY_IMAGES, Views, add_int8, draw_rows
 from carray.bundle.quantise import CALIBRATION
 from carray.bundle.trained_on import mask_trained_on
 from carray.core.errors import DataError, DecodeError, FetchError, SettingsError
-from carray.core.images import fetch_image
 from carray.core.progress import say
-from carray.core.storage import absolute
-from carray.manifest.format import Manifest, read_manifest, row_box
-from carray.pixels import PixelSettings, decode, view
-from carray.tensors.format import Block
-from carray.trials.nets import predict_logits
+from carray.core.store.files import absolute
+from carray.core.store.image_bytes import fetch_image
+from carray.images.pixels import PixelSettings, decode, view
+from carray.manifest.manifest_file import Manifest, read_manifest, row_box
+from carray.search.train.nets import predict_logits
+from carray.tensors.block import Block
 
 __all__ = ["measure_full_decode", "quantise_bundle"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from carray.bundle.format import RUNTIME_FILES, BundleInfo
+from carray.bundle.bundle_folder import RUNTIME_FILES, BundleInfo
 from carray.bundle.graph import check_graph
 from carray.core.errors import BundleError, SettingsError
 from carray.core.progress import say

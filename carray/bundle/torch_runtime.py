@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from carray.bundle.format import BundleInfo
+from carray.bundle.bundle_folder import BundleInfo
 from carray.bundle.runtimes import is_of_timm
 from carray.core.errors import BundleError
 
@@ -43,8 +43,8 @@ class TorchRuntime:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
-        from carray.trials.hyper import read_hyper
-        from carray.trials.nets import build_net
+        from carray.search.train.hyperparameters import read_hyper
+        from carray.search.train.nets import build_net
 
         if not is_of_timm(info):
             raise BundleError(

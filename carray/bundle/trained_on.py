@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from carray.bundle.format import TRAINED_ON, BundleInfo, read_bundle_file
+from carray.bundle.bundle_folder import TRAINED_ON, BundleInfo, read_bundle_file
 from carray.core.errors import BundleError
-from carray.manifest.format import Manifest
+from carray.manifest.manifest_file import Manifest
 
 __all__ = ["content_ids", "mask_trained_on", "pack_trained_on", "trained_splits"]
 

@@ -11,17 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from carray.bundle.build import pack_winner
-from carray.bundle.format import BUNDLE_JSON, BundleInfo
+from carray.bundle.bundle_folder import BUNDLE_JSON, BundleInfo
+from carray.bundle.pack import pack_winner
 from carray.core.errors import BundleError, SearchError, SettingsError
 from carray.core.progress import say
 from carray.core.settings import parse_settings
-from carray.core.storage import absolute, exists, join, read_json
-from carray.manifest.format import read_manifest
-from carray.trials import format as runs
-from carray.trials.recipe import find_row, recipe_of_row
-from carray.trials.space import TuneSettings
-from carray.trials.train import TRAINING, refit_run, train
+from carray.core.store.files import absolute, exists, join, read_json
+from carray.manifest.manifest_file import read_manifest
+from carray.search import run_folder
+from carray.search.space import TuneSettings
+from carray.search.train_one import TRAINING, refit_run, train
+from carray.search.train_settings import find_row, recipe_of_row
 
 __all__ = ["export_trial", "keep_trained", "keep_winner", "refit"]
 
@@ -37,9 +37,9 @@ def keep_winner(run: str) -> str:
     """
     run = absolute(run)
     bundle = join(run, "bundle")
-    trials = runs.read_trials(run)
-    document = runs.read_search(run)
-    there, best = _packed(bundle), runs.best_trial(trials)["trial_id"]
+    trials = run_folder.read_trials(run)
+    document = run_folder.read_search(run)
+    there, best = _packed(bundle), run_folder.best_trial(trials)["trial_id"]
     if there.get("chosen"):
         if there["trial_id"] != best:
             say(
@@ -105,7 +105,7 @@ def export_trial(run: str, trial: str, *, out: str | None = None) -> BundleInfo:
         refitted = str(find_row(run, trial)["trial_id"])
         return _pack_refit(before["run"], before["trial_id"], refit_run=run, refitted=refitted, to=out)
     chosen = str(_row_with_result(run, trial)["trial_id"])
-    is_winner = chosen == runs.best_trial(runs.read_trials(run))["trial_id"]
+    is_winner = chosen == run_folder.best_trial(run_folder.read_trials(run))["trial_id"]
     return pack_winner(run, trial=chosen, to=out, note={} if is_winner else {"chosen": True})
 
 
@@ -123,7 +123,7 @@ def refit(
     trial = str(_row_with_result(run, row)["trial_id"])
     settings, _ = recipe_of_row(run, trial, overrides=[] if epochs is None else [f"epochs={epochs}"])
     source = read_manifest(absolute(manifest))
-    if source.fingerprint != runs.read_search(run)["manifest_fingerprint"]:
+    if source.fingerprint != run_folder.read_search(run)["manifest_fingerprint"]:
         raise SettingsError(
             f"{source.uri} is not the manifest of {run} (its images, labels or splits differ), so the temperature that "
             "a refit keeps would be of other images; give that manifest."
@@ -137,9 +137,9 @@ def refit(
 
 def _pack_refit(run: str, trial: str, *, refit_run: str, refitted: str, to: str | None) -> BundleInfo:
     """Pack the last epoch of a finished refit of a run's trial, with what is known of the network before it."""
-    if not exists(join(refit_run, runs.DONE)):
+    if not exists(join(refit_run, run_folder.DONE)):
         raise SearchError(f"the refit in {refit_run} is unfinished; repeat the command that began it.")
-    before, search = _row_with_result(run, trial), runs.read_search(refit_run)
+    before, search = _row_with_result(run, trial), run_folder.read_search(refit_run)
     source = read_manifest(search["manifest"])
     note = {
         "refit": True,
@@ -148,7 +148,7 @@ def _pack_refit(run: str, trial: str, *, refit_run: str, refitted: str, to: str 
         "refit_epochs": search["settings"]["search"]["epochs"],
         "temperature_from": f"{trial}, epoch {int(before['best_epoch'])}, before the refit",
     }
-    weights = runs.best_weights(refit_run, refitted)
+    weights = run_folder.best_weights(refit_run, refitted)
     return pack_winner(run, trial=trial, to=to or join(refit_run, "bundle"), weights=weights, note=note)
 
 

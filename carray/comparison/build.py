@@ -22,7 +22,17 @@ from carray.comparison.measures import BINS, Tables, join_runs, psi_words
 from carray.core.errors import SettingsError
 from carray.core.page import percent_text, render_page
 from carray.core.progress import say
-from carray.core.storage import absolute, delete, exists, is_s3, join, list_files, read_json, write_bytes, write_json
+from carray.core.store.files import (
+    absolute,
+    delete,
+    exists,
+    is_s3,
+    join,
+    list_files,
+    read_json,
+    write_bytes,
+    write_json,
+)
 from carray.core.svg import PAGE_COLOURS, percent_axis, picture
 from carray.core.tables import write_table
 from carray.queries import connect, open_predictions
@@ -190,8 +200,8 @@ def compare_bundles(
         BudgetError: no image of the split can be read.
         StorageError: the files cannot be read or written.
     """
-    from carray.bundle.format import open_bundle
-    from carray.evaluation.report import evaluate
+    from carray.bundle.bundle_folder import open_bundle
+    from carray.evaluation.evaluate import evaluate
 
     named = (("a", a), ("b", b))
     sides: dict[str, dict[str, Any]] = {side: _UNKNOWN | {"path": absolute(path)} for side, path in named}

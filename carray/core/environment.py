@@ -14,7 +14,7 @@ from pathlib import Path
 
 from carray.core.errors import SettingsError
 from carray.core.progress import say
-from carray.core.storage import absolute, is_s3
+from carray.core.store.files import absolute, is_s3
 
 __all__ = ["cache_home", "check_variables", "features_bytes"]
 

@@ -38,7 +38,7 @@ def absolute_value(text: str) -> str:
     Raises:
         ValueError: it is no path, which pydantic collects with its other problems.
     """
-    from carray.core.storage import absolute
+    from carray.core.store.files import absolute
 
     try:
         return absolute(text)
@@ -109,7 +109,7 @@ def read_record(model: type[AnySettings], uri: str, *, found: Any = None) -> Any
     Raises:
         StorageError: it does not exist, cannot be read, or is not such a record.
     """
-    from carray.core.storage import read_json
+    from carray.core.store.files import read_json
 
     try:
         return model.model_validate(read_json(uri) if found is None else found)
@@ -130,7 +130,7 @@ def read_yaml(config: str) -> dict[str, Any]:
         SettingsError: it is not YAML, repeats a key, or holds something else.
         StorageError: the file cannot be read.
     """
-    from carray.core.storage import read_bytes
+    from carray.core.store.files import read_bytes
 
     repeated: list[str] = []
     try:

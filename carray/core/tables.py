@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from carray.core.errors import SchemaError, StorageError
-from carray.core.storage import filesystem, retry, write_bytes
+from carray.core.store.files import filesystem, retry, write_bytes
 
 __all__ = ["file_rows", "read_table", "table_from_rows", "table_metadata", "write_table"]
 

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from carray.core.errors import SchemaError, SettingsError, StorageError
-from carray.core.storage import absolute, filesystem, is_s3, join, retry
+from carray.core.store.files import absolute, filesystem, is_s3, join, retry
 from carray.core.tables import table_metadata
 from carray.core.text import readable
 

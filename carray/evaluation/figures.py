@@ -20,7 +20,7 @@ import pandas as pd
 
 from carray.core.svg import PAGE_COLOURS, percent_axis, picture, whole_numbers
 from carray.evaluation.corruptions import NONE, REENCODED
-from carray.vehicles import parse_vehicle
+from carray.images.vehicles import parse_vehicle
 
 __all__ = ["bars_svg", "confusion_png", "confusion_svg"]
 

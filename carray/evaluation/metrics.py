@@ -5,7 +5,7 @@ Sources: Guo et al., 'On Calibration of Modern Neural Networks', 2017 (expected 
 width); Geifman and El-Yaniv, 'Selective Classification for Deep Neural Networks', 2017 (risk and coverage); Ding et
 al., 'Revisiting the Evaluation of Uncertainty Estimation', 2020 (AURC).
 Invariants: top-5 counts the first min(5, K) classes; a tie goes to the class with the smaller index, as in
-`bundle.predict`; a class without images has null recall, not a zero that looks measured. An image counts for a level
+`bundle.scorer`; a class without images has null recall, not a zero that looks measured. An image counts for a level
 exactly when the name of its class tells that level, and a prediction that does not tell it is wrong there; kinds
 exclude each other and add up to all mistakes. Images of equal score are accepted together, so that no order within
 them can flatter.
@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from carray.bundle.certify import AGREEMENT, AGREEMENT_CONFIDENT, DROP_POINTS, judge
-from carray.bundle.format import BundleInfo
-from carray.vehicles import VEHICLE_COLUMNS, vehicle_columns
+from carray.bundle.bundle_folder import BundleInfo
+from carray.bundle.certificates import AGREEMENT, AGREEMENT_CONFIDENT, DROP_POINTS, judge
+from carray.images.vehicles import VEHICLE_COLUMNS, vehicle_columns
 
 __all__ = ["KINDS", "LEVELS", "accuracy_by_level", "confusion_counts", "confusion_kinds", "wilson_interval"]
 
@@ -344,7 +344,7 @@ def kept_certificate(
     """Measure what a runtime loses against fp32 on these images, beside what the bundle's certificate says.
 
     Returns:
-        The figures of a certificate (bundle.certify.judge) for these images, with 95 % intervals of drop and
+        The figures of a certificate (bundle.certificates.judge) for these images, with 95 % intervals of drop and
         agreement; runtime; promised, the bundle's certificate or null; and verdict: null where no certificate holds,
         else `kept`, `within chance` (a limit is missed by less than an interval), or `broken`.
     """

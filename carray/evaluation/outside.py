@@ -23,16 +23,16 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from carray.bundle.format import BundleInfo
-from carray.bundle.predict import Scorer, centred_energy
+from carray.bundle.bundle_folder import BundleInfo
+from carray.bundle.scorer import Scorer, centred_energy
 from carray.core.errors import BudgetError, SchemaError, SettingsError
-from carray.core.images import is_image_key
-from carray.core.listing import list_keys
-from carray.core.storage import absolute, is_s3, join
+from carray.core.store.files import absolute, is_s3, join
+from carray.core.store.image_bytes import is_image_key
+from carray.core.store.listing import list_keys
 from carray.core.tables import read_table
-from carray.evaluation.reading import Refused, Row, read_batches, read_row, score_pixels
-from carray.manifest.format import row_box
-from carray.pixels import decode, view
+from carray.evaluation.read_images import Refused, Row, read_batches, read_row, score_pixels
+from carray.images.pixels import decode, view
+from carray.manifest.manifest_file import row_box
 
 __all__ = ["list_outside", "measure_outside", "outside_fingerprint"]
 

@@ -6,15 +6,15 @@ Invariants: scores are fp32's; a target that cannot be shown leaves the bundle a
 
 from __future__ import annotations
 
-from carray.bundle.acceptance import acceptance_text, choose_threshold, top_scores
-from carray.bundle.format import BundleInfo, write_info
-from carray.bundle.predict import Scorer
+from carray.bundle.bundle_folder import BundleInfo, write_info
+from carray.bundle.scorer import Scorer
+from carray.bundle.threshold import acceptance_text, choose_threshold, top_scores
 from carray.bundle.trained_on import mask_trained_on
 from carray.core.errors import SettingsError
 from carray.core.progress import say
-from carray.core.storage import absolute
+from carray.core.store.files import absolute
 from carray.evaluation.score import score_split
-from carray.manifest.format import read_manifest
+from carray.manifest.manifest_file import read_manifest
 
 __all__ = ["recalibrate"]
 

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from carray.bundle.format import BundleInfo
-from carray.bundle.predict import Scorer
+from carray.bundle.bundle_folder import BundleInfo
+from carray.bundle.scorer import Scorer
 from carray.evaluation.corruptions import CORRUPTIONS, NONE, as_picture
 from carray.evaluation.metrics import paired_drop, wilson_interval
-from carray.evaluation.reading import Refused, Row, read_batches, read_row, score_pixels
-from carray.manifest.format import row_box
-from carray.pixels import decode, decode_original, view
+from carray.evaluation.read_images import Refused, Row, read_batches, read_row, score_pixels
+from carray.images.pixels import decode, decode_original, view
+from carray.manifest.manifest_file import row_box
 
 __all__ = ["ROBUSTNESS_SCHEMA", "VARIANTS", "corrupted_hits", "robustness_rows"]
 

@@ -1,7 +1,7 @@
 """Scores one split of a manifest through the very path that classification takes.
 
 From: a split's rows and an opened bundle. To: one prediction a row, and the logits of those that could be read.
-Invariants: pixels, boxes and scores come from `pixels` and `bundle.predict`, as in classify; rows out = rows in; an
+Invariants: pixels, boxes and scores come from `pixels` and `bundle.scorer`, as in classify; rows out = rows in; an
 image that cannot be read now, or whose bytes are no longer those of the manifest, is a row with its reason.
 """
 
@@ -18,14 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from carray.bundle.format import BundleInfo
-from carray.bundle.predict import Scorer, score_columns
+from carray.bundle.bundle_folder import BundleInfo
+from carray.bundle.scorer import Scorer, score_columns
 from carray.bundle.trained_on import mask_trained_on
 from carray.core.errors import BudgetError, DecodeError, FetchError, SchemaError
-from carray.core.images import fetch_image
 from carray.core.progress import Progress, say
-from carray.manifest.format import Manifest, row_box
-from carray.pixels import decode, view
+from carray.core.store.image_bytes import fetch_image
+from carray.images.pixels import decode, view
+from carray.manifest.manifest_file import Manifest, row_box
 
 __all__ = ["ScoredSplit", "read_original", "score_split", "seen_before"]
 

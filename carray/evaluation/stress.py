@@ -17,20 +17,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from carray.bundle.format import BundleInfo
-from carray.bundle.predict import Scorer
+from carray.bundle.bundle_folder import BundleInfo
+from carray.bundle.scorer import Scorer
 from carray.core.errors import BudgetError, SchemaError, SettingsError
 from carray.core.progress import say
-from carray.core.storage import absolute, exists, join, read_json, write_json
+from carray.core.store.files import absolute, exists, join, read_json, write_json
 from carray.core.tables import table_from_rows, write_table
 from carray.core.text import readable
 from carray.evaluation.corruptions import NONE, REENCODED
-from carray.evaluation.format import METRICS_JSON, OUTSIDE_JSON, ROBUSTNESS_JSON
+from carray.evaluation.evaluation_folder import METRICS_JSON, OUTSIDE_JSON, ROBUSTNESS_JSON
 from carray.evaluation.outside import list_outside, measure_outside, outside_fingerprint
 from carray.evaluation.page import write_page
-from carray.evaluation.reading import Row, draw_rows
+from carray.evaluation.read_images import Row, draw_rows
 from carray.evaluation.robustness import ROBUSTNESS_SCHEMA, corrupted_hits, robustness_rows
-from carray.manifest.format import read_manifest
+from carray.manifest.manifest_file import read_manifest
 
 __all__ = ["stress", "summary_text"]
 

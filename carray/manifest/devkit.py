@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from carray.core.errors import SchemaError
-from carray.core.storage import exists, join, read_bytes
+from carray.core.store.files import exists, join, read_bytes
+from carray.images.pixels import Box
 from carray.manifest.matlab import read_variable
-from carray.pixels import Box
 
 __all__ = ["Annotation", "CarsRelease", "find_release", "read_devkit", "read_release"]
 

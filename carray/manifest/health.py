@@ -14,9 +14,9 @@ import pandas as pd
 
 from carray.core.text import readable
 from carray.manifest.balance import SET_ASIDE
-from carray.manifest.format import SPLITS
 from carray.manifest.labels import similar_labels, unsure_labels
 from carray.manifest.layouts import shown
+from carray.manifest.manifest_file import SPLITS
 
 __all__ = ["HealthReport", "report_health"]
 

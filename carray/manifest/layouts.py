@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from carray.core.errors import SettingsError
 from carray.core.text import readable
-from carray.manifest.format import given_split
+from carray.manifest.manifest_file import given_split
 
 __all__ = [
     "COMPANION_FOLDERS",

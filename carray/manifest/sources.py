@@ -32,12 +32,12 @@ from urllib.parse import unquote_to_bytes
 import pandas as pd
 
 from carray.core.errors import SchemaError, SettingsError
-from carray.core.images import is_image_key
-from carray.core.listing import ListedImage, list_keys
-from carray.core.storage import absolute, exists, is_folder, is_s3, join
+from carray.core.store.files import absolute, exists, is_folder, is_s3, join
+from carray.core.store.image_bytes import is_image_key
+from carray.core.store.listing import ListedImage, list_keys
 from carray.core.text import readable
+from carray.images.pixels import Box
 from carray.manifest.devkit import CarsRelease, find_release, read_release
-from carray.manifest.format import SPLITS, check_unique
 from carray.manifest.layouts import (
     COMPANION_FOLDERS,
     Folder,
@@ -48,8 +48,8 @@ from carray.manifest.layouts import (
     read_layout,
     shown,
 )
+from carray.manifest.manifest_file import SPLITS, check_unique
 from carray.manifest.tables import TABLE_SUFFIXES, read_source_table
-from carray.pixels import Box
 
 __all__ = ["LAYOUTS", "Candidates", "list_candidates"]
 

@@ -25,8 +25,8 @@ from pydantic import Field, model_validator
 
 from carray.core.errors import SettingsError
 from carray.core.settings import Settings
-from carray.manifest.format import SPLITS
 from carray.manifest.labels import normalise_labels
+from carray.manifest.manifest_file import SPLITS
 
 __all__ = ["SplitSettings", "assign_splits", "changed_labels", "kept_splits", "parse_split"]
 

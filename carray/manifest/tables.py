@@ -16,8 +16,8 @@ import pyarrow as pa
 from carray.core.errors import SchemaError
 from carray.core.tables import table_metadata
 from carray.core.uri_tables import BOX, TABLE_SUFFIXES, TableRows, UriTable
-from carray.manifest.format import SPLITS, given_split
 from carray.manifest.labels import whole_number_labels
+from carray.manifest.manifest_file import SPLITS, given_split
 
 __all__ = ["TABLE_SUFFIXES", "SourceTable", "read_source_table", "table_splits"]
 

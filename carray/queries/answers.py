@@ -20,9 +20,9 @@ import pandas as pd
 import pyarrow as pa
 
 from carray.core.errors import SettingsError
-from carray.core.images import key_suffix
 from carray.core.progress import say
-from carray.core.storage import write_bytes
+from carray.core.store.files import write_bytes
+from carray.core.store.image_bytes import key_suffix
 from carray.core.tables import write_table
 from carray.core.text import readable
 from carray.queries.plain_types import unique_names

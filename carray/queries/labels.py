@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from carray.core.errors import StorageError
-from carray.core.storage import absolute, exists, filesystem
+from carray.core.store.files import absolute, exists, filesystem
 from carray.core.tables import table_metadata
 from carray.core.uri_tables import UriTable
 from carray.manifest.labels import normalise_labels, whole_number_labels

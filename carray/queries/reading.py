@@ -18,7 +18,7 @@ import pyarrow.dataset as pads
 
 from carray.core.errors import SchemaError, SettingsError, StorageError
 from carray.core.progress import say
-from carray.core.storage import absolute, exists, filesystem, join, list_files, retry
+from carray.core.store.files import absolute, exists, filesystem, join, list_files, retry
 from carray.queries.plain_types import plain_columns
 
 __all__ = ["check_columns", "column_names", "guarded_read", "open_predictions", "read_predictions", "to_frame"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from carray.core.storage import absolute
+from carray.core.store.files import absolute
 from carray.core.text import readable
 from carray.queries.questions import UNCERTAIN_SCORE
 from carray.queries.reading import check_columns, open_predictions

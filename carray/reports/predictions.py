@@ -16,13 +16,13 @@ from typing import Any
 
 import pandas as pd
 
+from carray.classify.predictions_folder import record_place
 from carray.core import text
 from carray.core.errors import SettingsError
 from carray.core.page import render_page
 from carray.core.progress import say
-from carray.core.storage import absolute, exists, is_folder, is_s3, join, read_json, write_bytes
+from carray.core.store.files import absolute, exists, is_folder, is_s3, join, read_json, write_bytes
 from carray.core.svg import PAGE_COLOURS, percent_axis, picture, whole_numbers
-from carray.predictions.format import record_place
 from carray.queries import UNCERTAIN_SCORE, read_predictions
 from carray.reports.tallies import (
     BINS,

@@ -17,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from carray.core.errors import CarrayError, DecodeError, FetchError
-from carray.core.images import FetchedImage, fetch_image
 from carray.core.progress import Progress
-from carray.core.storage import is_s3
-from carray.pixels import PixelSettings, decode
+from carray.core.store.files import is_s3
+from carray.core.store.image_bytes import FetchedImage, fetch_image
+from carray.images.pixels import PixelSettings, decode
 
 __all__ = ["THUMBNAIL_PIXELS", "Thumbnail", "read_thumbnails"]
 

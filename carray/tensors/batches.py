@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from carray.pixels import PixelSettings, view
-from carray.tensors.format import Block
+from carray.images.pixels import PixelSettings, view
+from carray.tensors.block import Block
 
 __all__ = ["balanced_weights", "batch_rows", "epoch_order", "train_batches", "view_batch", "view_batches"]
 

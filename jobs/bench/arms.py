@@ -73,16 +73,16 @@ def measure(arm: Arm, folder: Path, *, keep: bool = False) -> Measured:
 
 def _run_carray(arm: Arm, folder: Path) -> Measured:
     from carray.core.settings import parse_settings
-    from carray.trials.format import read_log
-    from carray.trials.hyper import read_hyper
-    from carray.trials.on_ray import search
-    from carray.trials.space import TuneSettings
+    from carray.search.run_folder import read_log
+    from carray.search.search_on_ray import search
+    from carray.search.space import TuneSettings
+    from carray.search.train.hyperparameters import read_hyper
 
     settings = parse_settings(TuneSettings, arm.settings)
     configurations = [read_hyper(values) for values in arm.configurations]
     run, started = str(folder / "run"), time.monotonic()
     # The configurations are given here, where a search would draw them, its families' defaults first.
-    with patch("carray.trials.on_ray.draw_trials", lambda settings: configurations):
+    with patch("carray.search.search_on_ray.draw_trials", lambda settings: configurations):
         search(arm.manifest, run=run, settings=settings)
     wall_seconds = time.monotonic() - started
     return Measured(wall_seconds, _of_log(read_log(run)), run)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from carray.bundle.format import open_bundle
-from carray.core.storage import join, list_files
-from carray.predictions.format import ClassifySettings
+from carray.bundle.bundle_folder import open_bundle
+from carray.classify.predictions_folder import ClassifySettings
+from carray.core.store.files import join, list_files
 from jobs.bench.classify_figures import headline, steady_rate
 from jobs.bench.classify_setup import Bench
 from jobs.bench.classify_timm import timm_arguments

@@ -86,8 +86,8 @@ def _loop(task: tuple[str, str, str, int], paths: Sequence[str], barrier: Any, a
     import cv2
     import numpy as np
 
-    from carray.bundle.predict import Scorer
-    from carray.pixels import decode, view
+    from carray.bundle.scorer import Scorer
+    from carray.images.pixels import decode, view
 
     bundle, runtime, what, batch = task
     cv2.setNumThreads(1)

@@ -48,7 +48,7 @@ def inspect_output(out: str, truth: Truth) -> list[str]:
     """Say all that is wrong with an output folder."""
     import pyarrow.parquet as pq
 
-    from carray.core.storage import filesystem
+    from carray.core.store.files import filesystem
 
     fs, path = filesystem(out)
     try:
@@ -93,7 +93,7 @@ def _check_files(out: str) -> list[str]:
     """Compare each file's rows with its ledger entry; find files that a reader would take for rows."""
     import pyarrow.fs as pafs
 
-    from carray.core.storage import filesystem, join
+    from carray.core.store.files import filesystem, join
 
     fs, path = filesystem(out)
     entries = fs.get_file_info(pafs.FileSelector(path, recursive=True))
@@ -117,7 +117,7 @@ def _check_files(out: str) -> list[str]:
 
 
 def _ledger(out: str) -> dict[int, dict[str, Any]]:
-    from carray.core.storage import join, list_files, read_json
+    from carray.core.store.files import join, list_files, read_json
 
     entries = [read_json(uri) for uri in list_files(join(out, "_carray", "ledger")) if uri.endswith(".json")]
     return {entry["shard"]: entry for entry in entries}

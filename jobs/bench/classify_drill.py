@@ -115,7 +115,7 @@ def _lying_in_wait(kind: str, job: Job, scene: Scene, dice: random.Random, work:
     """Prepare what a kind needs before its job starts; gives a function that ends the fault."""
     from fault_proxy import Rule
 
-    from carray.drawing import DEMO_CLASSES
+    from carray.testing.drawing import DEMO_CLASSES
 
     with ExitStack() as stack:
         if kind == "disk":

@@ -72,13 +72,13 @@ class Job:
 
     def shards_done(self) -> int:
         """Count the ledger's entries."""
-        from carray.core.storage import join, list_files
+        from carray.core.store.files import join, list_files
 
         return len(list_files(join(self.out, "_carray", "ledger")))
 
     def wait_for_shards(self, count: int) -> bool:
         """Wait until so many shards are done, and for none until Ray has begun to start; False when it ended before."""
-        from carray.core.storage import join, list_files
+        from carray.core.store.files import join, list_files
 
         until = time.monotonic() + PATIENCE_SECONDS
         while self.alive and time.monotonic() < until:
@@ -90,7 +90,7 @@ class Job:
 
     def fetch_errors(self) -> int:
         """Count the rows that the ledger says could not be fetched."""
-        from carray.core.storage import join, list_files, read_json
+        from carray.core.store.files import join, list_files, read_json
 
         return sum(int(read_json(uri)["fetch_errors"]) for uri in list_files(join(self.out, "_carray", "ledger")))
 

@@ -10,8 +10,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from carray.bundle.format import open_bundle
-from carray.manifest.format import read_manifest
+from carray.bundle.bundle_folder import open_bundle
+from carray.manifest.manifest_file import read_manifest
 from jobs.bench.classify_arms import Arm, TimmSettings, classify, count_images
 from jobs.bench.classify_ceiling import bare_rate, measure_ceiling
 from jobs.bench.classify_figures import fit_line

@@ -60,7 +60,7 @@ def main() -> None:
     import ray.data
     from ray.data import ActorPoolStrategy
 
-    from carray.core.on_ray import start_ray
+    from carray.core.ray.connect import start_ray
 
     with start_ray() as running:
         images = ray.data.read_images(arguments.images, mode="RGB", include_paths=True)

@@ -123,7 +123,7 @@ def _run_undisturbed(scene: Scene, bundle: str, work: Path) -> Truth:
 
 def _draw(folder: Path, images_per_class: int) -> dict[str, bytes]:
     """Draw photographs, broken files and odd names; gives the bytes of each key."""
-    from carray.drawing import draw_broken_files, draw_dataset
+    from carray.testing.drawing import draw_broken_files, draw_dataset
 
     draw_dataset(folder, images_per_class=images_per_class)
     draw_broken_files(folder / "odd")
@@ -136,11 +136,11 @@ def _pack(bundle: Path) -> str:
     import numpy as np
     import torch
 
-    from carray.bundle.build import pack_bundle
-    from carray.drawing import DEMO_CLASSES
-    from carray.pixels import PixelSettings
-    from carray.trials.hyper import CnnHyper
-    from carray.trials.nets import build_net
+    from carray.bundle.pack import pack_bundle
+    from carray.images.pixels import PixelSettings
+    from carray.search.train.hyperparameters import CnnHyper
+    from carray.search.train.nets import build_net
+    from carray.testing.drawing import DEMO_CLASSES
 
     torch.manual_seed(0)
     hyper = CnnHyper(input_size=40, stages=2, width=4)

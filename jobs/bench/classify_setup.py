@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from carray.bundle.format import BUNDLE_JSON, RUNTIME_FILES, BundleInfo, bundle_id_of, open_bundle
-from carray.pixels import PixelSettings, decode, view
+from carray.bundle.bundle_folder import BUNDLE_JSON, RUNTIME_FILES, BundleInfo, bundle_id_of, open_bundle
+from carray.images.pixels import PixelSettings, decode, view
 from jobs.bench.accuracy import run_carray
 
 __all__ = ["Bench", "few", "full_decode_bundle", "link_images", "pack_random", "peer_network", "runtimes_of"]
@@ -155,9 +155,9 @@ def pack_random(backbone: str, bench: Bench) -> str:
     """Pack a backbone with random weights, for its speed, and with int8, whatever it loses."""
     import torch
 
-    from carray.bundle.build import pack_bundle
-    from carray.trials.hyper import TransferHyper
-    from carray.trials.nets import build_net
+    from carray.bundle.pack import pack_bundle
+    from carray.search.train.hyperparameters import TransferHyper
+    from carray.search.train.nets import build_net
 
     place = bench.work / "nets" / backbone
     if (place / BUNDLE_JSON).exists():
@@ -196,7 +196,7 @@ def _add_int8(bundle: str, views_NHWC: Any) -> None:
     import numpy as np
 
     try:
-        certify: Any = importlib.import_module("carray.bundle.certify")
+        certify: Any = importlib.import_module("carray.bundle.certificates")
     except ImportError:
         print("this carray cannot make int8; its rows are left out", flush=True)
         return

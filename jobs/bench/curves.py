@@ -22,7 +22,7 @@ from jobs.bench.rows import cores, write_rows
 from jobs.bench.subsets import first_classes
 
 if TYPE_CHECKING:
-    from carray.manifest.format import Manifest
+    from carray.manifest.manifest_file import Manifest
 
 __all__ = ["FULL", "QUICK", "Plan", "read_curves", "replay_curves", "run_live", "train_curves"]
 
@@ -79,8 +79,8 @@ class Plan:
     def configurations(self) -> list[dict[str, Any]]:
         """Draw the configurations; the default, which a search would try first, is left out."""
         from carray.core.settings import parse_settings
-        from carray.trials.draw import draw_trials
-        from carray.trials.space import TuneSettings
+        from carray.search.proposals import draw_trials
+        from carray.search.space import TuneSettings
 
         wanted = self.settings("none")
         wanted["search"] = {**wanted["search"], "trials": self.trials + 1}

@@ -18,8 +18,8 @@ import simplejpeg
 from PIL import Image
 
 from carray.core.errors import DecodeError
-from carray.jpegs import keeps_coefficients
-from carray.pixels import PixelSettings, decode
+from carray.images.jpegs import keeps_coefficients
+from carray.images.pixels import PixelSettings, decode
 from jobs.bench.rows import cores
 
 __all__ = ["COLUMNS", "measure_cost", "measure_kinds"]

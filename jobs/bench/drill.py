@@ -86,13 +86,13 @@ class Search:
 
     def entries(self) -> list[dict[str, Any]]:
         """Read the log as it stands."""
-        from carray.trials.format import read_log
+        from carray.search.run_folder import read_log
 
         return read_log(self.run)
 
     def wait_for_epochs(self, count: int) -> bool:
         """Wait until so many epochs are logged; gives whether the command still runs then."""
-        from carray.core.storage import join, list_files
+        from carray.core.store.files import join, list_files
 
         until = time.monotonic() + _PATIENCE_SECONDS
         while self.alive and time.monotonic() < until:
@@ -181,7 +181,7 @@ def drill(search: Search, kinds: Sequence[str], reference: Reference, dice: rand
 
 def _unlawful(search: Search, reference: Reference) -> list[str]:
     """Say what cannot be explained by another order of the same trials."""
-    from carray.trials.replay_on_ray import replay
+    from carray.search.replay_on_ray import replay
 
     return disagreements(reference, search.entries(), _done(search)) + replay(search.run)
 
@@ -197,7 +197,7 @@ def _strike(search: Search, kind: str) -> bool:
 
 
 def _done(search: Search) -> dict[str, Any]:
-    from carray.core.storage import join, read_json
+    from carray.core.store.files import join, read_json
 
     return dict(read_json(join(search.run, "done.json")))
 
@@ -213,10 +213,10 @@ def _left(search: Search) -> list[str]:
 
 def main(manifest: str, run: str, scheduler: str) -> None:
     """Run, or go on with, the drilled search, on a private Ray of one core."""
-    from carray.core.on_ray import start_ray
+    from carray.core.ray.connect import start_ray
     from carray.core.settings import parse_settings
-    from carray.trials.on_ray import search
-    from carray.trials.space import TuneSettings
+    from carray.search.search_on_ray import search
+    from carray.search.space import TuneSettings
 
     wanted = {**SETTINGS, "search": {**SETTINGS["search"], "scheduler": scheduler}}
     with start_ray(num_cpus=1):

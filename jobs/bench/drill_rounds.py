@@ -97,8 +97,8 @@ def _line(number: int, times: int, outcome: Outcome) -> str:
 
 
 def _draw(work: Path) -> str:
-    from carray.drawing import draw_dataset
-    from carray.manifest.build import prepare
+    from carray.manifest.prepare import prepare
+    from carray.testing.drawing import draw_dataset
 
     manifest = str(work / "manifest.parquet")
     draw_dataset(work / "images", images_per_class=IMAGES_PER_CLASS)

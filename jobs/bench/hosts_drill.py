@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from carray.core.storage import join, list_files, read_bytes, read_json
-from carray.trials import format as runs
+from carray.core.store.files import join, list_files, read_bytes, read_json
+from carray.search import run_folder
 from jobs.bench.classify_check import inspect_output
 from jobs.bench.drill_compare import disagreements
 from jobs.bench.hosts_losses import SURVIVED, strike
@@ -139,20 +139,20 @@ def _rewritten(before: Finished, after: Finished) -> list[str]:
 
 def _unlike_search(scene: Scene, search: Submission) -> list[str]:
     """Say what cannot be explained by another order of the same trials, and which weights are not their epoch's."""
-    from carray.trials.checkpoint import safetensors_metadata
-    from carray.trials.replay_on_ray import replay
+    from carray.search.replay_on_ray import replay
+    from carray.search.train.checkpoint import safetensors_metadata
 
-    done, entries = read_json(join(search.out, "done.json")), runs.read_log(search.out)
+    done, entries = read_json(join(search.out, "done.json")), run_folder.read_log(search.out)
     found = disagreements(scene.search, entries, done) + replay(search.out)
-    trials = runs.read_trials(search.out).to_dict("records")
+    trials = run_folder.read_trials(search.out).to_dict("records")
     packed = read_json(join(search.out, "bundle", "bundle.json"))["search"]
     if (packed["trial_id"], packed["epoch"]) != (trials[0]["trial_id"], trials[0]["best_epoch"]):
         found.append(f"the bundle is of {packed['trial_id']}, epoch {packed['epoch']}, not of the best")
     for row in trials:
-        epoch = safetensors_metadata(read_bytes(runs.best_weights(search.out, row["trial_id"])))["epoch"]
+        epoch = safetensors_metadata(read_bytes(run_folder.best_weights(search.out, row["trial_id"])))["epoch"]
         if int(epoch) != row["best_epoch"]:
             found.append(f"{row['trial_id']} keeps the weights of epoch {epoch}, its best is {row['best_epoch']}")
-        kept = {uri.rsplit("/", 1)[-1] for uri in list_files(runs.trial_folder(search.out, row["number"]))}
+        kept = {uri.rsplit("/", 1)[-1] for uri in list_files(run_folder.trial_folder(search.out, row["number"]))}
         found += [f"{name} of {row['trial_id']} was left" for name in sorted(kept - {"best.safetensors", "trial.json"})]
     return found
 

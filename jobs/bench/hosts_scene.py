@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from carray.core.storage import join, read_json
-from carray.trials.format import read_log
+from carray.core.store.files import join, read_json
+from carray.search.run_folder import read_log
 from jobs.bench.classify_check import Truth, read_truth
 from jobs.bench.drill_compare import Reference
 
@@ -117,8 +117,8 @@ def _run(*jobs: Submission) -> None:
 
 def _fill_store(cluster: Cluster, work: Path) -> None:
     """Draw photographs and broken files into the store, and prepare a manifest of the photographs there."""
-    from carray.drawing import draw_broken_files, draw_dataset
-    from carray.manifest.build import prepare
+    from carray.manifest.prepare import prepare
+    from carray.testing.drawing import draw_broken_files, draw_dataset
 
     os.environ.update(cluster.store.environment)  # this machine is the one that prepares, and looks at what came out
     folder, client = work / "images", cluster.store.client()

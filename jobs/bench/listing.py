@@ -45,9 +45,9 @@ def measure_listing(keys: int, layout: str, threads: int) -> dict[str, Any]:
 
 
 def _plan(layout: str, threads: int) -> dict[str, Any]:
-    from carray.predictions.format import ClassifySettings
-    from carray.predictions.ledger import RunRecord
-    from carray.predictions.plan import plan_run
+    from carray.classify.ledger import RunRecord
+    from carray.classify.plan import plan_run
+    from carray.classify.predictions_folder import ClassifySettings
 
     names: dict[str, Any] = {"run_id": "r", "bundle_id": "b", "bundle": "b", "source": "s3://bucket", "runtime": "fp32"}
     wanted = RunRecord(version=1, **names, split=None, all_files=False, columns=[], created_at="", software={})

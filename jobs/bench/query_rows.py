@@ -16,11 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from carray.classify.predictions_folder import KIND, PREDICTION_SCHEMA, VERSION, part_name
 from carray.core.progress import Progress
-from carray.core.storage import write_json
+from carray.core.store.files import write_json
 from carray.core.tables import write_table
-from carray.predictions.format import KIND, PREDICTION_SCHEMA, VERSION, part_name
-from carray.vehicles import VEHICLE_COLUMNS, vehicle_columns
+from carray.images.vehicles import VEHICLE_COLUMNS, vehicle_columns
 
 __all__ = ["CLASSES", "ROWS_PER_FILE", "write_labels", "write_run"]
 

@@ -26,8 +26,8 @@ def tune_as_documented(arm: Arm, folder: Path) -> list[dict[str, Any]]:
     """Search as documented; gives number, epoch, seconds and val_top1 of every epoch of every trial."""
     from ray import tune
 
-    from carray.core.on_ray import start_ray
-    from carray.manifest.format import read_manifest
+    from carray.core.ray.connect import start_ray
+    from carray.manifest.manifest_file import read_manifest
 
     manifest = read_manifest(arm.manifest)
     index = {name: i for i, name in enumerate(manifest.classes)}
@@ -77,8 +77,8 @@ def train_photographs(config: dict[str, Any], shared: dict[str, Any]) -> None:
     import torch
     from ray import tune
 
-    from carray.trials.hyper import read_hyper
-    from carray.trials.nets import build_net, freeze, train_mode
+    from carray.search.train.hyperparameters import read_hyper
+    from carray.search.train.nets import build_net, freeze, train_mode
 
     number, values = config["trial"]
     hyper = read_hyper(values)

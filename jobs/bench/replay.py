@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 if TYPE_CHECKING:
-    from carray.trials.record import SearchLog
+    from carray.search.run_log import SearchLog
 
 __all__ = ["Costs", "Curve", "Replay", "Sooner", "compare", "highest_common", "interval", "replay", "shuffles"]
 
@@ -128,8 +128,8 @@ def replay(
 
 def _scheduler(curves: Sequence[Curve], scheduler: str, reduction_factor: float, grace_epochs: int) -> Any:
     """Give what says whether a trial goes on after an epoch: the search's own scheduler, with a log in memory."""
-    from carray.trials.schedulers_on_ray import FamilyScheduler
-    from carray.trials.space import SearchSettings
+    from carray.search.schedulers_on_ray import FamilyScheduler
+    from carray.search.space import SearchSettings
 
     logging.getLogger("ray.tune.schedulers").setLevel(logging.ERROR)
     search = SearchSettings.model_validate(

@@ -15,8 +15,8 @@ from unittest.mock import patch
 
 from object_store import start_store
 
-from carray.core.images import fetch_image
-from carray.core.s3 import s3_client
+from carray.core.store.image_bytes import fetch_image
+from carray.core.store.s3 import s3_client
 
 __all__ = ["COLUMNS", "THREADS", "measure_reads"]
 

@@ -13,8 +13,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from carray.predictions.format import ClassifySettings
-from carray.predictions.shards import shard_images
+from carray.classify.predictions_folder import ClassifySettings
+from carray.classify.shards import shard_images
 
 __all__ = ["Constants", "cut", "simulate"]
 

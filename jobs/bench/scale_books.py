@@ -13,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
 
-from carray.core.storage import join, write_bytes, write_json
-from carray.predictions.format import part_name
-from carray.predictions.ledger import LedgerEntry, done_shards, enter_shard
-from carray.trials import format as runs
-from carray.trials.draw import draw_trials
-from carray.trials.space import TuneSettings
+from carray.classify.ledger import LedgerEntry, done_shards, enter_shard
+from carray.classify.predictions_folder import part_name
+from carray.core.store.files import join, write_bytes, write_json
+from carray.search import run_folder
+from carray.search.proposals import draw_trials
+from carray.search.space import TuneSettings
 
 __all__ = ["Row", "decisions", "ledger", "log", "proposals"]
 
@@ -47,29 +47,29 @@ def log(run: str, trials: int, epochs: int) -> Iterator[Row]:
     """Write a search's log as its driver does, read it back as a second start does, and derive the tables."""
     settings = TuneSettings.model_validate({"search": {"trials": trials, "epochs": epochs}})
     configurations = [hyper.model_dump(mode="json") for hyper in draw_trials(settings)]
-    fingerprint = {"version": runs.VERSION, "manifest": "m", "manifest_fingerprint": "0", "created_at": ""}
+    fingerprint = {"version": run_folder.VERSION, "manifest": "m", "manifest_fingerprint": "0", "created_at": ""}
     stored = fingerprint | {"settings": settings.model_dump(mode="json"), "configurations": configurations}
-    write_json(join(run, runs.SEARCH), stored)
+    write_json(join(run, run_folder.SEARCH), stored)
     entries = list(made_up_log(trials, epochs))
     few = entries[:100]
     started = time.perf_counter()
     for entry in few:
-        runs.write_log_entry(run, entry)
+        run_folder.write_log_entry(run, entry)
     yield "log_write", len(few) / (time.perf_counter() - started), "epochs a second", len(few)
     with ThreadPoolExecutor(_WRITERS) as pool:
-        list(pool.map(lambda entry: runs.write_log_entry(run, entry), entries[100:]))
-    seconds, found = _timed(lambda: runs.read_log(run))
+        list(pool.map(lambda entry: run_folder.write_log_entry(run, entry), entries[100:]))
+    seconds, found = _timed(lambda: run_folder.read_log(run))
     if len(found) != len(entries):
         raise SystemExit(f"{len(found)} of {len(entries)} epochs were found")
     yield "log_read", len(entries) / seconds, "epochs a second", len(entries)
-    seconds, _ = _timed(lambda: runs.write_tables(run))
+    seconds, _ = _timed(lambda: run_folder.write_tables(run))
     yield "tables", seconds, "seconds", len(entries)
 
 
 def decisions(scheduler: str, trials: int, epochs: int) -> Iterator[Row]:
     """Have every epoch of many trials decided on, with a log that is kept in memory."""
-    from carray.trials.record import SearchLog
-    from carray.trials.schedulers_on_ray import FamilyScheduler
+    from carray.search.run_log import SearchLog
+    from carray.search.schedulers_on_ray import FamilyScheduler
 
     class Kept:
         def __init__(self) -> None:
@@ -103,7 +103,7 @@ def decisions(scheduler: str, trials: int, epochs: int) -> Iterator[Row]:
 
 def proposals(trials: int) -> Iterator[Row]:
     """Have TPE propose a configuration when so many trials have ended."""
-    from carray.trials.tpe import Observation, propose
+    from carray.search.tpe import Observation, propose
 
     settings = TuneSettings.model_validate({"search": {"trials": trials + 1, "searcher": "tpe"}})
     drawn = draw_trials(settings)
@@ -119,7 +119,7 @@ def made_up_log(trials: int, epochs: int) -> Iterator[dict[str, Any]]:
         score = (number * 7919 % trials) / trials * (1 - 0.5**epoch)
         yield {
             "sequence": step + 1,
-            "trial_id": runs.trial_id(number),
+            "trial_id": run_folder.trial_id(number),
             "number": number,
             "family": "cnn" if number % 2 else "transfer",
             "epoch": epoch,

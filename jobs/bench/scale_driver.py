@@ -10,9 +10,9 @@ import sys
 import time
 from typing import Any
 
-from carray.core.on_ray import start_ray
-from carray.predictions.ledger import LedgerEntry
-from carray.predictions.workers_on_ray import Pool, run_shards
+from carray.classify.ledger import LedgerEntry
+from carray.classify.worker_on_ray import Pool, run_shards
+from carray.core.ray.connect import start_ray
 
 __all__ = ["Idle", "hand_out"]
 

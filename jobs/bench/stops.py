@@ -93,10 +93,10 @@ def set_scene(work: Path, *, images_per_class: int = 60) -> Scene:
     """Draw images, train a small network on them, and classify a few."""
     from carray.bundle.winner import keep_trained
     from carray.core.settings import parse_settings
-    from carray.drawing import draw_dataset
-    from carray.manifest.build import prepare
-    from carray.trials.recipe import TrainSettings
-    from carray.trials.train import train
+    from carray.manifest.prepare import prepare
+    from carray.search.train_one import train
+    from carray.search.train_settings import TrainSettings
+    from carray.testing.drawing import draw_dataset
 
     images, manifest, run = work / "images", work / "manifest.parquet", work / "run"
     draw_dataset(images, images_per_class=images_per_class)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from carray.manifest.format import Manifest, read_manifest, write_manifest
+from carray.manifest.manifest_file import Manifest, read_manifest, write_manifest
 
 __all__ = ["few_images", "first_classes", "share_of_images"]
 

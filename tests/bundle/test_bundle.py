@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import carray
-from carray.bundle.build import generate_probes, pack_bundle
+from carray.bundle.bundle_folder import Acceptance, open_bundle, read_bundle_file, write_info
 from carray.bundle.calibration import fit_temperature, mean_nll
-from carray.bundle.format import Acceptance, open_bundle, read_bundle_file, write_info
-from carray.bundle.predict import Scorer, prediction_text, resolve_runtime, score_columns
+from carray.bundle.pack import generate_probes, pack_bundle
+from carray.bundle.scorer import Scorer, prediction_text, resolve_runtime, score_columns
 from carray.core.errors import BundleError, SettingsError
-from carray.pixels import decode, view
+from carray.images.pixels import decode, view
 
 FILES = ["weights.safetensors", "model.onnx", "probes.safetensors"]
 
@@ -107,10 +107,10 @@ def test_a_machine_that_computes_other_logits_is_refused(copy: Path, monkeypatch
 def test_export_that_is_another_model_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from carray.pixels import PixelSettings
-    from carray.trials import export
-    from carray.trials.hyper import CnnHyper
-    from carray.trials.nets import build_net
+    from carray.images.pixels import PixelSettings
+    from carray.search.train import export
+    from carray.search.train.hyperparameters import CnnHyper
+    from carray.search.train.nets import build_net
 
     hyper = CnnHyper(input_size=16, stages=1, width=4)
     other, _ = export.export_onnx(build_net(hyper, class_count=2).eval(), generate_probes(16), fast=True)

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from carray.bundle import build
-from carray.bundle.build import pack_bundle
-from carray.bundle.certify import Views, add_int8
-from carray.bundle.predict import Scorer
+from carray.bundle import pack
+from carray.bundle.certificates import Views, add_int8
+from carray.bundle.pack import pack_bundle
+from carray.bundle.scorer import Scorer
 from carray.core.errors import SettingsError
-from carray.pixels import PixelSettings
-from carray.tensors.format import Block
-from carray.trials import export
-from carray.trials.export import check_backbones
-from carray.trials.fit import Fit
-from carray.trials.hyper import TransferHyper
+from carray.images.pixels import PixelSettings
+from carray.search.train import export
+from carray.search.train.export import check_backbones
+from carray.search.train.fit import Fit
+from carray.search.train.hyperparameters import TransferHyper
+from carray.tensors.block import Block
 
 FAMILIES = {
     "ResNet": ("test_resnet", 64),
@@ -64,7 +64,7 @@ def test_a_family_trains_exports_quantises_and_classifies(
 ) -> None:
     backbone, size = FAMILIES[family]
     if family not in NEWER:
-        monkeypatch.setattr(build, "export_onnx", partial(export.export_onnx, fast=True))
+        monkeypatch.setattr(pack, "export_onnx", partial(export.export_onnx, fast=True))
     pixels, block = PixelSettings(decode_size=size, input_size=size, view_crop=1.0), two_colours(size)
     hyper = TransferHyper(backbone=backbone, weights="none", input_size=size, last_stages=1, batch_images=24)
     check_backbones([hyper])

@@ -13,18 +13,18 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from carray.bundle.build import pack_bundle
-from carray.bundle.certify import Views, add_int8, judge
-from carray.bundle.format import TRAINED_ON, BundleInfo, open_bundle, write_bundle, write_info
+from carray.bundle.bundle_folder import TRAINED_ON, BundleInfo, open_bundle, write_bundle, write_info
+from carray.bundle.certificates import Views, add_int8, judge
 from carray.bundle.originals import measure_full_decode, quantise_bundle
-from carray.bundle.predict import Scorer, resolve_runtime
+from carray.bundle.pack import pack_bundle
+from carray.bundle.scorer import Scorer, resolve_runtime
 from carray.bundle.trained_on import pack_trained_on
 from carray.core.errors import BundleError, DataError, SettingsError
-from carray.manifest.format import MANIFEST_SCHEMA, read_manifest, write_manifest
-from carray.pixels import PixelSettings
-from carray.trials.export import export_onnx
-from carray.trials.hyper import CnnHyper
-from carray.trials.nets import build_net
+from carray.images.pixels import PixelSettings
+from carray.manifest.manifest_file import MANIFEST_SCHEMA, read_manifest, write_manifest
+from carray.search.train.export import export_onnx
+from carray.search.train.hyperparameters import CnnHyper
+from carray.search.train.nets import build_net
 
 SIZE, CLASSES = 32, ["Acura RL Sedan 2012", "Acura TL Sedan 2012", "Audi A5 Coupe 2012", "unknown"]
 PIXELS = PixelSettings(decode_size=SIZE, input_size=SIZE, view_crop=1.0)
@@ -207,7 +207,7 @@ def test_a_network_that_cannot_be_quantised_has_a_bundle_without_int8(
     def fail(*_: object) -> bytes:
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr("carray.bundle.certify.quantise_model", fail)
+    monkeypatch.setattr("carray.bundle.certificates.quantise_model", fail)
     certificate = add_int8(str(copy), views).certificates["int8"]
     assert not certificate.holds
     assert certificate.reason == "onnxruntime cannot quantise this network (RuntimeError: no such operator)"

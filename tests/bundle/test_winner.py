@@ -12,20 +12,20 @@ import pandas as pd
 import pytest
 import torch
 
-from carray.bundle import build, certify, winner
-from carray.bundle.build import pack_winner
-from carray.bundle.format import open_bundle, read_bundle_file
+from carray.bundle import certificates, pack, winner
+from carray.bundle.bundle_folder import open_bundle, read_bundle_file
+from carray.bundle.pack import pack_winner
 from carray.bundle.trained_on import mask_trained_on
 from carray.bundle.winner import export_trial, keep_trained, keep_winner, refit
 from carray.core.errors import BundleError, SearchError, SettingsError
 from carray.core.settings import parse_settings
-from carray.core.storage import join, read_json, write_json
-from carray.drawing import draw_dataset
-from carray.manifest.build import prepare
-from carray.manifest.format import read_manifest, write_manifest
-from carray.trials.format import best_weights, delete_tables, read_trials, write_tables, write_trial_end
-from carray.trials.recipe import TrainSettings
-from carray.trials.train import refit_run, train
+from carray.core.store.files import join, read_json, write_json
+from carray.manifest.manifest_file import read_manifest, write_manifest
+from carray.manifest.prepare import prepare
+from carray.search.run_folder import best_weights, delete_tables, read_trials, write_tables, write_trial_end
+from carray.search.train_one import refit_run, train
+from carray.search.train_settings import TrainSettings
+from carray.testing.drawing import draw_dataset
 
 CNN = {"family": "cnn", "input_size": 32, "stages": 2, "width": 8, "batch_images": 16, "learning_rate": 0.003}
 
@@ -116,16 +116,16 @@ def test_a_winner_that_cannot_be_packed_gives_way_to_the_next_best(
 ) -> None:
     first, second = read_trials(run)["trial_id"]
     shutil.rmtree(join(run, "bundle"))
-    packed, export_onnx = build._pack_trial, build.export_onnx
+    packed, export_onnx = pack._pack_trial, pack.export_onnx
     failing = {first}
 
-    def pack(run: str, search: Any, row: Any, *rest: Any) -> Any:
+    def pack_or_fail(run: str, search: Any, row: Any, *rest: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
             if row["trial_id"] in failing:  # a network that no exporter knows
-                patch.setattr(build, "export_onnx", lambda net, pixels: export_onnx(Unknown(net), pixels))
+                patch.setattr(pack, "export_onnx", lambda net, pixels: export_onnx(Unknown(net), pixels))
             return packed(run, search, row, *rest)
 
-    monkeypatch.setattr(build, "_pack_trial", pack)
+    monkeypatch.setattr(pack, "_pack_trial", pack_or_fail)
     assert note(keep_winner(run))["trial_id"] == second
     assert f"{first} cannot be packed, so the next best is tried instead: neither of" in capsys.readouterr().err
     with pytest.raises(BundleError, match="neither of torch's exporters"):
@@ -221,7 +221,7 @@ def test_a_refit_packs_its_last_epoch_with_the_temperature_before_it(
 ) -> None:
     from safetensors.numpy import load
 
-    monkeypatch.setattr(certify, "CERTIFY_IMAGES_LEAST", 5)
+    monkeypatch.setattr(certificates, "CERTIFY_IMAGES_LEAST", 5)
     before = open_bundle(join(run, "bundle"))
     out = str(tmp_path / "refit")
     bundle = refit(run, "1", manifest=manifest, out=out)["bundle"]

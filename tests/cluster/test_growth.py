@@ -50,8 +50,8 @@ def test_what_no_machine_has_is_refused_before_any_comes(
 
 
 def test_a_search_that_asks_for_too_much_is_refused(growing: dict[str, str], tmp_path: Path) -> None:
-    from carray.drawing import draw_dataset
-    from carray.manifest.build import prepare
+    from carray.manifest.prepare import prepare
+    from carray.testing.drawing import draw_dataset
 
     draw_dataset(tmp_path / "images", images_per_class=6)
     prepare(str(tmp_path / "images"), out=str(tmp_path / "manifest.parquet"))

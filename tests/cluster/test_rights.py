@@ -115,7 +115,7 @@ def watched(
     s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., tuple[set[str], set[str]]]:
     """Give a function that runs a carray command against buckets of its own, and says what its policy made of it."""
-    from carray.core.s3 import forget_client
+    from carray.core.store.s3 import forget_client
 
     monkeypatch.setenv("CARRAY_CACHE", str(tmp_path / "cache"))
 
@@ -199,8 +199,8 @@ def test_classification_needs_its_policy_and_all_of_it(
 def test_a_search_needs_its_policy_and_all_of_it(
     ray_cluster: object, watched: Any, s3_server: S3Server, tmp_path: Path
 ) -> None:
-    from carray.drawing import draw_dataset
-    from carray.manifest.build import prepare
+    from carray.manifest.prepare import prepare
+    from carray.testing.drawing import draw_dataset
 
     images, results = buckets(s3_server)
     draw_dataset(tmp_path / "drawn", images_per_class=6)

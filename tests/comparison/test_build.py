@@ -15,10 +15,10 @@ from written_predictions import BROKEN, SHARDS, row, write_predictions
 from carray.__main__ import main
 from carray.comparison.build import compare_bundles, compare_runs, comparison_text
 from carray.core.errors import SchemaError, SettingsError
-from carray.core.storage import list_files, read_json, write_bytes
+from carray.core.store.files import list_files, read_json, write_bytes
 from carray.core.tables import table_metadata
 from carray.evaluation.metrics import wilson_interval
-from carray.manifest.format import read_manifest, write_manifest
+from carray.manifest.manifest_file import read_manifest, write_manifest
 
 AUDI, BMW = "Audi A5 Coupe 2012", "BMW X5 SUV 2007"
 
@@ -151,12 +151,12 @@ def two_bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str
     """Give two tiny bundles that say different things, and a manifest of drawn cars."""
     import torch
 
-    from carray.bundle.build import pack_bundle
-    from carray.drawing import DEMO_CLASSES, draw_dataset
-    from carray.manifest.build import prepare
-    from carray.pixels import PixelSettings
-    from carray.trials.hyper import CnnHyper
-    from carray.trials.nets import build_net
+    from carray.bundle.pack import pack_bundle
+    from carray.images.pixels import PixelSettings
+    from carray.manifest.prepare import prepare
+    from carray.search.train.hyperparameters import CnnHyper
+    from carray.search.train.nets import build_net
+    from carray.testing.drawing import DEMO_CLASSES, draw_dataset
 
     folder = tmp_path_factory.mktemp("two")
     draw_dataset(folder / "images", images_per_class=6)

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from carray.core.errors import SchemaError, StorageError
-from carray.core.storage import join
+from carray.core.store.files import join
 from carray.core.tables import read_table, table_from_rows, table_metadata, write_table
 
 SCHEMA = pa.schema([("uri", pa.string()), ("year", pa.int16()), ("tags", pa.list_(pa.string()))])

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from carray.classify.listing import open_source
+from carray.classify.predictions_folder import ClassifySettings
 from carray.core.errors import CarrayError, SchemaError, SettingsError
-from carray.core.storage import write_bytes
+from carray.core.store.files import write_bytes
 from carray.core.uri_tables import UriTable, parse_columns
 from carray.manifest.tables import read_source_table
-from carray.predictions.format import ClassifySettings
-from carray.predictions.listing import open_source
 
 
 def write(folder: Path, text: str, encoding: str = "utf-8", name: str = "t.csv") -> str:

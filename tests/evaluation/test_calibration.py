@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from carray.bundle.format import Acceptance
+from carray.bundle.bundle_folder import Acceptance
 from carray.evaluation import metrics
 
 SCORES = np.array([0.95, 0.95, 0.95, 0.95, 0.55, 0.55])

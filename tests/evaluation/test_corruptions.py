@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from carray.evaluation.corruptions import CORRUPTIONS, PICTURE_SIDE, REENCODED, as_picture
-from carray.pixels import PixelSettings, decode, decode_original, view
+from carray.images.pixels import PixelSettings, decode, decode_original, view
 
 WIDTH, HEIGHT = 160, 120
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from carray.evaluation.report import IMAGES_A_PAIR, LONG_SIDE, PAIRS, take_examples
+from carray.evaluation.evaluate import IMAGES_A_PAIR, LONG_SIDE, PAIRS, take_examples
 from carray.evaluation.score import ScoredSplit
 
 INFO: Any = SimpleNamespace(uses_boxes=False)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from carray.core.errors import SchemaError, SettingsError, StorageError
-from carray.core.storage import write_bytes
+from carray.core.store.files import write_bytes
 from carray.evaluation.outside import auroc_interval, list_outside, outside_fingerprint, pairwise_wins
 
 

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from browser import OpenedPage
 
-from carray.bundle.acceptance import choose_on_logits
+from carray.bundle.bundle_folder import BundleInfo, Certificate
 from carray.bundle.columns import score_columns
-from carray.bundle.format import BundleInfo, Certificate
-from carray.core.storage import read_json
+from carray.bundle.threshold import choose_on_logits
+from carray.core.store.files import read_json
+from carray.evaluation.evaluate import write_evaluation
 from carray.evaluation.page import SECTIONS, write_page
-from carray.evaluation.report import write_evaluation
 from carray.evaluation.score import ScoredSplit
-from carray.pixels import PixelSettings
+from carray.images.pixels import PixelSettings
 
 MARKUP = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 CARS = ["Audi A5 Coupe 2012", "Audi A5 Coupe 2008", "Ram 1500 Crew Cab 2012", "Ram 1500 Quad Cab 2012", "$a_b$ unknown"]

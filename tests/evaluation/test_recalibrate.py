@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 
 from carray.__main__ import main
-from carray.bundle.format import TRAINED_ON, open_bundle, write_bundle, write_info
-from carray.bundle.predict import Classifier, Scorer, prediction_text
+from carray.bundle.bundle_folder import TRAINED_ON, open_bundle, write_bundle, write_info
+from carray.bundle.scorer import Classifier, Scorer, prediction_text
 from carray.bundle.trained_on import pack_trained_on
 from carray.core.errors import BudgetError, SchemaError, SettingsError
 from carray.evaluation.recalibrate import recalibrate
-from carray.manifest.format import MANIFEST_SCHEMA, read_manifest, write_manifest
+from carray.manifest.manifest_file import MANIFEST_SCHEMA, read_manifest, write_manifest
 
 IMAGES, WRONG = 70, 3
 

@@ -14,16 +14,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from carray.bundle.format import open_bundle
-from carray.bundle.predict import Classifier
+from carray.bundle.bundle_folder import open_bundle
+from carray.bundle.scorer import Classifier
 from carray.core.errors import BudgetError, SchemaError, SettingsError
-from carray.core.storage import list_files, write_bytes
+from carray.core.store.files import list_files, write_bytes
 from carray.core.tables import table_metadata
 from carray.evaluation import robustness as robust
 from carray.evaluation.corruptions import Corruption
-from carray.evaluation.report import evaluate
+from carray.evaluation.evaluate import evaluate
 from carray.evaluation.stress import stress, summary_text
-from carray.manifest.format import MANIFEST_SCHEMA, write_manifest
+from carray.manifest.manifest_file import MANIFEST_SCHEMA, write_manifest
 from carray.queries import read_predictions
 
 IMAGES, WRONG, TRAINING = 10, 3, 8
@@ -135,8 +135,8 @@ def test_ood_score_is_measured_by_kind_and_is_the_one_that_classification_writes
 ) -> None:
     from sklearn.metrics import roc_auc_score
 
-    from carray.predictions.format import ClassifySettings
-    from carray.predictions.on_ray import classify
+    from carray.classify.classify_on_ray import classify
+    from carray.classify.predictions_folder import ClassifySettings
 
     out = tmp_path / "out"
     results = stress(small_bundle, manifest, out=str(out), images=None, outside=outside)

@@ -13,7 +13,7 @@ import pytest
 from browser import OpenedPage
 
 from carray.core import page as pages
-from carray.core.storage import write_json
+from carray.core.store.files import write_json
 from carray.core.tables import table_from_rows, write_table
 from carray.evaluation.page import outside_context, robustness_context
 from carray.evaluation.robustness import ROBUSTNESS_SCHEMA, VARIANTS, robustness_rows

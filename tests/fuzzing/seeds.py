@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from carray.classify.predictions_folder import ClassifySettings, prediction_schema
+from carray.classify.shards import SHARD_SCHEMA
 from carray.core.settings import dump_yaml
-from carray.manifest.format import MANIFEST_SCHEMA
-from carray.predictions.format import ClassifySettings, prediction_schema
-from carray.predictions.shards import SHARD_SCHEMA
-from carray.trials.space import TuneSettings
+from carray.manifest.manifest_file import MANIFEST_SCHEMA
+from carray.search.space import TuneSettings
 
 __all__ = ["seeds_of"]
 
@@ -67,8 +67,8 @@ def _pixels() -> list[bytes]:
 
 
 def _bundle() -> list[bytes]:
-    from carray.bundle.format import BundleInfo, bundle_id_of
-    from carray.pixels import PixelSettings
+    from carray.bundle.bundle_folder import BundleInfo, bundle_id_of
+    from carray.images.pixels import PixelSettings
 
     pixels = PixelSettings()
     info = BundleInfo(

@@ -19,33 +19,34 @@ from typing import Any
 import numpy as np
 import pyarrow.fs as pafs
 
-from carray import decoding, pixels
-from carray.bundle.format import open_bundle
+from carray.bundle.bundle_folder import open_bundle
 from carray.bundle.graph import check_graph
-from carray.core import lease, storage
+from carray.classify.attempts import read_attempt
+from carray.classify.ledger import done_shards, read_run, read_totals
+from carray.classify.listing import open_source
+from carray.classify.predictions_folder import ClassifySettings
+from carray.classify.shards import read_notes, read_shard, uncovered
 from carray.core.errors import CarrayError, DecodeError
-from carray.core.images import is_image_key, key_suffix
-from carray.core.lease import hold_run
-from carray.core.s3 import split_uri
 from carray.core.settings import load_settings
+from carray.core.store import files as stored_files
+from carray.core.store import lease
+from carray.core.store.image_bytes import is_image_key, key_suffix
+from carray.core.store.lease import hold_run
+from carray.core.store.s3 import split_uri
+from carray.images import decoding, pixels
+from carray.images.pixels import PixelSettings
+from carray.images.vehicles import parse_vehicle
 from carray.manifest import matlab
 from carray.manifest.devkit import _annotation, read_devkit
-from carray.manifest.format import read_manifest
+from carray.manifest.manifest_file import read_manifest
 from carray.manifest.tables import read_source_table
-from carray.pixels import PixelSettings
-from carray.predictions.attempts import read_attempt
-from carray.predictions.format import ClassifySettings
-from carray.predictions.ledger import done_shards, read_run, read_totals
-from carray.predictions.listing import open_source
-from carray.predictions.shards import read_notes, read_shard, uncovered
 from carray.queries.guard import check_sql
 from carray.queries.labels import open_labels
 from carray.queries.reading import open_predictions, read_predictions
 from carray.queries.sql import connect
 from carray.reports.predictions import readable
-from carray.trials.format import read_log, read_search, read_trial_ends, read_trials
-from carray.trials.space import TuneSettings
-from carray.vehicles import parse_vehicle
+from carray.search.run_folder import read_log, read_search, read_trial_ends, read_trials
+from carray.search.space import TuneSettings
 
 __all__ = ["REPLAYS", "TARGETS", "Target"]
 
@@ -98,8 +99,8 @@ def fuzz_graph(data: bytes) -> None:
 
 def fuzz_checkpoint(data: bytes) -> None:
     """Unpack a training's checkpoint, and read the note of a trial's weights."""
-    from carray.trials.checkpoint import unpack
-    from carray.trials.kept import Kept
+    from carray.search.train.checkpoint import unpack
+    from carray.search.train.trial_files import Kept
 
     with suppress(CarrayError):
         parts, _ = unpack(data, {"net": {}})
@@ -224,12 +225,12 @@ def fuzz_uri(data: bytes) -> None:
     shown = readable(text)
     assert not {unicodedata.category(letter) for letter in shown} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
     try:
-        once = storage.absolute(text)
+        once = stored_files.absolute(text)
     except CarrayError as err:
         assert str(err).isprintable()
         return
-    assert storage.absolute(once) == once
-    if storage.is_s3(once):
+    assert stored_files.absolute(once) == once
+    if stored_files.is_s3(once):
         bucket, _ = split_uri(once)
         assert bucket and "/" not in bucket and "@" not in bucket
     else:
@@ -293,7 +294,7 @@ def list_source(place: str) -> None:
     def take(piece: Any) -> None:
         piece.batch.validate(full=True)
 
-    with changed(storage, _s3=lambda _environment: EMPTY_STORE), suppress(CarrayError):
+    with changed(stored_files, _s3=lambda _environment: EMPTY_STORE), suppress(CarrayError):
         source = open_source(place, ClassifySettings(), uses_boxes=True)
         source.list(take, gaps=[("", None)], threads=1, stop=threading.Event())
 

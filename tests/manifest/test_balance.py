@@ -13,8 +13,8 @@ from PIL import Image
 
 from carray.core.tables import table_metadata
 from carray.manifest.balance import cap_classes
-from carray.manifest.build import prepare
-from carray.manifest.format import read_manifest
+from carray.manifest.manifest_file import read_manifest
+from carray.manifest.prepare import prepare
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from carray.core.errors import SchemaError, SettingsError
-from carray.core.storage import write_bytes
-from carray.manifest.build import prepare
-from carray.manifest.format import read_manifest
+from carray.core.store.files import write_bytes
+from carray.images.vehicles import parse_vehicle
+from carray.manifest.manifest_file import read_manifest
+from carray.manifest.prepare import prepare
 from carray.manifest.sources import Candidates, list_candidates
-from carray.vehicles import parse_vehicle
 
 A, B, C = "Audi A4 2012", "BMW X5 2012", "Volvo C30 2012"
 Read = dict[str, tuple[str | None, str | None]]

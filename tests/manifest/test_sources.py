@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from carray.core.errors import SchemaError, SettingsError, StorageError
-from carray.core.listing import ListedImage
-from carray.core.storage import write_bytes
+from carray.core.store.files import write_bytes
+from carray.core.store.listing import ListedImage
 from carray.manifest.sources import _relative_path, list_candidates
 
 

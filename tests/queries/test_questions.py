@@ -10,9 +10,9 @@ import pytest
 from written_predictions import BROKEN, row, write_predictions
 
 from carray import queries
+from carray.classify.predictions_folder import PREDICTION_SCHEMA
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.tables import table_from_rows, write_table
-from carray.predictions.format import PREDICTION_SCHEMA
 
 ALONE = {name: ask for name, ask in queries.QUESTIONS.items() if not name.startswith(("accuracy", "disagreements"))}
 

@@ -10,9 +10,9 @@ import pytest
 from written_predictions import NOON, row, write_predictions
 
 from carray import queries
+from carray.classify.predictions_folder import prediction_schema
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.tables import table_from_rows, write_table
-from carray.predictions.format import prediction_schema
 from carray.queries import sql as module
 
 

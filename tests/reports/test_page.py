@@ -19,9 +19,9 @@ from PIL import Image
 from written_buckets import LABELS, failed, of_files, scored, write_predictions
 
 from carray.__main__ import main
-from carray.commands.pages import report
+from carray.cli.pages import report
 from carray.core.errors import SchemaError, SettingsError
-from carray.core.storage import read_bytes, write_bytes, write_json
+from carray.core.store.files import read_bytes, write_bytes, write_json
 from carray.reports.predictions import MOST_THUMBNAILS, THUMBNAILS, write_report
 
 MARKUP = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> & {{ 7 * 7 }}"

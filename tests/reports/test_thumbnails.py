@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from carray.core.errors import FetchError, StorageError
-from carray.core.images import fetch_image
+from carray.core.store.image_bytes import fetch_image
 from carray.reports import thumbnails
 from carray.reports.thumbnails import THUMBNAIL_PIXELS, Thumbnail, read_thumbnails
 

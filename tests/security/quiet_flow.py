@@ -36,7 +36,7 @@ def flow(folder: str, bundle: str) -> dict[str, int]:
     run("evaluate", bundle, "--manifest", manifest, "--split", "train", "--out", f"{folder}/evaluation")
     run("predict", bundle, f"{folder}/images/unknown/0.jpg")
     counted = {"without Ray": attempts()}
-    from carray.core.on_ray import start_ray
+    from carray.core.ray.connect import start_ray
 
     with start_ray(num_cpus=1):
         counted["starting Ray"] = attempts() - counted["without Ray"]

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from carray.core.errors import DecodeError
-from carray.decoding import MAX_PIXELS, MAX_SCANS
-from carray.pixels import PixelSettings, decode
+from carray.images.decoding import MAX_PIXELS, MAX_SCANS
+from carray.images.pixels import PixelSettings, decode
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = PixelSettings(decode_size=32, input_size=24)
@@ -76,7 +76,7 @@ def test_a_progressive_jpeg_of_many_scans_is_refused_and_a_film_behind_one_is_no
 MEASURE = """
 import re, sys
 import cv2, simplejpeg, PIL.Image
-from carray.pixels import PixelSettings, decode
+from carray.images.pixels import PixelSettings, decode
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1e6
 before = peak()
@@ -100,7 +100,7 @@ MEASURE_THREADS = (
     MEASURE.partition("before =")[0]
     + """
 from concurrent.futures import ThreadPoolExecutor
-from carray import pixels
+from carray.images import pixels
 from carray.core.at_once import ByteBudget
 pixels._MEMORY = ByteBudget(300_000_000)
 data = open(sys.argv[1], "rb").read()

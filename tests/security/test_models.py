@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from carray.bundle.format import MODEL, WEIGHTS, bundle_id_of, open_bundle
+from carray.bundle.bundle_folder import MODEL, WEIGHTS, bundle_id_of, open_bundle
 from carray.bundle.graph import check_graph
-from carray.bundle.predict import Scorer
+from carray.bundle.scorer import Scorer
 from carray.core.errors import BundleError, SettingsError
-from carray.pixels import PixelSettings
+from carray.images.pixels import PixelSettings
 
 
 class Trap:
@@ -66,7 +66,7 @@ def test_a_pickle_as_checkpoint_is_refused(tmp_path: Path) -> None:
 
     import torch
 
-    from carray.trials.checkpoint import unpack
+    from carray.search.train.checkpoint import unpack
 
     buffer = io.BytesIO()
     torch.save({"net": Trap(tmp_path / "sprung")}, buffer)
@@ -80,7 +80,7 @@ def test_a_pickle_as_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_a_pickle_as_weights_file_is_refused(tmp_path: Path, name: str) -> None:
     import torch
 
-    from carray.trials.weights import build_trunk
+    from carray.search.train.weights import build_trunk
 
     torch.save({"conv_stem.weight": Trap(tmp_path / "sprung")}, tmp_path / name)
     given = tmp_path if name.startswith("tf_") else tmp_path / name

@@ -8,14 +8,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from carray.bundle.format import open_bundle, read_bundle_file
+from carray.bundle.bundle_folder import open_bundle, read_bundle_file
+from carray.classify.listing import open_source
+from carray.classify.predictions_folder import ClassifySettings
 from carray.core.errors import BundleError, CarrayError
-from carray.core.storage import absolute, write_json
-from carray.evaluation.report import evaluate
-from carray.manifest.build import prepare
+from carray.core.store.files import absolute, write_json
+from carray.evaluation.evaluate import evaluate
+from carray.manifest.prepare import prepare
 from carray.manifest.tables import read_source_table
-from carray.predictions.format import ClassifySettings
-from carray.predictions.listing import open_source
 from carray.reports.predictions import write_report
 
 CLIMBING = ["../../climbed", "/climbed", "..", "a/../../climbed", "..\\climbed", "%2e%2e%2fclimbed"]
@@ -90,7 +90,7 @@ def test_an_inventory_reads_no_file_beside_its_own(tmp_path: Path, key: str, mon
     }
     write_json(f"{tmp_path}/inventory/day/manifest.json", manifest)
     source = open_source(f"{tmp_path}/inventory/day/manifest.json", ClassifySettings(), uses_boxes=False)
-    monkeypatch.setattr("carray.core.storage.TRIES", 1)
+    monkeypatch.setattr("carray.core.store.files.TRIES", 1)
     with pytest.raises(CarrayError) as caught:
         source.list(lambda piece: None, gaps=[("", None)], threads=1, stop=threading.Event())
     assert "s3://store/" in str(caught.value)  # the store is asked, which gives what the role may read

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from secret_search import files_below, leaks
 
 from carray.core.tables import write_table
-from carray.drawing import DEMO_CLASSES, draw_dataset
+from carray.testing.drawing import DEMO_CLASSES, draw_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from carray.core.aws import s3_endpoint
+from carray.classify.listing import open_source
+from carray.classify.predictions_folder import ClassifySettings
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.settings import load_settings
-from carray.core.storage import absolute
+from carray.core.store.aws import s3_endpoint
+from carray.core.store.files import absolute
 from carray.manifest.tables import read_source_table
-from carray.predictions.format import ClassifySettings
-from carray.predictions.listing import open_source
-from carray.trials.space import TuneSettings
+from carray.search.space import TuneSettings
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join(['*' + chr(ord(name) - 1)] * 10)}]\n" for name in "bcdefghij"

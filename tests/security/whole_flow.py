@@ -18,7 +18,7 @@ import ray
 from ray.job_submission import JobSubmissionClient
 
 from carray.__main__ import main
-from carray.core.on_ray import start_ray
+from carray.core.ray.connect import start_ray
 
 SETTINGS = """
 search: {trials: 1, epochs: 1}

@@ -12,12 +12,12 @@ import pytest
 from filelock import FileLock
 
 from carray.core.errors import DataError
-from carray.manifest.build import prepare
-from carray.manifest.format import Manifest, read_manifest
-from carray.pixels import PixelSettings, decode, view
+from carray.images.pixels import PixelSettings, decode, view
+from carray.manifest.manifest_file import Manifest, read_manifest
+from carray.manifest.prepare import prepare
 from carray.tensors.batches import balanced_weights, batch_rows, epoch_order, train_batches, view_batches
-from carray.tensors.build import ensure_block
-from carray.tensors.format import block_key, block_place
+from carray.tensors.block import block_key, block_place
+from carray.tensors.decode_block import ensure_block
 
 PIXELS = PixelSettings(decode_size=48, input_size=40)
 

@@ -1,0 +1,254 @@
+"""Says what a bundle is: a folder, complete exactly when `bundle.json` exists, and how it is opened.
+
+    weights.safetensors   the network's weights, for further training
+    model.onnx            uint8 NHWC in (batch is dynamic); logits_BK and embedding_BD out; normalisation is inside
+    model.int8.onnx       the same in 8-bit integers, where that passed its certificate
+    probes.safetensors    16 generated images and the logits that each runtime gave for them
+    trained_on.safetensors  hashes of the images that the network was trained on (bundle.trained_on)
+    bundle.json           everything below, written last
+
+Invariants: `bundle_id` is a hash of weights, classes, pixels and temperature, not of metrics or the threshold; each
+file's sha256 is checked before its bytes are used; nothing in a bundle can run code. Version 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from carray.core.errors import BundleError
+from carray.core.settings import Settings
+from carray.core.store.files import absolute, delete, exists, join, read_bytes, read_json, write_bytes
+from carray.images.pixels import PixelSettings
+
+__all__ = [
+    "BUNDLE_JSON",
+    "Acceptance",
+    "BundleInfo",
+    "Certificate",
+    "FileEntry",
+    "bundle_id_of",
+    "open_bundle",
+    "read_bundle_file",
+    "write_bundle",
+    "write_info",
+]
+
+VERSION = 1
+BUNDLE_JSON = "bundle.json"
+WEIGHTS, MODEL, PROBES = "weights.safetensors", "model.onnx", "probes.safetensors"
+TRAINED_ON = "trained_on.safetensors"
+INT8_MODEL = "model.int8.onnx"
+RUNTIME_FILES = {"fp32": MODEL, "int8": INT8_MODEL, "torch-bf16": WEIGHTS}
+"""The file that each runtime reads; a bundle has those runtimes whose file it has."""
+
+
+class FileEntry(Settings):
+    """Names one file of a bundle by its content."""
+
+    sha256: str
+    size_bytes: int
+
+
+class Certificate(Settings):
+    """Says what a runtime lost against fp32 on labelled images, and whether that is little enough for `auto`."""
+
+    holds: bool
+    reason: str = ""
+    """Why it does not hold."""
+    split: str = "val"
+    """The labelled images that judged."""
+    images: int
+    """Of them, those scored by both: none that the judged network was trained on."""
+    images_left_out: int = 0
+    """Of that split, images that do not judge, since the judged network was trained on them."""
+    before_refit: bool = False
+    """Whether the network before a refit was judged, exported and quantised by the same recipe, since the refitted one
+    was trained on these images."""
+    images_seen_in_training: bool = False
+    """In bundles of earlier versions: the network was trained on the images that judged, so the certificate is void."""
+    top1_fp32: float | None = None
+    top1: float | None = None
+    drop_points: float | None = None
+    """Top-1 of fp32 less that of the runtime on the same images, in points of percent."""
+    agreement: float | None = None
+    """Fraction of the images with the same label; null, as all figures, where too few images were there to judge by."""
+    confident_images: int = 0
+    """Those to which fp32 gives a score over 0.8."""
+    agreement_confident: float | None = None
+    """Agreement on them; null where there are none."""
+    calibration: str = ""
+    """How the ranges of activations were chosen; empty where none had to be."""
+    calibration_images: int = 0
+    """Of the training split."""
+    images_per_second: dict[str, dict[int, float]] = Field(default_factory=dict)
+    """By runtime and batch size, on one thread of the machine that measured."""
+    measured_on: str = ""
+    """That machine's processor."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_by_trained_images(cls, values: Any) -> Any:
+        """Withdraw what an earlier version certified on images that the network was trained on."""
+        if not (isinstance(values, dict) and values.get("images_seen_in_training") and values.get("holds")):
+            return values
+        reason = "it was judged by images that the network was trained on; carray quantize --split test judges it anew"
+        return {**values, "holds": False, "reason": reason}
+
+
+class Acceptance(Settings):
+    """Says what to expect of accepting labels from the bundle's threshold on, or why it has none.
+
+    Figures are of fp32's calibrated scores, and null without a threshold.
+    """
+
+    target_precision: float
+    """Share of accepted labels that are to be right."""
+    confidence: float
+    """With which the threshold's true precision is at least that."""
+    split: str
+    """The labelled images that it was chosen on."""
+    images: int
+    """Of them, those that could be read."""
+    manifest_fingerprint: str = ""
+    before_refit: bool = False
+    """Whether the model before a refit gave the scores: no image is left that the refitted one has not learned from."""
+    reason: str = ""
+    """Why no threshold could be chosen."""
+    accepted: int = 0
+    """Images whose score reaches the threshold."""
+    coverage: float | None = None
+    """Share of images accepted, with its two-sided 95 % interval."""
+    coverage_low: float | None = None
+    coverage_high: float | None = None
+    precision: float | None = None
+    """Share of the accepted that are right, with one-sided bounds at `confidence`: the lower is at least the target."""
+    precision_low: float | None = None
+    precision_high: float | None = None
+
+
+class BundleInfo(Settings):
+    """Is what bundle.json holds."""
+
+    version: int
+    bundle_id: str
+    created_at: str
+    classes: list[str] = Field(min_length=1)
+    pixels: PixelSettings
+    uses_boxes: bool
+    """Whether training cut images to their boxes; classify then wants boxes too."""
+    temperature: float = Field(gt=0)
+    """Divides logits before the softmax; fitted on the validation split."""
+    embedding_size: int
+    files: dict[str, FileEntry]
+    metrics: dict[str, dict[str, float]]
+    """Measured at packing, by split."""
+    parity: dict[str, dict[str, float]]
+    """The exported graph against torch on real validation pixels."""
+    certificates: dict[str, Certificate] = Field(default_factory=dict)
+    """By runtime, each against fp32."""
+    accept_threshold: float | None = Field(default=None, ge=0, le=1)
+    """Score from which a label is to be accepted without a look; null while none was chosen, or none could be."""
+    acceptance: Acceptance | None = None
+    """What that threshold promises; null in bundles of before there were any."""
+    net: dict[str, Any]
+    """Family, name, hyper and everything else that builds the network again."""
+    search: dict[str, Any]
+    """How it was found: run, trial, epoch, seed, manifest fingerprint."""
+    software: dict[str, str]
+
+
+def bundle_id_of(
+    weights_sha256: str, *, classes: list[str], pixels: PixelSettings, temperature: float, flip_average: bool = False
+) -> str:
+    """Hash what decides a prediction: 16 hex digits."""
+    decided_by: list[Any] = [weights_sha256, classes, pixels.model_dump(mode="json"), round(temperature, 6)]
+    # Only where it is on, so that the ids of bundles packed before there was a choice stay as they are.
+    decided_by += ["flip_average"] if flip_average else []
+    return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_bundle(uri: str, info: BundleInfo, files: Mapping[str, bytes]) -> BundleInfo:
+    """Write files into a bundle, their hashes into its description, and that last; gives the description.
+
+    Raises:
+        StorageError: storage refused a write.
+    """
+    uri = absolute(uri)
+    entries = {
+        name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)) for name, data in files.items()
+    }
+    info = info.model_copy(update={"files": {**info.files, **entries}})
+    delete(join(uri, BUNDLE_JSON))  # while files change under an older marker, the folder must not look finished
+    for name, data in files.items():
+        write_bytes(join(uri, name), data)
+    write_info(uri, info)
+    return info
+
+
+def write_info(uri: str, info: BundleInfo) -> None:
+    """Write a finished bundle's description anew, in one step, where none of its files changes.
+
+    Raises:
+        StorageError: storage refused it.
+    """
+    write_bytes(join(absolute(uri), BUNDLE_JSON), info.model_dump_json(indent=1).encode() + b"\n")
+
+
+def open_bundle(uri: str) -> BundleInfo:
+    """Read and check a bundle's description.
+
+    Raises:
+        BundleError: no finished bundle lies there, it is of another version, or its description was changed.
+    """
+    uri = absolute(uri)
+    place = join(uri, BUNDLE_JSON)
+    if not exists(place):
+        raise BundleError(
+            f"{uri} holds no {BUNDLE_JSON}, so it is not a finished bundle; give RUN/bundle of a finished tune."
+        )
+    values = read_json(place)
+    if not isinstance(values, Mapping) or values.get("version") != VERSION:
+        seen = values.get("version") if isinstance(values, Mapping) else None
+        raise BundleError(f"{place} is of version {seen!r}, but this carray reads version {VERSION}; pack it again.")
+    try:
+        info = BundleInfo.model_validate(values)
+    except ValidationError as err:
+        first = err.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{place} is damaged: {where} {first['msg'].lower()}; pack the bundle again.") from None
+    expected = bundle_id_of(
+        info.files[WEIGHTS].sha256 if WEIGHTS in info.files else "",
+        classes=info.classes,
+        pixels=info.pixels,
+        temperature=info.temperature,
+        flip_average=bool(info.net.get("flip_average")),
+    )
+    if info.bundle_id != expected:
+        raise BundleError(
+            f"{place} says bundle_id {info.bundle_id}, but its content hashes to {expected}; it was changed."
+        )
+    return info
+
+
+def read_bundle_file(uri: str, info: BundleInfo, name: str) -> bytes:
+    """Read one file of a bundle and check its hash.
+
+    Raises:
+        BundleError: the bundle has no such file, or its bytes are not the ones that were packed.
+        StorageError: the file cannot be read.
+    """
+    if name not in info.files:
+        raise BundleError(f"{uri} has no {name}; it has {', '.join(info.files)}.")
+    data = read_bytes(join(absolute(uri), name))
+    found = hashlib.sha256(data).hexdigest()
+    if found != info.files[name].sha256:
+        raise BundleError(
+            f"{join(uri, name)} has sha256 {found[:16]}…, but {info.files[name].sha256[:16]}… was packed; "
+            "the file is damaged, copy the bundle again."
+        )
+    return data

@@ -1,0 +1,317 @@
+"""Packs a trial's best weights into a bundle, and proves that what was packed is the same model.
+
+From: RUN/trials/ID/best.safetensors, or any `Net`. To: a bundle folder (bundle.bundle_folder), marker last.
+Invariants: the ONNX file takes uint8 NHWC of any batch size and holds its own normalisation; its logits on real
+validation pixels agree with torch's (search.train.export), or nothing is packed.
+Cost: about 15 s, most of it importing torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from carray.bundle.bundle_folder import (
+    MODEL,
+    PROBES,
+    TRAINED_ON,
+    VERSION,
+    WEIGHTS,
+    Acceptance,
+    BundleInfo,
+    bundle_id_of,
+    write_bundle,
+)
+from carray.bundle.calibration import calibrated_metrics, fit_temperature
+from carray.bundle.certificates import add_int8, block_views
+from carray.bundle.originals import measure_full_decode
+from carray.bundle.threshold import choose_on_logits
+from carray.bundle.trained_on import content_ids, pack_trained_on
+from carray.core.errors import BundleError, SettingsError
+from carray.core.progress import say
+from carray.core.store.files import absolute, exists, join, read_bytes
+from carray.images.pixels import PixelSettings
+from carray.manifest.manifest_file import Manifest, read_manifest
+from carray.search import run_folder
+from carray.search.train.export import export_onnx
+
+__all__ = ["generate_probes", "pack_bundle", "pack_winner"]
+
+PARITY_IMAGES = 256
+PROBE_IMAGES = 16
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def pack_winner(
+    run: str,
+    *,
+    trial: str | None = None,
+    to: str | None = None,
+    weights: str | None = None,
+    note: Mapping[str, Any] = {},
+) -> BundleInfo:
+    """Pack a run's best trial (or the named one) into RUN/bundle (or `to`).
+
+    Args:
+        run: The run's folder.
+        trial: Id of the trial.
+        to: Folder of the bundle.
+        weights: File of the weights to pack in place of the trial's own, which then give the temperature and the
+            metrics only: a refit has no images left to measure them on.
+        note: What bundle.json shall say besides of how it was found.
+
+    Raises:
+        SettingsError: no search was ever started there, it has no such trial, or its manifest is another one now.
+        SearchError: no trial came to a result, or the named one did not.
+        BundleError: the exported model is not the same model, or the weights are of another epoch than the table's.
+    """
+    run = absolute(run)
+    search = run_folder.read_search(run)
+    trials = run_folder.read_trials(run)
+    if trial is not None and trial not in set(trials["trial_id"]):
+        raise SettingsError(f"{run} has no trial {trial!r}; allowed are those of carray leaderboard {run}.")
+    row, best = _row_and_weights(run, trials, trial)
+    packed = best if weights is None else _read_weights(weights, note.get("refit_epochs"))
+    say(f"bundle: packing {row['trial_id']} ({row['val_top1']:.1%} validation top-1){', refitted' if weights else ''}")
+    return _pack_trial(run, search, row, to or join(run, "bundle"), best, packed, note)
+
+
+def _row_and_weights(run: str, trials: Any, trial: str | None) -> tuple[dict[str, Any], bytes]:
+    """Give the row of a trial, or of the best, and its weights; those of a running search may change in between."""
+    tries = 1 if exists(join(run, run_folder.TRIALS)) else 5
+    for left in reversed(range(tries)):
+        row = run_folder.best_trial(trials if trial is None else trials[trials["trial_id"] == trial])
+        try:
+            return row, _read_weights(run_folder.best_weights(run, row["trial_id"]), int(row["best_epoch"]))
+        except BundleError:
+            if not left:
+                raise
+        time.sleep(1)  # weights are written before their epoch is logged
+        trials = run_folder.read_trials(run)
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _read_weights(uri: str, epoch: int | None) -> bytes:
+    """Read a trial's weights, which must be those of that epoch.
+
+    Raises:
+        BundleError: they are of another epoch.
+        StorageError: they cannot be read.
+    """
+    data = read_bytes(uri)
+    found = run_folder.weights_epoch(data)
+    if found != epoch:
+        raise BundleError(
+            f"{uri} holds the weights of epoch {found}, and the table says {epoch}, so another process has trained "
+            "there, too; nothing was packed: choose another trial, or search anew in another folder."
+        )
+    return data
+
+
+def _pack_trial(
+    run: str,
+    search: Mapping[str, Any],
+    row: Mapping[str, Any],
+    to: str,
+    best: bytes,
+    packed: bytes,
+    note: Mapping[str, Any],
+) -> BundleInfo:
+    from safetensors.torch import load
+
+    from carray.search.space import TuneSettings
+    from carray.search.train.hyperparameters import read_hyper
+    from carray.search.train.nets import build_net, predict_logits
+    from carray.tensors.batches import view_batch
+    from carray.tensors.decode_block import ensure_block
+
+    settings = TuneSettings.model_validate(search["settings"])
+    values = json.loads(row["hyper"])
+    hyper = read_hyper(values)
+    manifest = _trained_manifest(run, search)
+    net = build_net(hyper, class_count=len(manifest.classes), load_weights=False)
+    net.load_state_dict(load(best))
+    refitted = packed is not best
+    pixels = settings.trial_pixels(hyper)
+    block = ensure_block(manifest, pixels)
+    val_rows_N = block.of_split("val")
+    logits_NK = predict_logits(net, block, val_rows_N, pixels)
+    labels_N = block.labels_N[val_rows_N]
+    unseen_N = _unseen(manifest)
+    temperature = fit_temperature(logits_NK[unseen_N], labels_N[unseen_N]) if unseen_N.any() else 1.0
+    metrics = {"val_before_refit" if refitted else "val": calibrated_metrics(logits_NK, labels_N, temperature)}
+    if full_decode := measure_full_decode(net, manifest, pixels, logits_NK):
+        metrics["val_full_decode"] = full_decode
+    parity_pixels_NHWC = view_batch(block, val_rows_N[:PARITY_IMAGES], pixels)
+    twin = None
+    if refitted:
+        twin, _ = export_onnx(net.cpu().eval(), parity_pixels_NHWC)
+        net.load_state_dict(load(packed))
+    pack_bundle(
+        net,
+        to,
+        classes=manifest.classes,
+        pixels=pixels,
+        uses_boxes=manifest.crop_boxes,
+        temperature=temperature,
+        metrics=metrics,
+        net_note=values,
+        search_note={
+            "run_trials": len(search["configurations"]),
+            "trial_id": row["trial_id"],
+            "epoch": int(row["best_epoch"]),
+            "seed": settings.search.seed,
+            "manifest_fingerprint": search["manifest_fingerprint"],
+            **note,
+        },
+        accept=choose_on_logits(
+            logits_NK[unseen_N],
+            labels_N[unseen_N],
+            temperature=temperature,
+            target_precision=settings.search.target_precision,
+            manifest_fingerprint=search["manifest_fingerprint"],
+            before_refit=refitted,
+        ),
+        parity_pixels_NHWC=parity_pixels_NHWC,
+        trained_on=manifest.by_content("train", *(["val"] if refitted else []))["sha256"],
+    )
+    return add_int8(to, block_views(block, val_rows_N[unseen_N], pixels, left_out=int((~unseen_N).sum())), twin=twin)
+
+
+def _trained_manifest(run: str, search: Mapping[str, Any]) -> Manifest:
+    """Read a run's manifest, and check that it still holds the images that the run was trained on."""
+    manifest = read_manifest(search["manifest"])
+    if manifest.fingerprint != search["manifest_fingerprint"]:
+        raise SettingsError(
+            f"{manifest.uri} is no longer the manifest that {run} was trained on (images, labels or splits differ), so "
+            "nothing can be measured to pack with; prepare it again as it was."
+        )
+    return manifest
+
+
+def _unseen(manifest: Manifest) -> npt.NDArray[np.bool_]:
+    """Say which validation images, in a block's order, no training on the split train has seen by content."""
+    train, val = (content_ids(manifest.by_content(split)["sha256"]) for split in ("train", "val"))
+    unseen_N = ~np.isin(val, train)
+    if seen := int((~unseen_N).sum()):
+        say(
+            f"bundle: {seen:,} of {len(val):,} validation images are in train, too, so they judge neither temperature, "
+            "threshold nor int8"
+        )
+    return unseen_N
+
+
+def pack_bundle(
+    net: Any,
+    uri: str,
+    *,
+    classes: list[str],
+    pixels: PixelSettings,
+    uses_boxes: bool,
+    temperature: float,
+    metrics: dict[str, dict[str, float]],
+    net_note: dict[str, Any],
+    search_note: dict[str, Any],
+    parity_pixels_NHWC: Pixels,
+    trained_on: Iterable[str] = (),
+    accept: tuple[float | None, Acceptance | None] = (None, None),
+) -> BundleInfo:
+    """Write a `search.train.nets.Net` as a bundle; torch and ONNX are compared on `parity_pixels_NHWC`, uint8 views.
+
+    `accept` is what `choose_threshold` gave, `trained_on` the sha256 of the images that the network was trained on.
+
+    Raises:
+        BundleError: the exported model's logits or labels differ from torch's.
+    """
+    from safetensors.torch import save
+
+    net = net.cpu().eval()
+    model, parity = export_onnx(net, parity_pixels_NHWC)
+    probes_NHWC = generate_probes(pixels.input_size)
+    files = {
+        WEIGHTS: save({name: value.detach().contiguous() for name, value in net.state_dict().items()}),
+        MODEL: model,
+        PROBES: _probe_file(model, probes_NHWC),
+    }
+    if digests := list(trained_on):
+        files[TRAINED_ON] = pack_trained_on(digests)
+    info = BundleInfo(
+        version=VERSION,
+        bundle_id=bundle_id_of(
+            hashlib.sha256(files[WEIGHTS]).hexdigest(),
+            classes=classes,
+            pixels=pixels,
+            temperature=temperature,
+            flip_average=net.flip_average,
+        ),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        classes=classes,
+        pixels=pixels,
+        uses_boxes=uses_boxes,
+        temperature=temperature,
+        embedding_size=net.embedding_size,
+        files={},
+        metrics=metrics,
+        parity={"fp32": parity},
+        accept_threshold=accept[0],
+        acceptance=accept[1],
+        net=net_note,
+        search=search_note,
+        software=_software(),
+    )
+    return write_bundle(uri, info, files)
+
+
+def generate_probes(input_size: int) -> Pixels:
+    """Generate 16 smooth random fields, uint8 (16, size, size, 3), which excite a network as photographs do."""
+    import cv2
+
+    rng = np.random.default_rng(20_24)
+    coarse = rng.integers(0, 256, (PROBE_IMAGES, 9, 9, 3), dtype=np.uint8)
+    fine = rng.normal(0, 12, (PROBE_IMAGES, input_size, input_size, 3))
+    smooth = np.stack([cv2.resize(image, (input_size, input_size), interpolation=cv2.INTER_CUBIC) for image in coarse])
+    return (smooth + fine).clip(0, 255).astype(np.uint8)
+
+
+def _run_onnx(model: bytes, pixels_NHWC: Pixels) -> npt.NDArray[np.float32]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["logits"], {"pixels": pixels_NHWC})[0])
+
+
+def _probe_file(model: bytes, probes_NHWC: Pixels) -> bytes:
+    from safetensors.numpy import save
+
+    return save({"pixels_NHWC": probes_NHWC, "logits_fp32": _run_onnx(model, probes_NHWC)})
+
+
+def _software() -> dict[str, str]:
+    names = (
+        "carray",
+        "torch",
+        "timm",
+        "onnx",
+        "onnxruntime",
+        "numpy",
+        "opencv-python-headless",
+        "simplejpeg",
+        "pillow",
+    )
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed as a package"
+    return versions

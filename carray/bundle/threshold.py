@@ -1,0 +1,168 @@
+"""Chooses the score from which a label may be accepted without a look, so that a stated precision is kept.
+
+Source: Angelopoulos et al., 'Learn then Test', 2021, fixed-sequence testing: thresholds are tried from the highest
+downward, each by Clopper and Pearson's exact one-sided bound at 95 %, and the first that fails ends the sequence. So
+the chance that the chosen threshold's true precision lies below the target is at most 5 %, however many were tried.
+It holds for images drawn like those it was chosen on, as long as surer labels are not wrong more often. Two things
+make it a little too good: the temperature was fitted on the same labels (one number for all of them), and a search
+chose its winner on them. So `carray evaluate` measures on test what became of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from carray.bundle.bundle_folder import Acceptance
+from carray.core.progress import say
+
+__all__ = [
+    "acceptance_text",
+    "choose_on_logits",
+    "choose_threshold",
+    "exact_bounds",
+    "images_needed",
+    "top_scores",
+]
+
+CONFIDENCE = 0.95
+THRESHOLDS = np.arange(999, -1, -1) / 1000
+"""Fixed before any image is seen, which the guarantee needs: 0.999, 0.998, ..., 0."""
+
+Floats = npt.NDArray[np.float64]
+Booleans = npt.NDArray[np.bool_]
+
+
+def choose_threshold(
+    score_N: Floats, right_N: Booleans, *, target_precision: float, split: str = "val"
+) -> tuple[float | None, Acceptance]:
+    """Choose the lowest threshold down to which every test passes; None, with the reason, where the first one fails.
+
+    Args:
+        score_N: Calibrated scores of the labels, 0..1.
+        right_N: Whether each label is right.
+        target_precision: Share of accepted labels that are to be right, above 0 and below 1.
+        split: Names the images, for the record.
+
+    Raises:
+        ValueError: the target is no precision that could be kept or missed.
+    """
+    if not 0 < target_precision < 1:
+        raise ValueError(f"target_precision is {target_precision}, but it must lie above 0 and below 1")
+    images = len(score_N)
+    first = _first_images(target_precision, images)
+    record = Acceptance(target_precision=target_precision, confidence=CONFIDENCE, split=split, images=images)
+    if images < first:
+        reason = (
+            f"{images:,} images are too few: even with every label right, {first:,} are needed to show "
+            f"{target_precision:.4g} with {CONFIDENCE:.0%} confidence"
+        )
+        return None, record.model_copy(update={"reason": reason})
+    accepted_T, right_T = _counts(score_N, right_N)
+    tried = np.flatnonzero(accepted_T >= first)
+    low_T = exact_bounds(right_T[tried], accepted_T[tried])[0]
+    passed = int(np.argmin(np.append(low_T >= target_precision, False)))  # how many, before the first that fails
+    if not passed:
+        place = tried[0]
+        reason = (
+            f"of the surest {accepted_T[place]:,} images (scores from {THRESHOLDS[place]:.3f} up) {right_T[place]:,} "
+            f"are right, which does not show {target_precision:.4g} with {CONFIDENCE:.0%} confidence"
+        )
+        return None, record.model_copy(update={"reason": reason})
+    place = tried[passed - 1]
+    return float(THRESHOLDS[place]), _measured(record, int(right_T[place]), int(accepted_T[place]))
+
+
+def choose_on_logits(
+    logits_NK: npt.NDArray[np.float32],
+    labels_N: npt.NDArray[np.int64],
+    *,
+    temperature: float,
+    target_precision: float | None,
+    **note: Any,
+) -> tuple[float | None, Acceptance | None]:
+    """Choose the threshold on a labelled split's logits; none where no target is set. `note` goes into the record."""
+    if target_precision is None:
+        return None, None
+    right_N = logits_NK.argmax(axis=1) == labels_N
+    score_N = top_scores(logits_NK, temperature=temperature)
+    threshold, found = choose_threshold(score_N, right_N, target_precision=target_precision)
+    say(f"bundle: {acceptance_text(threshold, found)}")
+    return threshold, found.model_copy(update=note)
+
+
+def acceptance_text(threshold: float | None, found: Acceptance) -> str:
+    """Say in one sentence what a threshold promises, or why there is none."""
+    if threshold is None:
+        return f"no threshold accepts labels with a precision of {found.target_precision:.4g}: {found.reason}"
+    return (
+        f"scores from {threshold:.3f} up are accepted: {found.coverage:.1%} of the images ({found.coverage_low:.1%} to "
+        f"{found.coverage_high:.1%}), of whose labels {found.precision:.1%} are right on {found.split} (at least "
+        f"{found.precision_low:.1%} with {found.confidence:.0%} confidence)"
+    )
+
+
+def top_scores(logits_NK: npt.NDArray[np.float32], *, temperature: float) -> Floats:
+    """Compute the calibrated score of each image's label, float64 (N,), as `score_columns` does."""
+    from scipy.special import softmax
+
+    scores_NK: Floats = softmax(logits_NK.astype(np.float64) / temperature, axis=1)
+    return scores_NK.max(axis=1)
+
+
+def images_needed(target_precision: float, *, wrong: int = 0, confidence: float = CONFIDENCE) -> int:
+    """Give the fewest images that show a precision when so many of them are wrong.
+
+    >>> images_needed(0.95), images_needed(0.95, wrong=1)
+    (59, 93)
+    """
+    counts = np.arange(wrong + 1, int(np.ceil((20 + 20 * wrong) / (1 - target_precision))))
+    low = exact_bounds(counts - wrong, counts, confidence=confidence)[0]
+    return int(counts[np.argmax(low >= target_precision)])
+
+
+def exact_bounds(
+    hits: npt.NDArray[np.int64], totals: npt.NDArray[np.int64], *, confidence: float = CONFIDENCE
+) -> tuple[Floats, Floats]:
+    """Give Clopper and Pearson's lower and upper bounds of fractions, each one-sided at that confidence."""
+    from scipy.stats import beta
+
+    low = np.where(hits == 0, 0.0, beta.ppf(1 - confidence, np.maximum(hits, 1), totals - hits + 1))
+    high = np.where(hits == totals, 1.0, beta.ppf(confidence, hits + 1, np.maximum(totals - hits, 1)))
+    return low, high
+
+
+def _first_images(target_precision: float, images: int) -> int:
+    """Give how many images the first threshold must accept; of their number alone, never of their labels.
+
+    As many as survive one wrong label: with fewer, one slip among the surest would end the sequence at once.
+    """
+    one_slip = images_needed(target_precision, wrong=1)
+    return one_slip if images >= one_slip else images_needed(target_precision)
+
+
+def _counts(score_N: Floats, right_N: Booleans) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Count, for each of THRESHOLDS, the images that it accepts and those of them that are right."""
+    order = np.argsort(-score_N, kind="stable")
+    accepted_T = np.searchsorted(-score_N[order], -THRESHOLDS, side="right")
+    right_so_far = np.concatenate([[0], np.cumsum(right_N[order])])
+    return accepted_T, right_so_far[accepted_T]
+
+
+def _measured(record: Acceptance, right: int, accepted: int) -> Acceptance:
+    precision_low, precision_high = exact_bounds(np.array([right]), np.array([accepted]))
+    # Two one-sided bounds at 97.5 % are the two-sided interval at 95 %.
+    coverage_low, coverage_high = exact_bounds(np.array([accepted]), np.array([record.images]), confidence=0.975)
+    return record.model_copy(
+        update={
+            "accepted": accepted,
+            "coverage": accepted / record.images,
+            "coverage_low": float(coverage_low[0]),
+            "coverage_high": float(coverage_high[0]),
+            "precision": right / accepted,
+            "precision_low": float(precision_low[0]),
+            "precision_high": float(precision_high[0]),
+        }
+    )

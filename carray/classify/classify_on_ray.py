@@ -1,0 +1,253 @@
+"""Classifies a source on Ray: the whole job, from a folder, bucket or table to a folder of predictions.
+
+From: a bundle and a source. To: a run's folder (`predictions`), complete exactly when `_carray/done.json` exists.
+Invariants: rows out are images in, counted in the ledger and in the files; the same call again does only what is
+missing; a worker that dies costs at most the shards it had in hand; one driver at a time (lease). Scoring begins while
+the listing goes on: in rounds, each over what was listed when it began, so that there are few.
+Cost: see results/classify.csv.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from os import cpu_count
+from pathlib import Path
+from typing import Any
+
+from carray.bundle.bundle_folder import BundleInfo, open_bundle
+from carray.classify.attempts import forget_attempts
+from carray.classify.failures import FailureWatch
+from carray.classify.ledger import (
+    LedgerEntry,
+    RunRecord,
+    check_folder,
+    count_rows,
+    done_shards,
+    read_run,
+)
+from carray.classify.metrics_on_ray import ClassifyMetrics
+from carray.classify.plan import Plan, describe_run, open_plan
+from carray.classify.predictions_folder import ClassifySettings, record_place
+from carray.classify.since import EarlierRun
+from carray.classify.worker_on_ray import SHARDS_IN_HAND, run_shards, size_pool
+from carray.core.errors import SettingsError, StorageError
+from carray.core.exit_lines import advise, stopping_in_order
+from carray.core.progress import Progress, breaking_silence, say
+from carray.core.ray.connect import RunningRay, is_cluster, start_ray, used_text
+from carray.core.ray.metrics import Meter
+from carray.core.store.aws import aws_environment
+from carray.core.store.files import absolute, delete, write_json
+from carray.core.store.lease import Lease, hold_run
+
+__all__ = ["classify"]
+
+_STOPPED = "finished shards stay, and the same command goes on from there."
+_FIRST_ROUND_SECONDS = 3.0
+"""How long the first round waits for the listing, that it may give every worker something to do."""
+
+
+def classify(bundle: str, source: str, *, out: str, settings: ClassifySettings | None = None) -> dict[str, Any]:
+    """Score every image of `source` into Parquet files in `out`, or what is missing of them; gives the run's counts.
+
+    Raises:
+        BundleError: the bundle is damaged, unfinished, or computes other logits on a worker.
+        SettingsError: no image, another run in `out`, or a runtime, split or earlier run that does not exist.
+        SchemaError: a table of images cannot be read as one.
+        StorageError: storage refused, or rows out are not images in.
+        BudgetError: a shard lost its worker again and again, too many images failed, or another driver has the run.
+        StoppedError: Ctrl-C or SIGTERM.
+    """
+    started = time.monotonic()
+    settings = settings or ClassifySettings()
+    bundle, source, out = (absolute(uri).rstrip("/") or "/" for uri in (bundle, source, out))
+    info = open_bundle(bundle)
+    with ExitStack() as stack:
+        # Only a cluster knows whether it has GPUs; a Ray of our own starts when there is something to score.
+        needs = {"CPU": 1.0, "GPU": float(settings.device == "cuda")}
+        running = stack.enter_context(start_ray(worker=needs)) if is_cluster() else None
+        device = _device(settings, running)
+        wanted = describe_run(info, bundle, source, _pinned(out, info, settings), device=device)
+        check_folder(out, wanted)
+        if wanted.since is not None:
+            EarlierRun(wanted.since, wanted.bundle_id)  # refuses what is none before anything is listed
+        lease = stack.enter_context(hold_run(out, record_place(out, "driver.json"), what="classify"))
+        workers = settings.workers or (running.cpus if running else cpu_count() or 1)
+        plan = stack.enter_context(open_plan(out, wanted, settings, uses_boxes=info.uses_boxes, workers=workers))
+        job = _Job(bundle, out, wanted, settings, device, lease, plan)
+        if job.is_done():
+            say(f"classify: nothing to do, all {plan.images:,} images of {out} are scored")
+        else:
+            # Left after a Ray of our own, whose workers write no more then.
+            stack.enter_context(_blameless(out, lease.token))
+            began = time.monotonic()
+            running = running or stack.enter_context(start_ray())
+            job.score(running, ray_seconds=time.monotonic() - began)
+        return job.finish(started)
+
+
+def _device(settings: ClassifySettings, running: RunningRay | None) -> str:
+    if settings.device != "auto":
+        return settings.device
+    there = running.gpus if running else len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return "cuda" if there else "cpu"
+
+
+def _pinned(out: str, info: BundleInfo, settings: ClassifySettings) -> ClassifySettings:
+    """Keep the runtime that a run was begun with, where `auto` might now choose another."""
+    run = read_run(out)
+    if run is None or settings.runtime != "auto" or run.bundle_id != info.bundle_id:
+        return settings
+    return settings.model_copy(update={"runtime": run.runtime})
+
+
+class _Job:
+    """Is one run being scored by this driver."""
+
+    def __init__(
+        self,
+        bundle: str,
+        out: str,
+        run: RunRecord,
+        settings: ClassifySettings,
+        device: str,
+        lease: Lease,
+        plan: Plan,
+    ) -> None:
+        self._bundle, self._out, self._run, self._settings = bundle, out, run, settings
+        self._device, self._lease, self._plan = device, lease, plan
+        self._watch = FailureWatch(settings.max_failed_fraction)
+        done = done_shards(out, plan.shards)
+        self._begun = set(done)
+        self._retries = [entry for entry in done.values() if settings.retry_failed and entry.fetch_errors]
+        self._again = {entry.shard for entry in self._retries}
+        self._done_rows = sum(entry.rows + entry.known for entry in done.values())
+        self._done_rows -= sum(entry.fetch_errors for entry in self._retries)
+        for entry in done.values():
+            if entry.shard not in self._again:
+                self._watch.see(entry)
+        self._scored, self._finished = 0, len(done)
+        self._ray_seconds = self._ray_ready = self._first = 0.0
+
+    def is_done(self) -> bool:
+        """Say whether every image has its row, and none is to be tried again."""
+        return self._plan.complete and len(self._begun) == self._plan.shards and not self._retries
+
+    def score(self, running: RunningRay, *, ray_seconds: float) -> None:
+        """Score what is missing, in rounds, until the listing has ended and all of it is scored."""
+        self._ray_seconds, self._ray_ready = ray_seconds, time.monotonic()
+        delete(record_place(self._out, "done.json"))
+        self._metrics = ClassifyMetrics(Meter(self._out, private=running.private))
+        if self._begun:
+            left = len([1 for shard in range(self._plan.shards) if shard not in self._begun])
+            say(f"classify: {len(self._begun):,} shards are done already, {left:,} of those listed so far are left")
+        self._advise()
+        with (
+            stopping_in_order(_STOPPED),
+            Progress("classify", total=None) as progress,
+            breaking_silence(_waiting_text) as hear,
+        ):
+            self._wait_for_some(running)
+            while todo := self._next_round():
+                with closing(self._round(running, todo)) as entries:
+                    for entry in entries:
+                        hear()
+                        self._take(entry, progress)
+
+    def finish(self, started: float) -> dict[str, Any]:
+        """Check the books, and write that the run is complete."""
+        totals = self._plan.totals()
+        counts = count_rows(self._out, totals)
+        seconds = time.monotonic() - started
+        outcome = {
+            "run_id": self._run.run_id,
+            "bundle_id": self._run.bundle_id,
+            "runtime": self._run.runtime,
+            "images": totals.images,
+            **{name: counts[name] for name in ("rows", "ok", "fetch_errors", "decode_errors", "known")},
+            "repeated": totals.repeated,
+            "skipped_by_suffix": totals.skipped_by_suffix,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(self._scored / seconds, 2),
+            "ray_seconds": round(self._ray_seconds, 3),
+            "first_seconds": round(self._first - self._ray_ready, 3) if self._first else None,
+            "out": self._out,
+        }
+        self._lease.check()
+        forget_attempts(self._out)  # all that is there now is what a worker left half-written when it was killed
+        write_json(record_place(self._out, "done.json"), outcome)
+        self._watch.check(finished=True)
+        return outcome
+
+    def _take(self, entry: LedgerEntry, progress: Progress) -> None:
+        self._lease.check()
+        self._first = self._first or time.monotonic()
+        self._scored += entry.scored
+        self._finished += entry.shard not in self._again
+        self._advise()
+        self._metrics.take(entry, finished=self._finished, listed=self._plan.shards)
+        progress.total = self._plan.images - self._done_rows if self._plan.complete else None
+        progress.advance(entry.scored, errors=entry.fetch_errors + entry.decode_errors)
+        self._watch.see(entry)
+        self._watch.check()
+
+    def _advise(self) -> None:
+        """Keep at hand what is to be said, should this job end now; nothing as long as nothing is listed."""
+        if not self._plan.shards:
+            return
+        known = f"{self._plan.shards:,}" + ("" if self._plan.complete else " listed so far")
+        advise(
+            f"{self._finished:,} shards are finished and stay, of {known}; to go on, run the same command again; "
+            f"OUT={self._out}"
+        )
+
+    def _wait_for_some(self, running: RunningRay) -> None:
+        until = time.monotonic() + _FIRST_ROUND_SECONDS
+        enough = (self._settings.workers or running.cpus) * SHARDS_IN_HAND
+        while not self._plan.complete and self._plan.shards < enough and time.monotonic() < until:
+            self._plan.wait(self._plan.shards, timeout_seconds=0.1)
+
+    def _next_round(self) -> list[dict[str, Any]]:
+        """Give the shards that were listed and not begun, as soon as there are any; none when all are done."""
+        retries = [{"shard": entry.shard, "retry": True} for entry in self._retries]
+        self._retries = []
+        while True:
+            complete, shards = self._plan.complete, self._plan.shards
+            todo = [shard for shard in range(shards) if shard not in self._begun]
+            if todo or retries or complete:
+                self._begun.update(todo)
+                return [{"shard": shard, "retry": False} for shard in todo] + retries
+            self._plan.wait(shards)
+
+    def _round(self, running: RunningRay, todo: list[dict[str, Any]]) -> Generator[LedgerEntry]:
+        pool = size_pool(running, self._settings, shards=len(todo), device=self._device)
+        say(f"classify: {len(todo):,} shards, {pool}, runtime {self._run.runtime}")
+        job = {
+            "bundle": self._bundle,
+            "out": self._out,
+            "run": self._run.model_dump(),
+            "settings": self._settings.model_copy(update={"threads": pool.cpus, "device": self._device}).model_dump(),
+            "driver": self._lease.token,
+            # Workers of our own private Ray are this user's processes; a cluster has credentials of its own.
+            "environment": dict(aws_environment()) if running.private else {},
+        }
+        return run_shards(job, todo, pool)
+
+
+def _waiting_text() -> str:
+    return (
+        f"no shard has come back, {used_text()}; large shards take minutes, but where that lasts, see `ray status` and "
+        "the nodes' memory: workers may be waited for, or be lost as fast as they start"
+    )
+
+
+@contextmanager
+def _blameless(out: str, driver: str) -> Iterator[None]:
+    """Take the workers' notes away when the job is stopped: no image is to blame for that."""
+    try:
+        yield
+    except BaseException:
+        with suppress(StorageError, SettingsError):  # what stopped the job says more
+            forget_attempts(out, driver=driver)
+        raise

@@ -1,0 +1,209 @@
+"""Keeps a run's books: what it is, which shards are done, whether rows out are images in.
+
+From, to: small JSON files under `OUT/_carray/`.
+Invariants: a shard is done exactly when its Parquet file and its ledger entry both exist, and the entry is written
+last; one folder holds one run; nothing secret is written.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from pydantic import Field
+
+from carray.classify.predictions_folder import part_name, record_place
+from carray.core.at_once import at_once
+from carray.core.errors import SettingsError, StorageError
+from carray.core.settings import Settings, parse_settings
+from carray.core.store.files import delete, exists, join, list_files, read_json, write_json
+from carray.core.tables import file_rows
+
+__all__ = [
+    "LedgerEntry",
+    "PlanTotals",
+    "RunRecord",
+    "check_folder",
+    "count_rows",
+    "done_shards",
+    "enter_shard",
+    "read_entry",
+    "read_run",
+    "read_totals",
+    "write_run",
+    "write_totals",
+]
+
+
+class RunRecord(Settings):
+    """Is what run.json holds: everything that decides the rows."""
+
+    version: int
+    run_id: str
+    bundle_id: str
+    bundle: str
+    source: str
+    split: str | None
+    column: dict[str, str] = Field(default_factory=dict)
+    all_files: bool
+    since: str | None = None
+    runtime: str
+    """Resolved once and kept on resume."""
+    accept_threshold: float | None = None
+    """The bundle's when the run was begun; another one may not mix into its column `accept`."""
+    columns: list[str]
+    created_at: str
+    software: dict[str, str]
+
+
+class PlanTotals(Settings):
+    """Is what listing.json holds: what the listing found. It is complete exactly when this exists."""
+
+    images: int
+    shards: int
+    repeated: int
+    """Rows of a table that repeat another's uri (and box)."""
+    skipped_by_suffix: dict[str, int]
+    """Keys without an image's suffix."""
+
+
+class LedgerEntry(Settings):
+    """Counts one finished shard."""
+
+    shard: int
+    rows: int
+    scored: int
+    """Images read for the last writing: all of them, or those that retry_failed read again."""
+    ok: int
+    fetch_errors: int
+    decode_errors: int
+    error_codes: dict[str, int]
+    examples: dict[str, str] = Field(default_factory=dict)
+    """The first uri of each error code."""
+    known: int = 0
+    """Images that have no row because an earlier run's is still true of them (setting `since`)."""
+    seconds: float
+    read_bytes: int = 0
+    """Of the originals that were read for the last writing."""
+    worker_peak_bytes: int = 0
+    """Most memory that its worker had held by then, this shard or an earlier one."""
+
+
+def read_run(out: str) -> RunRecord | None:
+    """Read what run a folder holds; None when it holds none.
+
+    Raises:
+        StorageError: the record cannot be read.
+        SettingsError: it is of another version of carray.
+    """
+    place = record_place(out, "run.json")
+    return parse_settings(RunRecord, read_json(place)) if exists(place) else None
+
+
+def write_run(out: str, record: RunRecord) -> None:
+    """Write what a run is: from now on it can be resumed."""
+    write_json(record_place(out, "run.json"), record.model_dump(mode="json"))
+
+
+def read_totals(out: str) -> PlanTotals | None:
+    """Read what a run's listing found; None while it is incomplete.
+
+    Raises:
+        StorageError: the record cannot be read.
+        SettingsError: it is of another version of carray.
+    """
+    place = record_place(out, "listing.json")
+    return parse_settings(PlanTotals, read_json(place)) if exists(place) else None
+
+
+def write_totals(out: str, totals: PlanTotals) -> None:
+    """Write what the listing found: from now on it is complete."""
+    write_json(record_place(out, "listing.json"), totals.model_dump(mode="json"))
+
+
+def check_folder(out: str, wanted: RunRecord) -> None:
+    """Check that a folder is free for a run, or already holds this very run.
+
+    Raises:
+        SettingsError: it holds another run, or Parquet files of something else.
+    """
+    found = read_run(out)
+    if found is None:
+        others = [uri for uri in list_files(out) if uri.endswith(".parquet")]
+        if others:
+            raise SettingsError(
+                f"{out} already holds {len(others)} Parquet files that are of no run, the first is {others[0]!r}; "
+                "give an empty folder."
+            )
+    elif found.run_id != wanted.run_id:
+        decisive = "bundle_id source split column all_files since runtime accept_threshold columns"
+        differ = [name for name in decisive.split() if getattr(found, name) != getattr(wanted, name)] or ["pixels"]
+        seen = ", ".join(
+            f"{name} {getattr(found, name, '?')!r} instead of {getattr(wanted, name, '?')!r}" for name in differ
+        )
+        raise SettingsError(
+            f"{out} holds another run ({seen}); give another folder, or the same settings to resume it."
+        )
+
+
+def done_shards(out: str, shards: int) -> dict[int, LedgerEntry]:
+    """Read the ledger entries of the shards that are done.
+
+    Raises:
+        StorageError: the folder cannot be listed or an entry cannot be read.
+    """
+    entered = {uri.rsplit("/", 1)[-1] for uri in list_files(record_place(out, "ledger"))}
+    written = {uri.rsplit("/", 1)[-1] for uri in list_files(out)}
+    done = [i for i in range(shards) if f"{i:06d}.json" in entered and part_name(i) in written]
+    entries = at_once(lambda i: parse_settings(LedgerEntry, read_json(_entry_place(out, i))), done)
+    return {entry.shard: entry for entry in entries}
+
+
+def enter_shard(out: str, entry: LedgerEntry, check: Callable[[], None] | None = None) -> None:
+    """Write a shard's ledger entry: from now on it is done; `check` as in `write_bytes`."""
+    write_json(_entry_place(out, entry.shard), entry.model_dump(mode="json"), check=check)
+
+
+def read_entry(out: str, shard: int) -> LedgerEntry | None:
+    """Read a shard's ledger entry; None while it is not done."""
+    place = _entry_place(out, shard)
+    return parse_settings(LedgerEntry, read_json(place)) if exists(place) else None
+
+
+def strike_shard(out: str, shard: int) -> None:
+    """Take a shard's ledger entry back, before its file is rewritten: a death in between must not leave old counts."""
+    delete(_entry_place(out, shard))
+
+
+def count_rows(out: str, totals: PlanTotals) -> Counter[str]:
+    """Count a finished run's rows by its ledger, and check the sum against the plan and against the files themselves.
+
+    Gives the counts images, rows, known, ok, fetch_errors and decode_errors.
+
+    Raises:
+        StorageError: rows out are not images in, or the folder holds Parquet files that are not the run's.
+    """
+    entries = done_shards(out, totals.shards)
+    counts: Counter[str] = Counter(images=totals.images)
+    for entry in entries.values():
+        counts.update(entry.model_dump(include={"rows", "known", "ok", "fetch_errors", "decode_errors"}))
+    parts = {uri for uri in list_files(out) if uri.endswith(".parquet")}
+    expected = {join(out, part_name(i)) for i in range(totals.shards)}
+    if parts != expected:
+        odd = sorted(parts ^ expected)
+        raise StorageError(
+            f"{out} should hold {len(expected)} Parquet files, but {len(odd)} are missing or foreign, the first is "
+            f"{odd[0]!r}; run the command again, and move foreign files away."
+        )
+    in_files = sum(at_once(file_rows, sorted(parts)))
+    if not counts["rows"] == in_files == totals.images - counts["known"]:
+        raise StorageError(
+            f"{out} has {in_files:,} rows in its files and {counts['rows']:,} in its ledger for "
+            f"{totals.images - counts['known']:,} images; one of its files was changed, so delete that file and run "
+            "the command again."
+        )
+    return counts
+
+
+def _entry_place(out: str, shard: int) -> str:
+    return record_place(out, "ledger", f"{shard:06d}.json")

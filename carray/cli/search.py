@@ -1,0 +1,178 @@
+"""The commands that find a network: a search, one training, the leaderboard, and the packing of a chosen trial."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from carray.cli.options import Config, ManifestOption, Run, Settings, path, short_for
+from carray.core.errors import SettingsError
+
+__all__ = ["export", "leaderboard", "train", "tune"]
+
+
+def tune(
+    manifest: ManifestOption,
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", help="Run folder; local or s3://. Repeat the command to continue it.", parser=path("--out")
+        ),
+    ],
+    config: Config = None,
+    settings: Settings = None,
+    trials: Annotated[int | None, typer.Option(help="Short for --set search.trials=N.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Short for --set search.epochs=N.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Short for --set search.seed=N.")] = None,
+) -> None:
+    """Search for the best network with Ray Tune, stop weak trials early, and pack the winner into OUT/bundle.
+
+    Reads the manifest's training and validation images once a machine, into a block of decoded pixels under
+    $CARRAY_CACHE (default ~/.cache/carray). Writes trials.parquet, epochs.parquet, leaderboard.html, curves.png and
+    bundle/.
+
+    After an interruption the same command goes on where the search was; a larger --trials adds to a finished one, and
+    a better winner is packed anew. `--set search.refit=true` trains the winner once more, on train and val, first.
+
+    Cost: trials x epochs at most; ASHA stops weak trials early, and the first of search.time_budget_minutes,
+    search.device_hours_budget and search.money_budget that is used up ends the search; a refit comes on top.
+
+    Example: `carray tune --manifest manifest.parquet --out run --trials 8 --epochs 6`
+    """
+    from carray.bundle.winner import keep_winner
+    from carray.core.progress import print_result
+    from carray.core.settings import load_settings
+    from carray.search.page import write_page
+    from carray.search.search_on_ray import search
+    from carray.search.space import TuneSettings
+
+    overrides = short_for(settings, search__trials=trials, search__epochs=epochs, search__seed=seed)
+    chosen = load_settings(TuneSettings, config=config, overrides=overrides)
+
+    def finish(run: str) -> dict[str, str]:
+        return {"bundle": keep_winner(run), "page": write_page(run)}
+
+    print_result(search(manifest, run=out, settings=chosen, finish=finish))
+
+
+def train(
+    manifest: ManifestOption,
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", help="Run folder; local or s3://. Repeat the command to continue it.", parser=path("--out")
+        ),
+    ],
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            help="YAML with hyper, epochs, seed, pixels; or one of carray tune.",
+            parser=path("--config"),
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as hyper.learning_rate=0.001; repeatable."),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN", help="Run to take a row's setting from.", parser=path("--from")),
+    ] = None,
+    row: Annotated[str, typer.Option(help="Of that run's leaderboard: its place, 1 is the best, or its trial.")] = "1",
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Train that row on train and val; the last epoch counts.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(help="Short for --set epochs=N.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Short for --set seed=N.")] = None,
+) -> None:
+    """Train one configuration without a search, on all cores or the GPU of this machine, and pack it into OUT/bundle.
+
+    Reads the training and validation images as carray tune does. Writes a run folder like that of a search of one
+    trial: trials.parquet, epochs.parquet, curves.png and bundle/. The same command again goes on where it was.
+
+    A file of carray tune stands for its first family's default. A refit has no validation figures; its bundle keeps
+    the temperature of the row before it, and says so.
+
+    Cost: epochs times the images; a line an epoch tells the rate and the time that is left.
+
+    Example: `carray train --manifest manifest.parquet --out refit --from run --row 1 --refit`
+    """
+    from carray.bundle.winner import keep_trained
+    from carray.bundle.winner import refit as refit_row
+    from carray.core.progress import print_result
+    from carray.search.train_one import train as train_one
+    from carray.search.train_settings import read_recipe, recipe_of_row
+
+    _check_one_source(source, config=config, refit=refit, changed=bool(settings) or seed is not None)
+    if source and refit:
+        print_result(refit_row(source, row, manifest=manifest, out=out, epochs=epochs))
+        return
+    overrides = short_for(settings, epochs=epochs, seed=seed)
+    recipe = recipe_of_row(source, row, overrides=overrides)[0] if source else read_recipe(config, overrides=overrides)
+    print_result(train_one(manifest, run=out, settings=recipe, finish=lambda run: {"bundle": keep_trained(run)}))
+
+
+def _check_one_source(source: str | None, *, config: str | None, refit: bool, changed: bool) -> None:
+    if source is not None and config is not None:
+        raise SettingsError(f"--from {source} and --config {config} both name a configuration; give one of them.")
+    if refit and (source is None or changed):
+        raise SettingsError(
+            "--refit trains a row as it was, once more, so it needs --from RUN and takes neither --set nor --seed; "
+            "without --refit, --from RUN --set KEY=VALUE trains a changed row."
+        )
+
+
+def leaderboard(
+    run: Run,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="First measure each network's images a second, decode included.")
+    ] = False,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Write the page RUN/leaderboard.html, too.")] = True,
+) -> None:
+    """Print a search's trials, best first, and write them as one page that any browser shows.
+
+    Reads RUN's tables, or the log of a search that still runs or was killed. Writes RUN/leaderboard.html: curves, who
+    was stopped where, what mattered, accuracy against speed.
+
+    Cost: about 10 s; with --measure 15 s to start and 4 s for each distinct network, which is measured once.
+
+    Example: `carray leaderboard run`
+    """
+    from carray.core.progress import say
+    from carray.search.leaderboard import leaderboard_text
+    from carray.search.page import write_page
+    from carray.search.run_folder import read_trials
+    from carray.search.throughput import measure_throughput, trial_speeds
+
+    trials = read_trials(run)
+    if measure:
+        measure_throughput(run)
+    typer.echo(leaderboard_text(trials, speeds=trial_speeds(run, trials)))
+    if page:
+        say(f"the page: {write_page(run)}")
+
+
+def export(
+    run: Run,
+    trial: Annotated[str, typer.Option("--trial", metavar="ID", help="Trial such as t00003, or its place, such as 2.")],
+    out: Annotated[
+        str | None, typer.Option("--out", help="Bundle folder to write; default RUN/bundle.", parser=path("--out"))
+    ] = None,
+) -> None:
+    """Pack any trial of a search as a bundle; in RUN/bundle it stays, even if the search goes on and finds better.
+
+    Reads the trial's best weights and the validation images, on which its temperature is fitted. Writes a bundle. The
+    search may still run, or have been killed.
+
+    Cost: about 20 seconds, and the validation images are classified once.
+
+    Example: `carray export run --trial t00003 --out fast-bundle`
+    """
+    from carray.bundle.winner import export_trial
+    from carray.core.progress import print_result
+    from carray.core.store.files import join
+
+    info = export_trial(run, trial, out=out)
+    print_result({"bundle": out or join(run, "bundle"), "bundle_id": info.bundle_id})

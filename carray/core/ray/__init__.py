@@ -1,0 +1,1 @@
+"""Everything that carray asks of Ray itself: connecting, growing, metrics."""

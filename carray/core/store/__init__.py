@@ -1,0 +1,1 @@
+"""The one store: artifacts and images, on local disks and S3."""

@@ -1,0 +1,323 @@
+"""Reads and writes artifacts, local and S3, through pyarrow.fs; the only place that retries.
+
+From, to: a URI is `s3://bucket/key`, raw and unencoded, or a local path. Endpoint, region and credentials are AWS's
+own variables, profiles and roles (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, ...).
+Invariants: a file appears whole or not at all (a temporary name and a rename locally, one PUT on S3); an artifact is
+complete exactly when its marker exists, and the marker is written last. Images are read by `core.store.image_bytes`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from carray.core.errors import SettingsError, StorageError
+from carray.core.store.aws import aws_environment, s3_endpoint
+
+__all__ = [
+    "absolute",
+    "aws_environment",
+    "delete",
+    "exists",
+    "filesystem",
+    "is_folder",
+    "is_s3",
+    "join",
+    "list_files",
+    "local_copy",
+    "read_bytes",
+    "read_json",
+    "retry",
+    "s3_endpoint",
+    "write_bytes",
+    "write_json",
+]
+
+TRIES = 5
+"""Waits of about 0.5, 1, 2 and 4 s lie between them: enough for throttling, short enough to notice an outage."""
+
+T = TypeVar("T")
+
+_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_PERMANENT_WORDS = (
+    *("ACCESS_DENIED", "NO_SUCH", "HTTP status 404", "HTTP status 403", "HTTP status 411"),
+    *("INVALID_ACCESS_KEY", "SIGNATURE", "EXPIRED_TOKEN", "UNRECOGNIZED_CLIENT"),
+)
+
+
+def is_s3(uri: str) -> bool:
+    """Say whether a URI lies in an object store."""
+    return uri.startswith("s3://")
+
+
+def absolute(uri: str | os.PathLike[str]) -> str:
+    """Give the URI in its one spelling: `s3://bucket/key` as it is, a local path absolute, with `~` expanded.
+
+    Raises:
+        SettingsError: it is empty, misspelled, not UTF-8, of another scheme than s3, or carries credentials.
+    """
+    text = os.fspath(uri)
+    if not text.strip():
+        raise SettingsError(f"{text!r} is an empty path; name a file or a folder, or write s3://bucket/prefix.")
+    if "\0" in text:
+        raise SettingsError(f"{text!r} holds a zero byte, which no file's name does.")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # as Python holds a byte that is not UTF-8
+        raise SettingsError(f"{text!a} is not UTF-8; rename it, or give the folder above it.")
+    if is_s3(text):
+        return _checked_s3(text)
+    misspelled = _SCHEME.match(text)
+    if misspelled:
+        raise SettingsError(_scheme_sentence(text, misspelled))
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise SettingsError(f"{text!r} names a home that is not known here; write the whole path, or ./{text}.")
+    try:
+        return os.path.abspath(expanded)
+    except FileNotFoundError:
+        raise SettingsError(f"{text!r} is relative to a folder that was deleted; write the whole path.") from None
+
+
+_SCHEME = re.compile(r"\s*(?:(?P<scheme>[A-Za-z0-9][A-Za-z0-9+.-]*):/|(?P<bare>[sS]3[aAnN]?)(?://|:))")
+"""What is no local path: a scheme, or a misspelled s3://. A folder `a:` is ./a:/ for who has one."""
+_BUCKET = re.compile(r"[A-Za-z0-9._:-]+")
+"""The letters of a bucket's name, or of an access point's ARN."""
+
+
+def _checked_s3(text: str) -> str:
+    bucket = text.removeprefix("s3://").split("/", 1)[0]
+    if not bucket:
+        raise SettingsError(f"{text!r} names no bucket; write s3://bucket/prefix.")
+    if "@" in bucket:  # which no bucket's name holds; the sentence must not repeat what may be a secret
+        raise SettingsError(
+            f"{'s3://…@' + bucket.rpartition('@')[2]!r} carries credentials, which would end up in logs and "
+            "tables; give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role."
+        )
+    if not _BUCKET.fullmatch(bucket):
+        raise SettingsError(
+            f"{text!r} names the bucket {bucket!r}; allowed are letters, digits, dots and hyphens, as in "
+            "s3://bucket/prefix."
+        )
+    return text
+
+
+def _scheme_sentence(text: str, found: re.Match[str]) -> str:
+    scheme = found["scheme"] or found["bare"]
+    # A signed or personal address is as good as a password: only the host is repeated.
+    host = re.split(r"[/?#]", text[found.end() :].lstrip("/"), maxsplit=1)[0].rpartition("@")[2]
+    if scheme.lower() in ("s3", "s3a", "s3n"):
+        seen = f"{scheme}…" if "@" in text else text
+        return f"{seen!r} is a misspelled address of S3; write s3://{host or 'bucket'}/prefix."
+    if scheme.lower() == "file":
+        return f"{text!r} has the scheme {scheme!r}; write the path alone, such as /folder/name."
+    return f"{scheme + '://' + host!r}… has the scheme {scheme!r}; allowed are s3:// and local paths."
+
+
+def join(uri: str, *names: str) -> str:
+    """Put names below a folder or prefix."""
+    return "/".join([uri.rstrip("/"), *names])
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Give the pyarrow file system of a URI and the path on it.
+
+    Raises:
+        SettingsError: an artifact's key has an empty part (`//`), which pyarrow refuses.
+    """
+    uri = absolute(uri)
+    if is_s3(uri):
+        path = uri.removeprefix("s3://")
+        if "//" in path:
+            raise SettingsError(f"{uri!r} has an empty part (//), where no artifact can lie; write single slashes.")
+        return _s3(aws_environment()), path
+    return pafs.LocalFileSystem(), uri
+
+
+@lru_cache(maxsize=1)
+def _s3(_environment: tuple[tuple[str, str], ...]) -> pafs.S3FileSystem:
+    # pyarrow reads credentials and profiles by itself, but not the endpoint variables that every other client honours.
+    endpoint = s3_endpoint()
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region is None and endpoint:  # a custom endpoint has no region to look up
+        region = "us-east-1"
+    return pafs.S3FileSystem(
+        region=region,
+        endpoint_override=endpoint,
+        allow_delayed_open=True,  # a small write is then one request, not three
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),  # `retry` below is the one that waits
+        request_timeout=60,
+        connect_timeout=10,
+    )
+
+
+def retry(action: Callable[[], T], *, what: str) -> T:
+    """Run a storage action, again with jittered waits while its failure may be transient.
+
+    Raises:
+        FileNotFoundError: what is asked for does not exist.
+        pa.ArrowInvalid: it was read, and is damaged: pyarrow says so of some files by an OSError.
+        StorageError: the failure is permanent, or outlasted every try.
+    """
+    started = time.monotonic()
+    for attempt in range(1, TRIES + 1):
+        try:
+            return action()
+        except FileNotFoundError:
+            raise
+        except OSError as err:
+            # The disk's errors have a number, and each of the store's says whose it is.
+            if type(err) is OSError and err.errno is None and "AWS Error" not in str(err):
+                raise pa.ArrowInvalid(str(err)) from err
+            permanent = isinstance(err, _PERMANENT) or any(word in str(err) for word in _PERMANENT_WORDS)
+            if permanent or attempt == TRIES or err.errno in _LOCAL_ERRNOS:
+                raise StorageError(_failure(what, err, attempt, time.monotonic() - started)) from err
+        time.sleep(0.5 * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+_FULL_ERRNOS = {27, 28, 122}  # a file, a disk or a quota at its limit
+# No permission, a file where a folder is meant, read-only disk, name too long, links in a circle, no space: waiting
+# does not help.
+_LOCAL_ERRNOS = {1, 13, 17, 20, 21, 30, 36, 40, *_FULL_ERRNOS}
+
+
+def _failure(what: str, err: Exception, tries: int, seconds: float) -> str:
+    remedy = "check that the place exists and that the credentials at hand may use it"
+    if isinstance(err, OSError) and err.errno in _FULL_ERRNOS:
+        remedy = "free space there"
+    elif "HTTP status 411" in str(err):
+        remedy = "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required, which older stores need"
+    times = "1 try" if tries == 1 else f"{tries} tries"
+    return f"{what} failed after {times} in {seconds:.1f} s ({' '.join(str(err).split())}); {remedy}."
+
+
+def read_bytes(uri: str) -> bytes:
+    """Read one whole file.
+
+    Raises:
+        StorageError: the file does not exist, or storage refused it after every try.
+    """
+    fs, path = filesystem(uri)
+
+    def read() -> bytes:
+        # One HEAD and one GET: an input *stream* of a large object would be several GETs, torn by an overwrite between.
+        with fs.open_input_file(path) as file:
+            return file.read()
+
+    try:
+        return retry(read, what=f"reading {uri}")
+    except FileNotFoundError:
+        raise StorageError(f"{uri} does not exist; check its spelling.") from None
+
+
+def write_bytes(uri: str, data: bytes, *, durable: bool = True, check: Callable[[], None] | None = None) -> None:
+    """Write one whole file, atomically, over any older one of that name.
+
+    Without `durable` a local file may be lost with the machine's power, though not with a process. `check` is called
+    before every try, and raises where the file must not be written any more: a machine that was cut off for minutes
+    goes on with its tries when it is back.
+
+    Raises:
+        StorageError: storage refused it after every try, or something else than a file has that name.
+    """
+    fs, path = filesystem(uri)
+
+    def write_local() -> None:
+        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+            raise StorageError(f"{uri} is a device or a pipe, over which no file is put; name a file.")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".writing-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    def write_s3() -> None:
+        with fs.open_output_stream(path) as stream:
+            stream.write(data)
+
+    def write() -> None:
+        if check is not None:
+            check()
+        (write_s3 if is_s3(uri) else write_local)()
+
+    retry(write, what=f"writing {uri}")
+
+
+def read_json(uri: str) -> Any:
+    """Read one JSON document.
+
+    Raises:
+        StorageError: the file does not exist, cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except (ValueError, RecursionError) as err:  # brackets nested a thousand deep are legal JSON
+        raise StorageError(f"{uri} is not valid JSON ({err}); it was damaged or written by another program.") from None
+
+
+def write_json(uri: str, value: Any, *, durable: bool = True, check: Callable[[], None] | None = None) -> None:
+    """Write one JSON document, atomically; see `write_bytes`."""
+    write_bytes(uri, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n", durable=durable, check=check)
+
+
+def exists(uri: str) -> bool:
+    """Say whether a file of that name exists."""
+    return _file_type(uri) == pafs.FileType.File
+
+
+def is_folder(uri: str) -> bool:
+    """Say whether a folder, or anything under that prefix, exists."""
+    return _file_type(uri) == pafs.FileType.Directory
+
+
+def _file_type(uri: str) -> pafs.FileType:
+    fs, path = filesystem(uri)
+    return retry(lambda: fs.get_file_info(path.rstrip("/") or "/").type, what=f"looking for {uri}")
+
+
+def list_files(uri: str) -> list[str]:
+    """List the URIs of the files directly in a folder, sorted; an absent folder is an empty one."""
+    fs, path = filesystem(uri)
+    selector = pafs.FileSelector(path.rstrip("/") or "/", allow_not_found=True)
+    entries = retry(lambda: fs.get_file_info(selector), what=f"listing {uri}")
+    return sorted(join(uri, entry.base_name) for entry in entries if entry.type == pafs.FileType.File)
+
+
+def delete(uri: str) -> None:
+    """Delete one file that we wrote; an absent one is no error."""
+    fs, path = filesystem(uri)
+    try:
+        retry(lambda: fs.delete_file(path), what=f"deleting {uri}")
+    except FileNotFoundError:
+        return
+
+
+def local_copy(uri: str, folder: str | os.PathLike[str]) -> Path:
+    """Give a local path of a file: the file itself when it is local, else a copy in `folder`.
+
+    Raises:
+        StorageError: the file does not exist or cannot be read.
+    """
+    if not is_s3(uri):
+        return Path(absolute(uri))
+    path = Path(folder) / uri.rsplit("/", 1)[-1]
+    write_bytes(str(path), read_bytes(uri))
+    return path

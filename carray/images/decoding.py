@@ -1,0 +1,436 @@
+"""Opens the bytes of one image, and reads them: upright, 8-bit RGB, at full size or at a JPEG's reduced scale.
+
+From: bytes that may be anything. To: uint8 RGB, or a `DecodeError`.
+Invariants: a broken or truncated file is an error, never a grey square, and so is one whose decoder or checksums speak
+of damage (`images.jpegs`, `_check_chunks`, `_check_strips`); EXIF orientation is applied, or XMP's where EXIF has none;
+alpha is laid over white; the first frame stands for an animation. JPEGs are decoded by libjpeg-turbo; everything else
+by Pillow, which is asked for FORMATS only: it knows some forty, and hands one of them (EPS) to Ghostscript.
+Memory: `Opened.memory_bytes` says before the decoding what it will take, 0.65 GB at most.
+No evidence: BMP, uncompressed TIFF and WebP carry no checksum, so that bytes changed inside them may look like a
+picture; of fax (CCITT) libtiff writes what it sees to stderr alone.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from carray.core.errors import DecodeError
+from carray.images.jpegs import MAX_SCANS, count_scans, decode_samples, keeps_coefficients
+
+__all__ = ["MAX_PIXELS", "Opened", "Pixels", "open_image"]
+
+Pixels = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 89_000_000
+"""Pixels that are decoded at most; a JPEG counts at the scale at which it is read."""
+
+MAX_STORED_PIXELS = 1_000_000_000
+"""Pixels of a JPEG at its full size, which has to be unpacked at any scale: about 8 seconds of a core."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+"""Pillow's names of what is decoded, whatever the file is called."""
+
+_PIXEL_BYTES = 7
+"""What a pixel takes while it is decoded: up to 4 bytes at Pillow or of CMYK, and 3 as RGB."""
+_MAX_BYTES = MAX_PIXELS * _PIXEL_BYTES
+
+_STRIP_PIXELS = 4_000_000
+"""What is turned into RGB at once, so that a large picture of a rare mode takes no more memory than a common one."""
+
+_PILLOW_BLOCK_BYTES = 1 << 26
+"""Above 32 MB, which is the most that glibc takes from an arena (mallopt(3), M_MMAP_THRESHOLD)."""
+
+_REFUSALS = re.compile(r"unknown|not supported|unsupported|not available|not implemented|cannot find|conversion", re.I)
+"""Pillow's words where it cannot read a kind of image; what else it says of pixels means damage."""
+
+# What Pillow finds odd in metadata or size is told by a row's status, or means nothing: no line on a terminal.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Holds one image whose header was read."""
+
+    data: bytes
+    image: Any
+    """Pillow's image; its pixels are not read yet."""
+    stored_width: int
+    """As the file holds it, before it is turned upright, pixels."""
+    stored_height: int
+    orientation: int
+    """1 to 8 (JEITA CP-3451, tag 0x0112); any other value counts as 1."""
+    several_scans: bool
+    """Whether it is a JPEG whose decoder holds all coefficients, 2 bytes each, at any scale."""
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Give the width and height once it is upright, pixels."""
+        size = self.stored_width, self.stored_height
+        return size[::-1] if self.orientation in (5, 6, 7, 8) else size
+
+    def memory_bytes(self, cover: int) -> int:
+        """Give the memory that `read_upright` will take, bytes.
+
+        Raises:
+            DecodeError: code too_large: more pixels or bytes than are decoded.
+        """
+        width, height, coefficient_bytes = self.stored_width, self.stored_height, 0
+        if self._is_jpeg:
+            reduced_height, reduced_width = _reduced_size(height, width, cover)
+            if self.several_scans:
+                coefficient_bytes = int(2 * width * height * _samples_per_pixel(self.image.layer))
+            width, height = reduced_width or width, reduced_height or height
+        _check_pixels(self.stored_width, self.stored_height, width * height)
+        taken = width * height * _PIXEL_BYTES + coefficient_bytes
+        if taken > _MAX_BYTES:
+            raise DecodeError(
+                "too_large",
+                f"decoding a JPEG of {self.stored_width:,} x {self.stored_height:,} pixels in several scans takes "
+                f"{taken / 1e6:,.0f} MB of memory; at most {_MAX_BYTES / 1e6:,.0f} MB are taken",
+            )
+        return taken
+
+    def read_upright(self, cover: int) -> Pixels:
+        """Read the pixels, upright: height x width x 3 uint8 RGB.
+
+        `cover` is the shortest side, pixels, that must be left; a JPEG may then come at 1/2, 1/4 or 1/8; 0 is full
+        size.
+
+        Raises:
+            DecodeError: code unsupported, too_large, truncated or damaged.
+        """
+        if self._is_jpeg and (pixels_HWC := self._read_jpeg(cover)) is not None:
+            return _turn_upright(pixels_HWC, self.orientation)
+        had_tag = _exif_orientation(self.image) is not None
+        pixels_HWC = _read_pillow(self.image, self.data)
+        # Pillow turns a TIFF by itself, and then forgets its orientation.
+        is_turned = self.image.format == "TIFF" and had_tag and _exif_orientation(self.image) is None
+        self.image.close()  # its own pixels are not needed any more
+        return pixels_HWC if is_turned else _turn_upright(pixels_HWC, self.orientation)
+
+    @property
+    def _is_jpeg(self) -> bool:
+        return self.image.format in ("JPEG", "MPO") and self.image.mode in ("RGB", "L", "CMYK")
+
+    def _read_jpeg(self, cover: int) -> Pixels | None:
+        """Decode with libjpeg-turbo; None where it does not know the kind of JPEG, so that Pillow tries."""
+        height, width = _reduced_size(self.stored_height, self.stored_width, cover)
+        colorspace = "CMYK" if self.image.mode == "CMYK" else "RGB"
+        try:
+            samples_HWC = decode_samples(
+                self.data, colorspace, height=height, width=width, several_scans=self.several_scans
+            )
+        except MemoryError:
+            raise DecodeError("too_large", "the image did not fit into memory") from None
+        return _from_cmyk(samples_HWC) if samples_HWC is not None and colorspace == "CMYK" else samples_HWC
+
+
+def open_image(data: bytes) -> Opened:
+    """Open an image's header, and refuse what is no image, has a damaged header, or costs too much to decode.
+
+    Raises:
+        DecodeError: code empty, unsupported, too_large, truncated or damaged.
+    """
+    from PIL import Image
+
+    if not data:
+        raise DecodeError("empty", "the file has zero bytes")
+    if data.startswith(_PNG):
+        data = _check_chunks(data)
+    factory = _find_decoder(data)
+    if factory is None:
+        raise DecodeError("unsupported", "the bytes are not an image in a known format")
+    try:
+        image = factory(io.BytesIO(data), "")
+    except Image.DecompressionBombError:
+        raise DecodeError("too_large", f"the image has over {MAX_PIXELS:,} pixels") from None
+    except Exception as err:  # Pillow's plugins raise anything at all on hostile headers
+        if _ends_early(data):
+            raise DecodeError("truncated", f"the file ends within the image's header ({_one_line(err)})") from None
+        raise DecodeError("unsupported", f"the image's header cannot be read ({_one_line(err)})") from None
+    width, height, several_scans = image.width, image.height, False
+    if image.format == "TIFF":
+        width, height = int(image.tag_v2[256]), int(image.tag_v2[257])  # Pillow may have swapped its own
+        _check_integers(image)
+    elif image.format in ("JPEG", "MPO"):
+        several_scans = keeps_coefficients(data)
+        if several_scans and data.count(b"\xff\xda") > MAX_SCANS and count_scans(data) > MAX_SCANS:
+            raise DecodeError(
+                "unsupported", f"the JPEG has over {MAX_SCANS} scans, each of which costs a whole decoding"
+            )
+    return Opened(data, image, width, height, _orientation(image), several_scans)
+
+
+@cache
+def _decoders() -> list[tuple[Callable[[io.BytesIO, str], Any], Callable[[bytes], bool | str]]]:
+    """Give how Pillow opens each of FORMATS, and what tells one by its first bytes.
+
+    `Image.open` does the same, but warns of large pictures or refuses them by their full size.
+    """
+    from PIL import (  # noqa: F401 they register  # noqa: F401
+        BmpImagePlugin,
+        GifImagePlugin,
+        Image,
+        JpegImagePlugin,
+        PngImagePlugin,
+        TiffImagePlugin,
+        WebPImagePlugin,
+    )
+
+    # Blocks of Pillow's usual 16 MB stay with the C library's arena of each thread; larger ones go back to the system.
+    Image.core.set_block_size(_PILLOW_BLOCK_BYTES)
+    return [Image.OPEN[name] for name in FORMATS]  # type: ignore[misc]
+
+
+def _find_decoder(data: bytes) -> Callable[[io.BytesIO, str], Any] | None:
+    # An `accept` that gives text says that Pillow was built without the format.
+    return next((factory for factory, accept in _decoders() if accept(data[:16]) is True), None)
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _check_chunks(data: bytes) -> bytes:
+    """Check the CRC of a PNG's chunks that its pixels need, which Pillow does not of IDAT; drop others that are broken.
+
+    What tells the orientation behind the pixels is put before them: Pillow finds it there without decoding them.
+
+    Raises:
+        DecodeError: code damaged or truncated.
+    """
+    place, pixels, dropped, moved = len(_PNG), 0, [], []
+    while place + 8 <= len(data):
+        name, end = data[place + 4 : place + 8], place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if name == b"IEND" or not name.isalpha():  # Pillow says what no chunk is
+            break
+        needed = name[:1].isupper() or name == b"tRNS"
+        if end > len(data):
+            if needed:
+                raise DecodeError("truncated", f"the file is truncated (it ends within its chunk {name.decode()})")
+            data = data[:place]
+            break
+        if zlib.crc32(memoryview(data)[place + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            if needed:
+                raise DecodeError(
+                    "damaged", f"the image's data is damaged (the chunk {name.decode()} has another CRC than it says)"
+                )
+            dropped.append((place, end))
+        elif name == b"IDAT":
+            pixels = pixels or place
+        elif pixels and name in (b"eXIf", b"iTXt", b"zTXt"):
+            moved.append(data[place:end])
+        place = end
+    for start, end in reversed(dropped):
+        data = data[:start] + data[end:]
+        pixels -= (end - start) * (start < pixels)
+    return data[:pixels] + b"".join(moved) + data[pixels:] if moved else data
+
+
+def _ends_early(data: bytes) -> bool:
+    """Say whether a file whose header cannot be read lacks its end, as far as its format tells."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return b"\xff\xd9" not in data[-64:]
+    if data.startswith(_PNG[:4]):
+        return b"IEND" not in data[-64:]
+    if data.startswith(b"RIFF"):
+        return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    order = {b"II": "little", b"MM": "big"}.get(data[:2])
+    if order is None:
+        return False
+    directory = data[8:16] if data[2:4] in (b"\x2b\0", b"\0\x2b") else data[4:8]
+    return int.from_bytes(directory, order) + 2 > len(data)  # type: ignore[arg-type]
+
+
+def _check_integers(image: Any) -> None:
+    """Refuse the integers of a TIFF whose black and white are not known, or which Pillow gives turned round."""
+    if 2 in _tag(image, 339, 1):
+        raise DecodeError("unsupported", "the TIFF holds signed integers, whose black and white are not known")
+    if image.mode.startswith("I") and _tag(image, 262, 0)[0] != 1:
+        raise DecodeError("unsupported", "the TIFF holds integers of over 8 bits in which 0 is not black")
+
+
+def _exif_orientation(image: Any) -> int | None:
+    from PIL import Image
+
+    try:
+        # A PNG's own `getexif` would decode its pixels first.
+        found = Image.Image.getexif(image).get(0x0112)
+        return None if found is None else int(found)
+    except Exception:  # a damaged EXIF block says nothing about the pixels, which may be whole
+        return None
+
+
+def _orientation(image: Any) -> int:
+    """Give EXIF's orientation, or XMP's where EXIF has none: Pillow before 11.1 does not look there in every format."""
+    found = _exif_orientation(image)
+    if found is not None:
+        return found
+    packets = [image.info.get("xmp"), image.info.get("XML:com.adobe.xmp"), getattr(image, "tag_v2", {}).get(700)]
+    packets += [body for name, body in getattr(image, "applist", ()) if name == "APP1" and body.startswith(b"http")]
+    for packet in packets:
+        text = packet.encode() if isinstance(packet, str) else packet if isinstance(packet, bytes) else b""
+        if (told := _XMP_ORIENTATION.search(text)) is not None:
+            return int(told[1])
+    return 1
+
+
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])")
+"""As an attribute or as an element; bytes, since writers put Latin-1 beside it where UTF-8 belongs."""
+
+
+def _samples_per_pixel(layers: list[tuple[int, int, int, int]]) -> float:
+    """Give how many samples a JPEG stores for a pixel: 3 at 4:4:4, 1.5 at 4:2:0."""
+    areas = [vertical * horizontal for _, vertical, horizontal, _ in layers]
+    largest = max((row[1] for row in layers), default=1) * max((row[2] for row in layers), default=1)
+    return sum(areas) / max(1, largest)
+
+
+def _check_pixels(width: int, height: int, decoded: int) -> None:
+    if decoded > MAX_PIXELS or width * height > MAX_STORED_PIXELS:
+        raise DecodeError(
+            "too_large",
+            f"the image has {width:,} x {height:,} pixels, of which {decoded:,} would be decoded; "
+            f"at most {MAX_PIXELS:,} are, of at most {MAX_STORED_PIXELS:,}",
+        )
+
+
+def _reduced_size(height: int, width: int, cover: int) -> tuple[int, int]:
+    """Give the least height and width to ask libjpeg-turbo for, 0 for full size.
+
+    It also offers 3/8, 5/8, 6/8 and 7/8, but has fast code for none of them: at 6/8 a 2,048 x 1,536 JPEG takes 15 ms
+    and at full size, which keeps more detail, 10 ms.
+    """
+    for denominator in (8, 4, 2) if cover else ():
+        reduced = -(-height // denominator), -(-width // denominator)
+        if min(reduced) >= cover:
+            return reduced
+    return 0, 0
+
+
+def _read_pillow(image: Any, data: bytes) -> Pixels:
+    try:
+        _check_pixels(image.width, image.height, image.width * image.height)
+        _check_strips(image, data)
+        image.seek(0)
+        image.load()
+        # A frame may be larger than its file's header says.
+        _check_pixels(image.width, image.height, image.width * image.height)
+        if image.mode == "F":
+            raise DecodeError("unsupported", "the image holds floating-point pixels, whose white is not known")
+        bits = _tag(image, 258, 16)[0]
+        return _in_strips(image.height, image.width, lambda top, bottom: _to_rgb(_rows(image, top, bottom), bits))
+    except DecodeError:
+        raise
+    except MemoryError:
+        raise DecodeError("too_large", "the image did not fit into memory") from None
+    except Exception as err:  # Pillow's plugins raise anything at all on damaged data
+        text = _one_line(err)
+        if "truncated" in text.lower():
+            raise DecodeError("truncated", f"the file is truncated ({text})") from None
+        if _REFUSALS.search(text):
+            raise DecodeError("unsupported", f"the image's kind of pixels cannot be read ({text})") from None
+        raise DecodeError("damaged", f"the image's data is damaged ({text})") from None
+
+
+def _check_strips(image: Any, data: bytes) -> None:
+    """Check the strips or tiles of a TIFF that libtiff decodes without a word: a deflated one ends with a checksum."""
+    if image.format != "TIFF":
+        return
+    places, sizes = _tag(image, 273) or _tag(image, 324), _tag(image, 279) or _tag(image, 325)
+    compression, tables = _tag(image, 259, 1)[0], _tag(image, 347, b"")[0]
+    for place, size in zip(places, sizes, strict=False):
+        strip = data[place : place + size]
+        if len(strip) < size:
+            raise DecodeError("truncated", "the file is truncated (it lacks a strip of the TIFF)")
+        if compression in (8, 32946):
+            _check_deflated(strip)
+        elif compression == 7:
+            stream = tables[:-2] + strip[2:] if len(tables) > 4 else strip
+            decode_samples(stream, "GRAY", height=0, width=0, several_scans=keeps_coefficients(stream))
+
+
+def _check_deflated(strip: bytes) -> None:
+    inflater = zlib.decompressobj()
+    try:
+        for start in range(0, len(strip), 1 << 14):
+            inflater.decompress(strip[start : start + (1 << 14)])
+    except zlib.error as err:
+        raise DecodeError("damaged", f"the image's data is damaged ({_one_line(err)})") from None
+
+
+def _tag(image: Any, number: int, *default: Any) -> tuple[Any, ...]:
+    """Give a TIFF tag's values; `default` where there is none, or no TIFF."""
+    found = getattr(image, "tag_v2", {}).get(number, default)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _rows(image: Any, top: int, bottom: int) -> Any:
+    return image if bottom - top == image.height else image.crop((0, top, image.width, bottom))
+
+
+def _in_strips(height: int, width: int, to_rgb: Callable[[int, int], Pixels]) -> Pixels:
+    pixels_HWC = np.empty((height, width, 3), dtype=np.uint8)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels_HWC[top:bottom] = to_rgb(top, bottom)
+    return pixels_HWC
+
+
+def _from_cmyk(samples_HWC: Pixels) -> Pixels:
+    """Turn a JPEG's CMYK into RGB; as all readers do, take it for inverted, which is how Adobe's programs write it."""
+    from PIL import Image
+
+    height, width = samples_HWC.shape[:2]
+    return _in_strips(
+        height,
+        width,
+        lambda top, bottom: np.asarray(Image.fromarray(255 - samples_HWC[top:bottom], "CMYK").convert("RGB")),
+    )
+
+
+def _to_rgb(image: Any, bits: int) -> Pixels:
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        return _from_integers(np.asarray(image), bits)
+    if image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, rgba)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _from_integers(values_HW: npt.NDArray[Any], bits: int) -> Pixels:
+    """Map unsigned grey of up to 32 bits, which Pillow may hold in wider or signed integers, to its 8 high bits."""
+    high = (values_HW.astype(np.int64) & (2**bits - 1)) >> (bits - 8)
+    return np.repeat(high.astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def _turn_upright(pixels_HWC: Pixels, orientation: int) -> Pixels:
+    """Apply EXIF orientation 1 to 8 (JEITA CP-3451, tag 0x0112)."""
+    turns = {
+        2: lambda p: p[:, ::-1],
+        3: lambda p: p[::-1, ::-1],
+        4: lambda p: p[::-1],
+        5: lambda p: p.swapaxes(0, 1),
+        6: lambda p: p.swapaxes(0, 1)[:, ::-1],
+        7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
+        8: lambda p: p.swapaxes(0, 1)[::-1],
+    }
+    turn = turns.get(orientation)
+    return np.ascontiguousarray(turn(pixels_HWC)) if turn else pixels_HWC
+
+
+def _one_line(err: Exception) -> str:
+    return " ".join(str(err).split()) or type(err).__name__

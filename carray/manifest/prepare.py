@@ -1,0 +1,204 @@
+"""Builds a manifest: opens every image of a source once, measures it, and divides the images into splits.
+
+From: `manifest/sources.py`'s candidates. To: one manifest (`manifest/manifest_file.py`) and a `HealthReport`.
+Invariants: rows out = candidates in; an unreadable image is a row with its reason, and so is one over `balance`;
+nothing in the source is changed.
+Cost: threads, since both decoders release the interpreter's lock: on two cores 419 images a second with one thread,
+1,021 with two, 1,107 with four (photographs of 23 KB, 256 pixels high).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import pandas as pd
+
+from carray.core.errors import DecodeError, FetchError, SettingsError
+from carray.core.progress import Progress
+from carray.core.store.files import absolute, is_folder, is_s3
+from carray.core.store.image_bytes import fetch_image
+from carray.images.pixels import PixelSettings, decode
+from carray.manifest.balance import cap_classes
+from carray.manifest.duplicates import group_duplicates
+from carray.manifest.health import HealthReport, report_health
+from carray.manifest.labels import normalise_labels, same_spelling
+from carray.manifest.manifest_file import MANIFEST_SCHEMA, read_manifest, row_box, write_manifest
+from carray.manifest.sources import Candidates, list_candidates
+from carray.manifest.splits import SplitSettings, assign_splits, changed_labels, kept_splits
+
+__all__ = ["prepare"]
+
+THREADS_PER_CORE = 2
+"""Local reads: the second thread of a core fills the waits of the first (about 8 % more)."""
+S3_THREADS = 32
+"""Reads over a network mostly wait; core.store.image_bytes pools 64 connections."""
+
+_AT_ONCE = 2_048
+"""Images handed to the threads at once, so that millions of them do not become millions of futures."""
+
+_MEASURED = PixelSettings()
+"""Only size and hash are kept, but hashes compare best when made at classify's default scale."""
+
+
+def prepare(
+    source: str,
+    *,
+    out: str,
+    layout: str = "auto",
+    label_from: str = "auto",
+    split: SplitSettings | None = None,
+    crop_boxes: bool = False,
+    workers: int | None = None,
+    extend: str | None = None,
+    balance: int | None = None,
+    column: Mapping[str, str] | None = None,
+    show: Callable[[str], None] = lambda text: None,
+) -> HealthReport:
+    """Build the manifest of a source at `out`.
+
+    `layout` and `label_from` say how folder names are read, and `show` is told what was understood before any image is
+    opened.
+    `workers` is a number of threads, `extend` a manifest whose splits stay, `balance` how many training images a class
+    may have: the others are rows without a split. Of an extended manifest, training images stay before new ones.
+    `column` says which column of a table is which, such as {"uri": "path"}. Labels get one spelling from every source.
+
+    Raises:
+        SettingsError: an unknown layout or `label_from`, a source not laid out so, `out` is a folder, or `workers` or
+            `balance` is below 1.
+        SchemaError: no image, an unusable table, or `extend` is not a manifest.
+        StorageError: source or `extend` cannot be read, or `out` cannot be written.
+    """
+    split = split or SplitSettings()
+    if workers is not None and workers < 1:
+        raise SettingsError(f"workers is {workers}, but must be at least 1.")
+    if balance is not None and balance < 1:
+        raise SettingsError(f"balance is {balance}, but must be at least 1; leave it out to train on every image.")
+    out = absolute(out)
+    if is_folder(out):
+        raise SettingsError(f"{out} is a folder; name the manifest's file, such as {out.rstrip('/')}/manifest.parquet.")
+    # Read before hours of decoding: a wrong manifest should not be found out after them.
+    old = read_manifest(extend).rows if extend else None
+    candidates = list_candidates(source, layout=layout, label_from=label_from, column=column, crop_boxes=crop_boxes)
+    candidates, label_changes = _spell_labels(candidates)
+    show(candidates.text())
+    rows = _measure(candidates, crop_boxes=crop_boxes, workers=workers)
+    kept, absent = kept_splits(rows, old) if old is not None else (None, None)
+    groups = _group(rows if absent is None else pd.concat([rows, absent], ignore_index=True))
+    old_splits = None if kept is None or absent is None else [*kept, *absent["split"]]
+    rows["split"] = pd.array(assign_splits(rows, groups, split, kept=old_splits), dtype="string")
+    if balance is not None:
+        rows = cap_classes(rows, groups, balance=balance, kept=kept)
+    _write(rows, out, candidates, split=split, crop_boxes=crop_boxes, extend=extend, balance=balance)
+    return report_health(
+        rows,
+        groups[: len(rows)],
+        crop_boxes=crop_boxes,
+        out=out,
+        label_changes=label_changes,
+        boxes_left_out=candidates.boxes_left_out,
+        extended=extend,
+        changed_labels=[] if old is None else changed_labels(rows, old),
+        old_rows_absent=0 if absent is None else len(absent),
+        balance=balance,
+        **candidates.report_fields,
+    )
+
+
+def _spell_labels(candidates: Candidates) -> tuple[Candidates, dict[str, int]]:
+    """Give every label its one spelling, and count what changed; an image without a label has no split."""
+    labels, changes = normalise_labels(candidates.rows["label"])
+    rows = candidates.rows.assign(label=labels, split=candidates.rows["split"].mask(labels.isna()))
+    unlabelled_in = candidates.unlabelled_in | ({"blank labels": changes["blank"]} if changes.get("blank") else {})
+    spelled = replace(candidates, rows=rows, classes=same_spelling(candidates.classes), unlabelled_in=unlabelled_in)
+    return spelled, changes
+
+
+def _measure(candidates: Candidates, *, crop_boxes: bool, workers: int | None) -> pd.DataFrame:
+    """Open every candidate; columns as MANIFEST_SCHEMA, split as given."""
+    threads = workers or (
+        S3_THREADS if is_s3(candidates.rows["uri"].iloc[0]) else THREADS_PER_CORE * len(os.sched_getaffinity(0))
+    )
+    listed = candidates.rows.to_dict("records")
+    remaining = iter(listed)
+    measured: list[dict[str, Any]] = []
+    with Progress("prepare", total=len(listed)) as progress, ThreadPoolExecutor(threads) as pool:
+        while batch := list(islice(remaining, _AT_ONCE)):
+            for row in pool.map(partial(_measure_image, crop_boxes=crop_boxes), batch):
+                progress.advance(errors=int(row["status"] != "ok"))
+                measured.append(row)
+    # Column by column: a frame of dictionaries makes floats of integers beside a null, and loses a hash's low bits.
+    found = pd.DataFrame(
+        {name: pd.Series([row.get(name) for row in measured], dtype=kind) for name, kind in _MEASURED_TYPES.items()}
+    )
+    rows = pd.concat([candidates.rows.reset_index(drop=True), found], axis=1)
+    return rows[MANIFEST_SCHEMA.names]
+
+
+_MEASURED_TYPES = {
+    **dict.fromkeys(["status", "error_code", "error", "sha256", "etag"], "string"),
+    **dict.fromkeys(["width", "height"], "Int32"),
+    "size_bytes": "Int64",
+    "phash": "UInt64",
+}
+
+
+def _measure_image(row: dict[str, Any], *, crop_boxes: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    try:
+        fetched = fetch_image(row["uri"], escaped=row["escaped"])
+        found["etag"], found["size_bytes"] = fetched.etag, len(fetched.data)
+        found["sha256"] = hashlib.sha256(fetched.data).hexdigest()
+        image = decode(fetched.data, _MEASURED, box=row_box(row) if crop_boxes else None)
+    except (FetchError, DecodeError) as err:
+        status = "fetch_error" if isinstance(err, FetchError) else "decode_error"
+        return {**found, "status": status, "error_code": err.code, "error": str(err)}
+    return {**found, "status": "ok", "width": image.width, "height": image.height, "phash": image.phash}
+
+
+def _group(rows: pd.DataFrame) -> list[int]:
+    """Number duplicate groups; an unreadable image is its own group, with a negative number."""
+    readable = (rows["status"] == "ok").to_numpy()
+    numbers: Iterator[int] = iter(
+        group_duplicates(rows.loc[readable, "sha256"].tolist(), rows.loc[readable, "phash"].tolist()).tolist()
+    )
+    return [next(numbers) if ok else -1 - i for i, ok in enumerate(readable)]
+
+
+def _write(
+    rows: pd.DataFrame,
+    out: str,
+    candidates: Candidates,
+    *,
+    split: SplitSettings,
+    crop_boxes: bool,
+    extend: str | None,
+    balance: int | None,
+) -> None:
+    from importlib import metadata
+
+    try:
+        version = metadata.version("carray")
+    except metadata.PackageNotFoundError:  # run from a checkout that was never installed
+        version = "unknown"
+    write_manifest(
+        rows,
+        out,
+        classes=candidates.classes,
+        crop_boxes=crop_boxes,
+        source=candidates.source,
+        layout=candidates.layout,
+        label_from=candidates.label_from,
+        split=split.model_dump(mode="json"),
+        extended=extend,
+        balance=balance,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        carray=version,
+    )

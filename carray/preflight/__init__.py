@@ -1,0 +1,1 @@
+"""Before a job: is everything in order, and what will it take."""

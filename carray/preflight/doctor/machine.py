@@ -1,0 +1,228 @@
+"""Looks at the machine: cores, memory, shared memory, disks, limits, the processor's instructions, GPUs.
+
+From: /proc, the control groups that this process is in, and nvidia-smi where it is. To: findings.
+Invariants: a container's limits count, not what lies outside of it. Imports nothing that could be missing.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from carray.preflight.doctor.findings import Finding, one_line
+
+__all__ = [
+    "check_cores",
+    "check_disks",
+    "check_files",
+    "check_gpus",
+    "check_instructions",
+    "check_memory",
+    "check_shared_memory",
+    "usable_cores",
+]
+
+CGROUPS = Path("/sys/fs/cgroup")
+PROC = Path("/proc")
+SHARED = Path("/dev/shm")
+GB = 1e9
+
+WORKER_BYTES, DRIVER_BYTES = 0.5 * GB, 0.3 * GB
+"""What a scoring worker and the driver take at most (README, Measured)."""
+_RAY_SHARE, _RAY_MOST = 0.3, 10 * GB
+"""Ray's object store takes this share of memory; below so much it goes to the disk where /dev/shm is smaller."""
+_FILES_WANTED, _FILES_RAISED = 8192, 65536
+"""What Ray asks for at least, and up to where it raises the soft limit by itself."""
+_DISK_LOW, _DISK_NONE = 5 * GB, 0.5 * GB
+
+
+def check_cores() -> Iterator[Finding]:
+    """Say how many cores this process gets."""
+    machine, allowed, quota = os.cpu_count() or 1, len(os.sched_getaffinity(0)), cpu_quota()
+    cores = usable_cores()
+    limits = [f"{allowed} by affinity"] if allowed < machine else []
+    limits += [f"{quota:g} by the container's quota"] if quota is not None and quota < machine else []
+    why = f" of the machine's {machine} ({', '.join(limits)})" if limits else ""
+    if cores < 1:
+        remedy = "give the container at least one CPU: a worker is one"
+        yield Finding("cores", "warn", f"{cores:g}{why}", remedy)
+        return
+    yield Finding("cores", "ok", f"{cores:g}{why}")
+
+
+def usable_cores() -> float:
+    """Give the cores that this process may use at once: by affinity, and by a container's quota."""
+    allowed, quota = len(os.sched_getaffinity(0)), cpu_quota()
+    return min(float(allowed), quota) if quota is not None else float(allowed)
+
+
+def cpu_quota() -> float | None:
+    """Give how many CPUs' time the control groups grant; None where they set no limit."""
+    quotas = []
+    for folder in _groups("cpu"):
+        whole = _text(folder / "cpu.max").split()  # version 2: quota and period, or max
+        if len(whole) == 2 and whole[0] != "max":
+            quotas.append(int(whole[0]) / int(whole[1]))
+        quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+        if quota and period and quota > 0:
+            quotas.append(quota / period)
+    return min(quotas, default=None)
+
+
+def check_memory() -> Iterator[Finding]:
+    """Say how much memory there is, and how much of it is free."""
+    total, free = memory_bytes()
+    wanted = DRIVER_BYTES + WORKER_BYTES * max(1, int(usable_cores()))
+    seen = f"{_gb(free)} free of {_gb(total)}"
+    if free < DRIVER_BYTES + WORKER_BYTES:
+        yield Finding("memory", "fail", seen, f"free memory: even one worker wants {_gb(DRIVER_BYTES + WORKER_BYTES)}")
+    elif free < wanted:
+        fewer = int((free - DRIVER_BYTES) / WORKER_BYTES)
+        remedy = f"a worker on each core may want {_gb(wanted)} in all: say --workers {fewer}"
+        yield Finding("memory", "warn", seen, remedy)
+    else:
+        yield Finding("memory", "ok", seen)
+
+
+def memory_bytes() -> tuple[int, int]:
+    """Give (all, free) of this process's memory in bytes, within what a container may have."""
+    lines = dict(line.split(":", 1) for line in _text(PROC / "meminfo").splitlines() if ":" in line)
+    total, free = (int(lines.get(name, "0").split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    for folder in _groups("memory"):
+        limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
+        used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes") or 0
+        stats = dict(line.split() for line in _text(folder / "memory.stat").splitlines() if len(line.split()) == 2)
+        used -= int(stats.get("inactive_file", stats.get("total_inactive_file", 0)))  # given up when it is wanted
+        if limit and limit < total:
+            total, free = limit, max(0, min(free, limit - used))
+    return total, free
+
+
+def check_shared_memory() -> Iterator[Finding]:
+    """Say whether /dev/shm holds Ray's object store, by Ray's own rule."""
+    try:
+        free = shutil.disk_usage(SHARED).free
+    except OSError as err:
+        yield Finding("shared memory", "warn", f"{SHARED} is not there ({err.strerror})", "Ray uses its disk, slowly")
+        return
+    wanted = min(_RAY_SHARE * memory_bytes()[1], _RAY_MOST)
+    if free < wanted:
+        remedy = (
+            f"Ray would put its object store of {_gb(wanted)} on the disk: start the container with "
+            f"--shm-size={wanted / GB * 1.1:.1f}g, or in Kubernetes mount an emptyDir of medium Memory there"
+        )
+        yield Finding("shared memory", "warn", f"{_gb(free)} free in {SHARED}", remedy)
+    else:
+        yield Finding("shared memory", "ok", f"{_gb(free)} free in {SHARED}")
+
+
+def check_files() -> Iterator[Finding]:
+    """Say how many files may be open at once."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = hard == resource.RLIM_INFINITY
+    reached = max(soft, _FILES_RAISED if unlimited else min(hard, _FILES_RAISED))
+    seen = f"{soft:,} at once; Ray raises that to {reached:,}" if reached > soft else f"{soft:,} at once"
+    if reached < _FILES_WANTED:
+        remedy = f"Ray wants {_FILES_WANTED:,}: raise the hard limit (ulimit -Hn, or the container's --ulimit nofile)"
+        yield Finding("open files", "warn", f"{hard:,} at most", remedy)
+    else:
+        yield Finding("open files", "ok", seen)
+
+
+def check_disks() -> Iterator[Finding]:
+    """Say how much room the cache and the temporary folder have, and whether they can be written."""
+    from carray.core.environment import cache_home
+
+    places = {"cache": (cache_home(), "CARRAY_CACHE"), "temporary folder": (Path(tempfile.gettempdir()), "TMPDIR")}
+    for name, (folder, variable) in places.items():
+        there = next(path for path in (folder, *folder.parents) if path.is_dir())
+        try:
+            with tempfile.NamedTemporaryFile(dir=there, prefix=".carray-doctor-"):
+                free = shutil.disk_usage(there).free
+        except OSError as err:
+            seen = f"{folder} cannot be written ({err.strerror})"
+            yield Finding(name, "fail", seen, f"make it writable, or set {variable} to a folder that is")
+            continue
+        if free < _DISK_LOW:
+            remedy = f"free space there, or set {variable} to a larger disk"
+            yield Finding(name, "fail" if free < _DISK_NONE else "warn", f"{_gb(free)} free in {folder}", remedy)
+        else:
+            yield Finding(name, "ok", f"{_gb(free)} free in {folder}")
+
+
+def check_instructions() -> Iterator[Finding]:
+    """Say whether the processor has the instructions that int8 scoring is made for."""
+    pairs = [line.split(":", 1) for line in _text(PROC / "cpuinfo").splitlines() if ":" in line]
+    about = {key.strip(): value.strip() for key, value in reversed(pairs)}
+    name, flags = about.get("model name", "of unknown name"), set(about.get("flags", about.get("Features", "")).split())
+    has = [title for flag, title in _INSTRUCTIONS.items() if flag in flags]
+    seen = f"{name}: {', '.join(has) or 'none of ' + ', '.join(dict.fromkeys(_INSTRUCTIONS.values()))}"
+    if flags & _EIGHT_BITS:
+        yield Finding("processor", "ok", seen)
+    else:
+        remedy = (
+            "it has no instructions for 8-bit products, so int8 may gain nothing here, or compute something else, "
+            "which a worker notices; score with --runtime fp32 then"
+        )
+        yield Finding("processor", "warn", seen, remedy)
+
+
+_INSTRUCTIONS = {
+    **{"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx_vnni": "VNNI", "avx512_bf16": "BF16"},
+    **{"amx_int8": "AMX", "asimddp": "dot product", "i8mm": "int8 matrices"},
+}
+_EIGHT_BITS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
+
+
+def check_gpus() -> Iterator[Finding]:
+    """Name the GPUs and their driver, as nvidia-smi sees them."""
+    devices = list(Path("/dev").glob("nvidia[0-9]*"))
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        if devices:
+            remedy = "install the driver's tools, or give the container the utility capability"
+            yield Finding("GPUs", "warn", f"{len(devices)} in /dev, but no nvidia-smi", remedy)
+        else:
+            yield Finding("GPUs", "ok", "none: the processor trains and scores")
+        return
+    asked = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=8, check=False)
+    cards = [one_line(line) for line in done.stdout.splitlines() if line.strip()]
+    if done.returncode or not cards:
+        reason = one_line(done.stdout or done.stderr) or f"exit code {done.returncode}"
+        remedy = "mend the driver (a reboot after its update often does), or give the container the GPU"
+        yield Finding("GPUs", "warn", f"nvidia-smi finds none ({reason})", remedy)
+    else:
+        yield Finding("GPUs", "ok", f"{len(cards)}: {'; '.join(dict.fromkeys(cards))}")
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """Give the folders of the control groups that this process is in, its own and those above; of both versions."""
+    for line in _text(PROC / "self" / "cgroup").splitlines():
+        number, names, path = line.split(":", 2)
+        if number == "0" or controller in names.split(","):
+            root = CGROUPS if number == "0" else CGROUPS / controller
+            own = root / path.strip("/")
+            # A container sees its own group as the root, whatever path it is told.
+            yield from (folder for folder in (own, *own.parents) if folder == root or root in folder.parents)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path).strip()
+    return int(text) if text.lstrip("-").isdecimal() else None
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:,.1f} GB" if size >= 0.1 * GB else f"{size / 1e6:,.0f} MB"

@@ -1,0 +1,296 @@
+"""Looks at places: whether they are listed, read, written and deleted with the rights at hand, and at the clock.
+
+From: a URI that a job is to read, or to write to. To: findings; a place that is written to gets one small object under
+`_carray/`, or one hidden local file, which is deleted again.
+Invariants: nothing is written where that was not asked for; a store that is away answers within SECONDS; no key, token
+or password is shown, only where the credentials come from.
+Source: S3 refuses requests whose time is off by more than 15 minutes (RequestTimeTooSkewed).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from carray.core.errors import SettingsError
+from carray.core.store.files import absolute, filesystem, is_s3, join
+from carray.core.store.s3 import make_client, split_uri
+from carray.preflight.doctor.findings import Finding, one_line
+
+__all__ = ["SECONDS", "check_place"]
+
+SECONDS = 25.0
+"""Within which a place's findings are there."""
+_CONNECT_SECONDS, _READ_SECONDS = 4, 6
+SKEW_WARN_SECONDS, SKEW_FAIL_SECONDS = 60, 900
+_LOOKED_THROUGH = 10_000
+"""Local files among which one to read is sought."""
+_PROBE = ".carray-doctor-"
+"""What a probe's file begins with."""
+
+
+def check_place(uri: str, *, write: bool) -> Iterator[Finding]:
+    """Look at one place: list and read it; with `write`, write there, read that back and delete it.
+
+    Raises:
+        SettingsError: its scheme is neither s3 nor a local path.
+    """
+    title = "writes" if write else "reads"
+    place = absolute(uri).rstrip("/") or "/"
+    if is_s3(place):
+        yield from _Bucket(place, title).look(write=write)
+    else:
+        yield _local(place, title, write=write)
+
+
+def _local(place: str, title: str, *, write: bool) -> Finding:
+    path = Path(place)
+    if not write:
+        return _read_local(path, title)
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=there, prefix=_PROBE) as file:
+            file.write(b"carray doctor")
+            file.flush()
+            os.fsync(file.fileno())
+            free = shutil.disk_usage(there).free
+    except OSError as err:
+        remedy = "make it writable for this user, or give another place"
+        return Finding(title, "fail", f"{place}: {there} cannot be written ({err.strerror})", remedy, storage=True)
+    made = "" if there == path else ", which will be made"
+    return Finding(title, "ok", f"{place}{made}: written and deleted, {free / 1e9:,.1f} GB free", storage=True)
+
+
+def _read_local(path: Path, title: str) -> Finding:
+    try:
+        files = (path,) if path.is_file() else islice(path.rglob("*"), _LOOKED_THROUGH)
+        if not path.exists():
+            raise FileNotFoundError(2, "it does not exist")
+        # The checks run side by side: what one writes for a moment is nothing to read for another.
+        file = next((one for one in files if one.is_file() and not one.name.startswith(_PROBE)), None)
+        if file is None:
+            return Finding(title, "warn", f"{path}: no file in it", "check its spelling", storage=True)
+        with file.open("rb") as opened:
+            opened.read(1)
+    except OSError as err:
+        remedy = "check its spelling and this user's rights"
+        return Finding(title, "fail", f"{path}: cannot be read ({err.strerror or err})", remedy, storage=True)
+    return Finding(title, "ok", f"{path}: listed and read", storage=True)
+
+
+class _Denied(Exception):
+    """Says what a store refused, or that it cannot be reached, and the remedy."""
+
+    def __init__(self, seen: str, remedy: str) -> None:
+        self.seen, self.remedy = seen, remedy
+        super().__init__(seen)
+
+
+@dataclass
+class _Bucket:
+    place: str
+    title: str
+    client: Any = None
+    skew_seconds: float | None = None
+    done: list[str] = field(default_factory=list)
+
+    def look(self, *, write: bool) -> Iterator[Finding]:
+        self.bucket, self.prefix = split_uri(self.place)
+        try:
+            self.client = _connect()
+            if write:
+                self._write()
+                self._write_as_artifact()
+            else:
+                self._read()
+            seen = f"{self.place}: {', '.join(self.done)} ({self._about()})"
+            empty = "nothing there to read" in self.done
+            remedy = "check its spelling; s3:GetObject was not tried" if empty else ""
+            yield Finding(self.title, "warn" if empty else "ok", seen, remedy, storage=True)
+        except _Denied as err:
+            before = f"{', '.join(self.done)}, but " if self.done else ""
+            seen = f"{self.place}: {before}{err.seen} ({self._about()})"
+            yield Finding(self.title, "fail", seen, err.remedy, storage=True)
+        if self.skew_seconds is not None:
+            yield self._clock()
+
+    def _read(self) -> None:
+        prefix = f"{self.prefix}/" if self.prefix else ""
+        found = self._ask("s3:ListBucket", "list_objects_v2", Prefix=prefix, MaxKeys=10)
+        keys = [entry["Key"] for entry in found.get("Contents", []) if entry["Key"] != prefix]
+        self.done.append("listed")
+        keys = keys or self._itself()
+        if not keys:
+            self.done.append("nothing there to read")
+            return
+        self._ask("s3:GetObject", "get_object", Key=keys[0], Range="bytes=0-0")
+        self.done.append("read")
+        self.done.append(self._fast_way(keys[0]))
+
+    def _itself(self) -> list[str]:
+        """Give the key of the place if it is one object, such as a manifest, and no prefix."""
+        found = self._ask("s3:ListBucket", "list_objects_v2", Prefix=self.prefix, MaxKeys=1) if self.prefix else {}
+        return [entry["Key"] for entry in found.get("Contents", []) if entry["Key"] == self.prefix]
+
+    def _fast_way(self, key: str) -> str:
+        """Say which client will read the images: core.store.s3 takes obstore where that can."""
+        from carray.core.store.s3 import FastRefusal, FastUnsure, fast_read
+
+        def admit(size: int) -> None:
+            if size > 1 << 20:
+                raise FastRefusal  # what is asked is whether it can, which shows before the bytes come
+
+        try:
+            came = fast_read(self.bucket, key, admit) is not None
+        except FastRefusal:
+            came = True
+        except FastUnsure:
+            came = False
+        return "through obstore" if came else "through botocore alone, at four times the processor time"
+
+    def _write(self) -> None:
+        key = join(f"{self.prefix}/_carray" if self.prefix else "_carray", f"doctor-{secrets.token_hex(6)}")
+        self._ask("s3:ListBucket", "list_objects_v2", Prefix=self.prefix, MaxKeys=1)
+        self._ask("s3:PutObject", "put_object", Key=key, Body=b"carray doctor")
+        self.done.append("written")
+        try:
+            self._ask("s3:GetObject", "get_object", Key=key)["Body"].read()
+            self.done.append("read back")
+            conditional = self._keeps_conditions(key)
+        finally:
+            self._ask("s3:DeleteObject", "delete_object", Key=key)
+        self.done += ["deleted", f"conditional writes {'kept' if conditional else 'ignored'}"]
+
+    def _keeps_conditions(self, key: str) -> bool:
+        """Say whether the store refuses to write over an object when it is told not to."""
+        from botocore.exceptions import ClientError
+
+        try:
+            self.client.put_object(Bucket=self.bucket, Key=key, Body=b"carray doctor", IfNoneMatch="*")
+        except ClientError as err:
+            return str(err.response.get("Error", {}).get("Code")) in ("PreconditionFailed", "412")
+        return False
+
+    def _write_as_artifact(self) -> None:
+        """Write once more as carray writes its tables, through pyarrow, which is another client."""
+        try:
+            fs, path = filesystem(join(self.place, "_carray", f"doctor-{secrets.token_hex(6)}"))
+            with fs.open_output_stream(path) as stream:
+                stream.write(b"carray doctor")
+            # pyarrow itself would leave an object for the folder that it then thinks empty.
+            self._ask("s3:DeleteObject", "delete_object", Key=path.partition("/")[2])
+        except SettingsError as err:  # an empty part of a key, where no artifact can lie
+            raise _Denied(str(err).rstrip("."), "give another place") from None
+        except OSError as err:
+            text = one_line(err)
+            remedy = "look at the endpoint's certificate and at AWS_CA_BUNDLE" if "SSL" in text.upper() else ""
+            if "411" in text:
+                remedy = "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required, which older stores need"
+            raise _Denied(
+                f"pyarrow, which writes the tables, is refused ({text})", remedy or "give it the rights of the others"
+            ) from None
+
+    def _ask(self, right: str, operation: str, **wanted: Any) -> Any:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        call: Callable[..., Any] = getattr(self.client, operation)
+        try:
+            answer = call(Bucket=self.bucket, **wanted)
+        except ClientError as err:
+            self._note_time(err.response)
+            raise _refusal(err.response, right) from None
+        except BotoCoreError as err:
+            raise _failure(err) from None
+        self._note_time(answer)
+        return answer
+
+    def _note_time(self, answer: Any) -> None:
+        said = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+        if said:
+            self.skew_seconds = (datetime.now(UTC) - parsedate_to_datetime(said)).total_seconds()
+
+    def _about(self) -> str:
+        if self.client is None:
+            return "no client"
+        meta, credentials = self.client.meta, self.client._request_signer._credentials
+        method = getattr(credentials, "method", None)
+        source = _SOURCES.get(method, method) if credentials is not None else "no credentials"
+        return f"{one_line(meta.endpoint_url)}, region {meta.region_name}, {source}"
+
+    def _clock(self) -> Finding:
+        skew, store = self.skew_seconds or 0.0, one_line(self.client.meta.endpoint_url)
+        seen = f"{abs(skew):,.0f} s {'ahead of' if skew > 0 else 'behind'} {store}"
+        remedy = "set it right (chrony, systemd-timesyncd): S3 refuses requests that are 15 minutes off"
+        if abs(skew) > SKEW_FAIL_SECONDS:
+            return Finding("clock", "fail", seen, remedy)
+        if abs(skew) > SKEW_WARN_SECONDS:
+            return Finding("clock", "warn", seen, remedy)
+        return Finding("clock", "ok", f"within {max(1.0, abs(skew)):,.0f} s of {store}")
+
+
+_SOURCES: dict[Any, str] = {
+    "env": "keys of the environment",
+    "shared-credentials-file": "keys of the credentials file",
+    "config-file": "keys of the config file",
+    "iam-role": "the instance's role",
+    "container-role": "the container's role",
+    "assume-role": "an assumed role",
+    "assume-role-with-web-identity": "the service account's role",
+    "sso": "a single sign-on",
+    "custom-process": "keys of a credential process",
+}
+"""What botocore calls the places where it finds credentials, in words."""
+
+
+def _connect() -> Any:
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        return make_client(connect_timeout=_CONNECT_SECONDS, read_timeout=_READ_SECONDS)
+    except SettingsError as err:  # an endpoint with credentials in it
+        seen, _, remedy = str(err).partition("; ")
+        raise _Denied(seen, remedy) from None
+    except (BotoCoreError, ValueError) as err:  # a profile that is not there, an endpoint that is no URL
+        raise _Denied(one_line(err), "mend AWS_PROFILE, AWS_REGION or AWS_ENDPOINT_URL") from None
+
+
+def _failure(err: Exception) -> _Denied:
+    kind = type(err).__name__
+    if "Credential" in kind or "Token" in kind:
+        remedy = "give this machine a role, or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    elif "SSL" in kind:
+        remedy = "name the store's certificates in AWS_CA_BUNDLE"
+    else:
+        remedy = "look at AWS_ENDPOINT_URL, at proxies and at the way there"
+    return _Denied(one_line(err), remedy)
+
+
+def _refusal(answer: Any, right: str) -> _Denied:
+    code = str(answer.get("Error", {}).get("Code", "unknown"))
+    region = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
+    remedy = _REMEDIES.get(code)
+    if code in ("PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
+        remedy = f"set AWS_REGION={region}" if region else "set AWS_REGION to the bucket's"
+    what = {"s3:ListBucket": "listing", "s3:GetObject": "reading", "s3:PutObject": "writing"}.get(right, "deleting")
+    return _Denied(f"{what} is refused ({code})", remedy or f"allow {right} to these credentials")
+
+
+_REMEDIES = {
+    "NoSuchBucket": "check the bucket's name and the endpoint",
+    "404": "check the bucket's name and the endpoint",
+    "InvalidAccessKeyId": "the key is unknown to this store: check it, and AWS_ENDPOINT_URL",
+    "SignatureDoesNotMatch": "the secret does not belong to the key: set AWS_SECRET_ACCESS_KEY again",
+    "ExpiredToken": "the credentials have expired: renew them",
+    "InvalidToken": "the session token is not valid here: renew the credentials",
+    "RequestTimeTooSkewed": "set the clock right",
+    "SlowDown": "the store is busy: ask again",
+}

@@ -1,0 +1,217 @@
+"""Measures what an epoch of each network of a search costs, by a trial's own code, on some hundred images.
+
+From: a manifest, settings and configurations. To: a `NetCost` each, and what decoding an image costs.
+Invariants: as many processes train as trials would on this machine, with as many threads; each takes the networks in
+the same order. What only some trials pay, the features of a frozen trunk, is measured apart from what all do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from carray.core.errors import DataError, DecodeError, FetchError
+from carray.core.settings import parse_settings
+from carray.core.store.files import is_s3
+from carray.core.store.image_bytes import fetch_image
+from carray.images.pixels import decode
+from carray.manifest.manifest_file import SPLITS, Manifest, read_manifest, row_box
+from carray.preflight.estimate.parallel import run_in_parallel, wait_for_others
+from carray.preflight.estimate.ranges import Range
+from carray.search.space import TuneSettings
+from carray.search.train.hyperparameters import CnnHyper, TransferHyper, read_hyper
+from carray.tensors.block import Block
+
+__all__ = ["NetCost", "TrainingCost", "frozen_key", "measure_training", "net_key"]
+
+TRAIN_IMAGES, VAL_IMAGES = 160, 64
+_DECIDES_NOTHING = {
+    *("learning_rate", "head_learning_rate", "momentum", "weight_decay", "warmup_fraction", "clip_norm", "ema"),
+    *("label_smoothing", "crop_scale", "crop_stretch", "flip", "colour_jitter", "erasing", "mixup", "cutmix"),
+    *("dropout", "weights", "layer_decay", "drop_path", "head_only_epochs", "cached_views", "class_balance"),
+    "optimizer",
+}
+"""What a configuration is told that changes an epoch's time by little."""
+_FROZEN_BY = (
+    *("backbone", "weights", "train", "last_stages", "input_size", "crop_scale", "crop_stretch", "flip"),
+    *("colour_jitter", "policy", "erasing"),
+)
+"""What two trials must have in common to share their frozen trunk's features (search.train.features)."""
+
+Hyper = CnnHyper | TransferHyper
+
+
+@dataclass(frozen=True)
+class NetCost:
+    """Says what one network costs a trial's devices, seconds an image: from the processor's time to the clock's."""
+
+    train: Range
+    """Of an epoch: forward, backward and step, from features where they are kept."""
+    val: Range
+    frozen: Range
+    """Of the frozen part, once for each kept view; 0 where nothing is kept."""
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Says what was measured."""
+
+    nets: dict[str, NetCost]
+    """By `net_key`."""
+    decode: Range
+    """Of one image into the block, core-seconds."""
+    open_seconds: float
+    """Until a new process had imported torch and timm, and decoded its images."""
+    bytes_per_image: float
+    load: float
+    """Of other work on this machine when it began, for each core."""
+
+
+def net_key(hyper: Hyper) -> str:
+    """Name what decides the time of a configuration's epoch."""
+    values = {name: value for name, value in hyper.model_dump().items() if name not in _DECIDES_NOTHING}
+    if isinstance(hyper, TransferHyper):
+        values["kept"] = hyper.cached_views > 0 and hyper.train != "all"
+    return json.dumps(values, sort_keys=True)
+
+
+def frozen_key(hyper: Hyper) -> str:
+    """Name what trials with the same kept features have in common; empty where none are kept."""
+    if not isinstance(hyper, TransferHyper) or not hyper.cached_views or hyper.train == "all":
+        return ""
+    return json.dumps({name: getattr(hyper, name) for name in _FROZEN_BY}, sort_keys=True)
+
+
+def measure_training(
+    manifest: Manifest,
+    settings: TuneSettings,
+    hypers: Sequence[Hyper],
+    *,
+    processes: int,
+    cpus: float,
+    device: str = "cpu",
+) -> TrainingCost:
+    """Train each network for a few epochs on a few images, in so many processes at once.
+
+    Raises:
+        SettingsError: a backbone or its weights are not to be had.
+        DataError: an image cannot be read.
+        BudgetError: a process died.
+    """
+    load = os.getloadavg()[0] / len(os.sched_getaffinity(0))
+    values = [hyper.model_dump() for hyper in hypers]
+    arguments = (manifest.uri, settings.model_dump(mode="json"), values, max(1, int(cpus)), device)
+    measured = run_in_parallel(_measure, [arguments] * processes)
+    nets = {}
+    for i, hyper in enumerate(hypers):
+        each = [one[0][i] for one in measured]
+        nets[net_key(hyper)] = NetCost(*(_spread([parts[j] for parts in each]) for j in range(3)))
+    return TrainingCost(
+        nets=nets,
+        decode=_spread([one[1] for one in measured]),
+        open_seconds=max(one[2] for one in measured),
+        bytes_per_image=measured[0][3],
+        load=load,
+    )
+
+
+def _spread(pairs: Sequence[tuple[float, float]]) -> Range:
+    """Give the range from the mean of the processor's times to the slowest of the clock's."""
+    cores, clocks = zip(*pairs, strict=True)
+    return Range(min(statistics.fmean(cores), *clocks), max(clocks))
+
+
+Pair = tuple[float, float]
+"""Seconds of the processor (each thread's share), and of the clock."""
+
+
+def _measure(
+    uri: str, settings: Mapping[str, Any], values: Sequence[Mapping[str, Any]], threads: int, device: str
+) -> tuple[list[tuple[Pair, Pair, Pair]], Pair, float, float]:
+    started = time.monotonic()
+    import torch
+
+    from carray.search.train.fit import Fit  # noqa: F401  so that its time is the start's, and not the first network's
+
+    torch.set_num_threads(threads)
+    chosen, manifest = parse_settings(TuneSettings, settings), read_manifest(uri)
+    block, decode_pair, size = _small_block(manifest, chosen)
+    opened = time.monotonic() - started
+    wait_for_others()
+    nets = [_measure_net(read_hyper(one), block, chosen, len(manifest.classes), threads, device) for one in values]
+    return nets, decode_pair, opened, size
+
+
+def _measure_net(
+    hyper: Hyper, block: Block, settings: TuneSettings, class_count: int, threads: int, device: str
+) -> tuple[Pair, Pair, Pair]:
+    """Train three epochs: one to warm up, one with new views of the frozen part, one with views that are kept."""
+    from carray.search.train.fit import Fit
+
+    kept = bool(frozen_key(hyper))
+    changes = {"head_only_epochs": 0, "cached_views": 2} if isinstance(hyper, TransferHyper) else {}
+    hyper = hyper.model_copy(update={"compile": False, **(changes if kept else {})})
+    pixels = settings.trial_pixels(hyper)
+    fit = Fit(hyper, block, pixels, class_count=class_count, epochs=3, seed=0, device=device)
+    _timed(fit, threads, device)
+    first, val = _timed(fit, threads, device)
+    if not kept:
+        return first, val, (0.0, 0.0)
+    train, val = _timed(fit, threads, device)
+    frozen = (max(0.0, first[0] - train[0]), max(0.0, first[1] - train[1]))
+    return train, val, frozen
+
+
+def _timed(fit: Any, threads: int, device: str) -> tuple[Pair, Pair]:
+    """Run an epoch; gives the seconds of a training and of a validation image."""
+    used = time.process_time()
+    result = fit.run_epoch()
+    used = time.process_time() - used
+    train, val = len(fit.train_rows_N), len(fit.val_rows_N)
+    training = train / result.images_per_second
+    busy = min(1.0, used / threads / result.seconds) if device == "cpu" else 1.0
+    trained, validated = training / train, (result.seconds - training) / val
+    return (busy * trained, trained), (busy * validated, validated)
+
+
+def _small_block(manifest: Manifest, settings: TuneSettings) -> tuple[Block, Pair, float]:
+    """Decode some images, as the block of the whole manifest is; gives it, an image's seconds, and its bytes."""
+    chosen = [
+        row
+        for split, most in (("train", TRAIN_IMAGES), ("val", VAL_IMAGES))
+        for row in manifest.of_split(split).sample(frac=1.0, random_state=0).head(most).to_dict("records")
+    ]
+    index = {name: i for i, name in enumerate(manifest.classes)}
+
+    def read(row: Mapping[Any, Any]) -> tuple[Any, int]:
+        data = fetch_image(row["uri"], escaped=bool(row["escaped"])).data
+        hashlib.sha256(data).hexdigest()  # which the build of a block compares
+        box = row_box(row) if manifest.crop_boxes else None
+        return decode(data, settings.pixels, box=box).pixels_HWC, len(data)
+
+    used, started = time.process_time(), time.monotonic()
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(read, chosen))
+    except (FetchError, DecodeError) as err:
+        raise DataError(
+            f"an image of {manifest.uri} was readable when it was prepared and is not now ({err}); prepare it again."
+        ) from err
+    clock, core = time.monotonic() - started, time.process_time() - used
+    core = core if not is_s3(chosen[0]["uri"]) else max(core, clock / 2)
+    block = Block(
+        pixels_NHWC=np.stack([pixels for pixels, _ in found]),
+        labels_N=np.array([index[row["label"]] for row in chosen], dtype=np.int64),
+        splits_N=np.array([SPLITS.index(row["split"]) for row in chosen], dtype=np.int8),
+    )
+    size = statistics.fmean(size for _, size in found)
+    return block, (core / len(found), max(core, clock) / len(found)), size

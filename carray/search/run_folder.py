@@ -1,0 +1,337 @@
+"""Says what a search leaves behind, and derives its tables from the log.
+
+    RUN/driver.json            which process works here now (core.store.lease)
+    RUN/search.json            settings, manifest and every configuration, each written before it is launched
+    RUN/log/NUMBER.json        one object per (trial, epoch): the figures and the scheduler's decision
+    RUN/probes.json            rung 0: one entry a candidate backbone
+    RUN/trials/ID/best.safetensors   weights of the trial's best epoch; its metadata name that epoch
+    RUN/trials/ID/last.safetensors   where the trial goes on from (Fit.checkpoint); gone when it has ended
+    RUN/trials/ID/holder.json  which of the processes that took the trial up has it now; gone when it has ended
+    RUN/trials/ID/trial.json   how the trial ended, written when it ended
+    RUN/trials.parquet         one row a trial, best first;  RUN/epochs.parquet  one row a (trial, epoch)
+    RUN/curves.png, RUN/leaderboard.html   pictures of both
+    RUN/done.json              what came out and what ended the search, written last
+    RUN/bundle/                the winner, packed (bundle.bundle_folder)
+    RUN/training.json          of carray train, whose run is like that of one trial: on which images, after which trial
+    RUN/refit/ID-EPOCHS/       such a run: the winner's, on train and val
+
+Invariants: S3 cannot append, hence one object an entry; sequence numbers grow in the order of decisions; an epoch of a
+trial is logged once, however often it is run; "best" is the best epoch's validation top-1, never the last epoch's, and
+a trial whose loss became non-finite has that of the epochs before. Tables that are there are of the whole log: a search
+that goes on deletes them first. Nothing here is Ray's: its own state files may be lost. Version 2.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from carray.core.at_once import at_once
+from carray.core.errors import SearchError, SettingsError, StorageError
+from carray.core.settings import read_record
+from carray.core.store.files import delete, exists, is_folder, join, list_files, read_json, write_json
+from carray.core.tables import read_table, table_from_rows, write_table
+from carray.search.document_checks import LogEntry, SearchDocument, TrialEnd
+
+__all__ = [
+    "EPOCHS_SCHEMA",
+    "TRIALS_SCHEMA",
+    "best_weights",
+    "delete_tables",
+    "last_checkpoint",
+    "read_epochs",
+    "read_log",
+    "read_search",
+    "read_trials",
+    "store_configuration",
+    "trial_id",
+    "weights_epoch",
+    "write_tables",
+]
+
+VERSION = 2
+SEARCH, PROBES, DONE, TRIALS, EPOCHS = "search.json", "probes.json", "done.json", "trials.parquet", "epochs.parquet"
+
+TRIALS_SCHEMA = pa.schema(
+    [
+        ("trial_id", pa.string()),
+        ("number", pa.int32()),  # the i of (seed, i)
+        ("family", pa.string()),  # null where the searcher has proposed nothing yet
+        # finished: ran every epoch; stopped: by the scheduler; non_finite: its loss; failed: an error, or its process
+        # was lost too often; dropped: by rung 0, before it ran; out_of_time: a budget ended the search while it ran;
+        # not_started: a budget ended the search before; unfinished: it ran, and the search has not ended, though it may
+        # have been killed. The last three go on when the search does.
+        ("status", pa.string()),
+        ("reason", pa.string()),  # one line; null for a finished trial
+        ("val_top1", pa.float64()),  # of the best epoch, fraction; null without a finite epoch
+        ("val_top5", pa.float64()),  # of that epoch
+        ("val_loss", pa.float64()),
+        ("best_epoch", pa.int32()),
+        ("epochs", pa.int32()),  # epochs run
+        ("seconds", pa.float64()),  # of all its epochs
+        ("images_per_second", pa.float64()),  # trained, median over its epochs
+        ("devices", pa.float64()),  # GPUs it had, or CPUs where it had none; of its last epoch
+        ("device_hours", pa.float64()),  # seconds times devices, over its epochs
+        ("note", pa.string()),  # what its epochs noted, such as a halved micro-batch
+        ("hyper", pa.string()),  # the configuration, JSON
+    ]
+)
+EPOCHS_SCHEMA = pa.schema(
+    [
+        ("sequence", pa.int32()),
+        ("trial_id", pa.string()),
+        ("number", pa.int32()),
+        ("family", pa.string()),
+        ("epoch", pa.int32()),  # counted from 1
+        ("train_loss", pa.float64()),
+        ("val_loss", pa.float64()),
+        ("val_top1", pa.float64()),
+        ("val_top5", pa.float64()),
+        ("learning_rate", pa.float64()),
+        ("seconds", pa.float64()),
+        ("images_per_second", pa.float64()),
+        ("note", pa.string()),
+        ("decision", pa.string()),  # continue, stop (the scheduler), finish (last epoch) or non_finite
+        ("clock_seconds", pa.float64()),  # of the search, summed over its starts
+        ("devices", pa.float64()),  # GPUs of the trial, or its CPUs where it has none
+        ("logged_at", pa.string()),  # ISO 8601, UTC
+    ]
+)
+
+
+def trial_id(number: int) -> str:
+    """Name trial number i; the name sorts as the number does."""
+    return f"t{number:05d}"
+
+
+def trial_folder(run: str, number: int) -> str:
+    """Give the URI of a trial's folder."""
+    return join(run, "trials", trial_id(number))
+
+
+def best_weights(run: str, trial: str) -> str:
+    """Give the URI of a trial's best weights."""
+    return join(run, "trials", trial, "best.safetensors")
+
+
+def weights_epoch(data: bytes) -> int:
+    """Give the epoch that a file of best weights is of.
+
+    Raises:
+        StorageError: the file is damaged, or was written by another program.
+    """
+    from carray.search.train.checkpoint import safetensors_metadata
+
+    try:
+        return int(safetensors_metadata(data)["epoch"])
+    except (ValueError, KeyError):
+        raise StorageError("weights that name no epoch: the file is damaged, or of another program.") from None
+
+
+def last_checkpoint(run: str, number: int) -> str:
+    """Give the URI of what a running trial goes on from."""
+    return join(trial_folder(run, number), "last.safetensors")
+
+
+def trial_holder(run: str, number: int) -> str:
+    """Give the URI of what tells which process a running trial is in."""
+    return join(trial_folder(run, number), "holder.json")
+
+
+def read_search(run: str) -> dict[str, Any]:
+    """Read what a run was started with.
+
+    Raises:
+        SettingsError: no search was ever started there, or by another version of carray.
+        StorageError: its document cannot be read, or is none.
+    """
+    if not exists(join(run, SEARCH)):
+        raise SettingsError(
+            f"{run} holds no {SEARCH}, so it is not a run of carray tune; give the folder that --out named."
+        )
+    found = read_json(join(run, SEARCH))
+    version = (found.get("version") or 0) if isinstance(found, dict) else VERSION  # there was a time without
+    if isinstance(version, int) and version != VERSION:
+        age = "a newer" if version > VERSION else "an older"
+        raise SettingsError(
+            f"{run} was written by {age} carray (run version {version}, this one reads {VERSION}); "
+            "use that carray for it, or name another --out."
+        )
+    return read_record(SearchDocument, join(run, SEARCH), found=found).model_dump()
+
+
+def store_configuration(run: str, number: int, hyper: Mapping[str, Any]) -> None:
+    """Write a configuration that a searcher proposed into search.json, before it is launched.
+
+    Raises:
+        StorageError: storage refused it.
+    """
+    search = read_search(run)
+    search["configurations"][number] = dict(hyper)
+    write_json(join(run, SEARCH), search)
+
+
+def read_log(run: str) -> list[dict[str, Any]]:
+    """Read every (trial, epoch) entry, in the order of decisions.
+
+    A killed writer may leave a file of another name beside the entries; it is passed over.
+
+    Raises:
+        StorageError: an entry cannot be read, or is none.
+    """
+    entries = [uri for uri in list_files(join(run, "log")) if re.fullmatch(r"\d{8}\.json", uri.rsplit("/", 1)[-1])]
+    read = at_once(lambda uri: read_record(LogEntry, uri).model_dump(), entries)
+    return sorted(read, key=lambda entry: entry["sequence"])
+
+
+def write_log_entry(run: str, entry: Mapping[str, Any], *, check: Callable[[], None] | None = None) -> None:
+    """Write one (trial, epoch) entry; its sequence number names it. `check` is that of core.store.files.write_bytes."""
+    write_json(join(run, "log", f"{entry['sequence']:08d}.json"), dict(entry), check=check)
+
+
+def write_trial_end(run: str, number: int, *, status: str, reason: str | None) -> None:
+    """Note how a trial ended."""
+    write_json(join(trial_folder(run, number), "trial.json"), {"number": number, "status": status, "reason": reason})
+
+
+def read_trial_ends(run: str, count: int) -> dict[int, dict[str, Any]]:
+    """Read how trials ended, by number; a trial that is not there has not ended.
+
+    Raises:
+        StorageError: a note of an end cannot be read, or is none.
+    """
+
+    def read_end(number: int) -> dict[str, Any] | None:
+        place = join(trial_folder(run, number), "trial.json")
+        return read_record(TrialEnd, place).model_dump() if exists(place) else None
+
+    if not is_folder(join(run, "trials")):
+        return {}
+    ends = enumerate(at_once(read_end, range(count)))
+    return {number: end for number, end in ends if end is not None}
+
+
+def write_tables(run: str, *, ended_by: str | None = None) -> pd.DataFrame:
+    """Derive trials.parquet and epochs.parquet from the log, and give the trials, best first.
+
+    Args:
+        run: The run's folder.
+        ended_by: What ended the search before every trial had ended, in words.
+
+    Raises:
+        StorageError: storage refused a table.
+    """
+    search = read_search(run)
+    cut_off = f"the search ended before this trial did{f': {ended_by}' if ended_by else ''}"
+    trials, epochs = _derive_tables(run, search, cut_off, unended="out_of_time")
+    provenance = {"manifest": search["manifest_fingerprint"], "seed": search["settings"]["search"]["seed"]}
+    write_table(epochs, join(run, EPOCHS), kind="epochs", version=VERSION, provenance=provenance)
+    write_table(trials, join(run, TRIALS), kind="trials", version=VERSION, provenance=provenance)
+    return trials.to_pandas()
+
+
+def delete_tables(run: str) -> None:
+    """Take the tables away before the log grows beyond them.
+
+    Raises:
+        StorageError: storage refused.
+    """
+    for name in (TRIALS, EPOCHS):  # in this order: where the first is, the second is, too
+        delete(join(run, name))
+
+
+def read_trials(run: str) -> pd.DataFrame:
+    """Read a run's trials, best first; those of a search that has not ended are derived from what its log holds.
+
+    Raises:
+        SettingsError: no search was ever started there.
+        StorageError: the table or the log cannot be read.
+    """
+    return _read(run, TRIALS, "trials", TRIALS_SCHEMA)
+
+
+def read_epochs(run: str) -> pd.DataFrame:
+    """Read every (trial, epoch) of a run, in the order of decisions; see `read_trials`."""
+    return _read(run, EPOCHS, "epochs", EPOCHS_SCHEMA)
+
+
+def _read(run: str, name: str, kind: str, schema: pa.Schema) -> pd.DataFrame:
+    search = read_search(run)
+    if exists(join(run, TRIALS)):
+        return read_table(join(run, name), kind=kind, required=schema.names).to_pandas()
+    cut_off = "the search has not ended; to go on with one that does not run, repeat carray tune"
+    trials, epochs = _derive_tables(run, search, cut_off, unended="unfinished")
+    return {TRIALS: trials, EPOCHS: epochs}[name].to_pandas()
+
+
+def _derive_tables(run: str, search: Mapping[str, Any], cut_off: str, *, unended: str) -> tuple[pa.Table, pa.Table]:
+    """Give trials and epochs; a trial that ran and has not ended has the status `unended`."""
+    log = read_log(run)
+    ends = read_trial_ends(run, len(search["configurations"]))
+    of_trial = defaultdict(list)
+    for entry in log:
+        of_trial[entry["number"]].append(entry)
+    rows = [
+        _trial_row(number, hyper, of_trial[number], ends.get(number), unended, cut_off)
+        for number, hyper in enumerate(search["configurations"])
+    ]
+    rows.sort(key=lambda row: (-(row["val_top1"] if row["val_top1"] is not None else -1.0), row["number"]))
+    return table_from_rows(rows, TRIALS_SCHEMA), table_from_rows(log, EPOCHS_SCHEMA)
+
+
+def best_trial(trials: pd.DataFrame) -> dict[str, Any]:
+    """Give the winner's row.
+
+    Raises:
+        SearchError: no trial has a finite result; names the first one's reason.
+    """
+    usable = trials[trials["val_top1"].notna()]
+    if usable.empty:
+        first = trials.sort_values("number").iloc[0]
+        raise SearchError(
+            f"none of the {len(trials)} trials came to a result; the first, {first['trial_id']}, {first['status']}: "
+            f"{first['reason'] or 'no reason known'}."
+        )
+    return {str(key): value for key, value in usable.iloc[0].items()}
+
+
+def _trial_row(
+    number: int,
+    hyper: Mapping[str, Any] | None,
+    entries: Sequence[Mapping[str, Any]],
+    end: Mapping[str, Any] | None,
+    unended: str,
+    cut_off: str,
+) -> dict[str, Any]:
+    finite = [entry for entry in entries if is_finite(entry)]
+    best = max(finite, key=lambda entry: (entry["val_top1"], -entry["epoch"]), default=None)
+    figures = {name: best[name] if best else None for name in ("val_top1", "val_top5", "val_loss")}
+    return {
+        "trial_id": trial_id(number),
+        "number": number,
+        "family": hyper["family"] if hyper else None,
+        "status": end["status"] if end else (unended if entries else "not_started"),
+        "reason": end["reason"] if end else cut_off,
+        **figures,
+        "best_epoch": best["epoch"] if best else None,
+        "epochs": len(entries),
+        "seconds": sum(entry["seconds"] for entry in entries),
+        "images_per_second": pd.Series([e["images_per_second"] for e in entries]).median() if entries else None,
+        "devices": entries[-1]["devices"] if entries else None,
+        "device_hours": sum(entry["seconds"] * entry["devices"] for entry in entries) / 3600,
+        "note": "; ".join(dict.fromkeys(entry["note"] for entry in entries if entry["note"])) or None,
+        "hyper": json.dumps(hyper),
+    }
+
+
+def is_finite(entry: Mapping[str, Any]) -> bool:
+    """Say whether an epoch's losses are both finite numbers; a null stands for one that is not."""
+    losses = (entry["train_loss"], entry["val_loss"])
+    return all(loss is not None and math.isfinite(loss) for loss in losses)

@@ -1,0 +1,311 @@
+"""Opens a run folder and keeps its log: one entry a (trial, epoch), with the decision, before anybody acts on it.
+
+From: settings and a manifest; then epoch after epoch. To: RUN/search.json, RUN/log, RUN/trials/ID/trial.json
+(search.run_folder).
+Invariants: one process writes the log (core.store.lease); sequence numbers grow over every start of the search; an
+epoch is logged once, and its first decision stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from carray.core.errors import SchemaError, SettingsError
+from carray.core.progress import say
+from carray.core.settings import parse_settings
+from carray.core.store.files import delete, exists, join, read_json, write_json
+from carray.manifest.manifest_file import Manifest
+from carray.search import run_folder
+from carray.search.budget import Budget
+from carray.search.loggers import EpochListener
+from carray.search.space import SearchSettings, TuneSettings
+from carray.search.train.export import check_backbones
+from carray.search.train.hyperparameters import CnnHyper, TransferHyper, read_hyper
+from carray.search.train.weights import check_backbone, check_weights
+
+__all__ = ["METRIC", "SearchLog", "check_search", "open_run"]
+
+METRIC = "best_val_top1"
+"""What schedulers compare: the best epoch so far, so that one bad last epoch stops nobody."""
+
+CHANGEABLE = {
+    *("search.trials", "search.time_budget_minutes", "search.device_hours_budget", "search.money_budget"),
+    *("search.price_per_device_hour", "search.cpus_per_trial", "search.gpus_per_trial", "search.rung0_margin"),
+    *("search.refit", "search.refit_epochs", "search.loggers"),
+}
+"""How long and on what a search runs, which a later start may say anew; all else decides what its figures mean."""
+
+_STATUS = {"stop": "stopped", "finish": "finished", "non_finite": "non_finite"}
+_SCHEDULERS = {"asha": "ASHA", "median": "the median rule"}
+
+Configuration = CnnHyper | TransferHyper | None
+"""None: the searcher proposes it when its turn comes."""
+
+
+def check_search(manifest: Manifest, configurations: Sequence[Configuration]) -> None:
+    """Check, before anything is launched, that the data, the backbones and their weights are there.
+
+    Raises:
+        SchemaError: no usable training or validation image.
+        SettingsError: fewer than two classes, an unknown backbone, weights that are not to be had, or a backbone that
+            cannot be built, trained or exported at its sizes.
+    """
+    counts = manifest.split_counts()
+    empty = [split for split in ("train", "val") if not counts[split]]
+    if empty:
+        there = ", ".join(f"{count} in {split}" for split, count in counts.items())
+        raise SchemaError(
+            f"{manifest.uri} has no usable image in split {empty[0]!r} ({there}); a search trains on train and chooses "
+            "on val, so prepare more labelled images, or other shares."
+        )
+    if len(manifest.classes) < 2:
+        raise SettingsError(f"{manifest.uri} has {len(manifest.classes)} class; a classifier needs at least two.")
+    for backbone, weights in sorted({(h.backbone, h.weights) for h in configurations if isinstance(h, TransferHyper)}):
+        check_backbone(backbone)
+        check_weights(backbone, weights)
+    check_backbones(configurations)
+
+
+def open_run(
+    run: str, manifest: Manifest, settings: TuneSettings, configurations: Sequence[Configuration]
+) -> list[dict[str, Any] | None]:
+    """Write search.json, or go on with the one there; gives every configuration, those of earlier starts as they were.
+
+    Raises:
+        SettingsError: the folder holds another search, one with more trials, or one of another version of carray.
+    """
+    wanted: dict[str, Any] = {
+        "version": run_folder.VERSION,
+        "manifest": manifest.uri,
+        "manifest_fingerprint": manifest.fingerprint,
+        "settings": settings.model_dump(mode="json"),
+        "configurations": [hyper and hyper.model_dump(mode="json") for hyper in configurations],
+    }
+    if not exists(join(run, run_folder.SEARCH)):
+        wanted["created_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+    else:
+        there = run_folder.read_search(run)
+        _check_same(run, there, wanted)
+        wanted = {**there, **wanted, "configurations": _continued(run, there["configurations"], wanted)}
+        margins = [document["settings"]["search"]["rung0_margin"] for document in (there, wanted)]
+        if margins[0] != margins[1]:
+            _take_back_dropped(run, len(there["configurations"]))
+        say(f"{run} was started before: what is finished there is kept")
+        if wanted == there:
+            return list(wanted["configurations"])
+    write_json(join(run, run_folder.SEARCH), wanted)
+    return list(wanted["configurations"])
+
+
+def _check_same(run: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse, naming the first difference, what would make the figures of one run mean two things."""
+    # Read and written again, so that a setting which came later stands there with its default.
+    settings = parse_settings(TuneSettings, there["settings"]).model_dump(mode="json")
+    old = {"manifest_fingerprint": there["manifest_fingerprint"], **_dotted(settings)}
+    new = {"manifest_fingerprint": wanted["manifest_fingerprint"], **_dotted(wanted["settings"])}
+    differing = [key for key in {**old, **new} if key not in CHANGEABLE and old.get(key) != new.get(key)]
+    if differing:
+        key, others = differing[0], len(differing) - 1
+        more = f" (and {others} more differ)" if others else ""
+        raise SettingsError(
+            f"{run} holds another search: its {key} is {old.get(key)!r}, not {new.get(key)!r}{more}; name another "
+            "--out, or repeat the command with the settings and images of that search to go on."
+        )
+    if new["search.trials"] < old["search.trials"]:
+        raise SettingsError(
+            f"{run} holds a search of {old['search.trials']} trials, and search.trials is {new['search.trials']}; "
+            "a search can only grow, so ask for as many or more, or name another --out."
+        )
+
+
+def _continued(run: str, there: Sequence[Any], wanted: Mapping[str, Any]) -> list[Any]:
+    """Put the stored configurations in front of the new ones, which must go on where they end."""
+    drawn = wanted["configurations"]
+    tpe = wanted["settings"]["search"]["searcher"] == "tpe"  # what a searcher proposed cannot be drawn again
+    for number, (old, new) in enumerate(zip(there, drawn, strict=False)):
+        if not tpe and read_hyper(old) != read_hyper(new):
+            raise SettingsError(
+                f"{run} holds another search: its configuration {number} is not the one that these settings draw, so "
+                "another version of carray began it; use that one, or name another --out."
+            )
+    return [*there, *drawn[len(there) :]]
+
+
+def _take_back_dropped(run: str, count: int) -> None:
+    for number, end in run_folder.read_trial_ends(run, count).items():
+        if end["status"] == "dropped":
+            delete(join(run_folder.trial_folder(run, number), "trial.json"))
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings: {'search.seed': 0, ...}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+    return flat
+
+
+class SearchLog:
+    """Keeps one search's log and says each epoch in a line."""
+
+    def __init__(
+        self,
+        run: str,
+        search: SearchSettings,
+        *,
+        count: int | None = None,
+        devices: float = 1.0,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        """Take up the log where earlier starts left it; a trial whose last decision was logged is ended now.
+
+        Args:
+            run: The run's folder.
+            search: How long and how widely to search.
+            count: Of configurations; None is search.trials.
+            devices: GPUs of a trial, or its CPUs where it has none.
+            check: Raises where another process has taken the run over, so that no entry of its is written over.
+
+        Raises:
+            StorageError: the log cannot be read, or the end of a trial not be written.
+        """
+        self.devices = devices
+        self.listeners: list[EpochListener] = []
+        """Who else is told of each epoch and end."""
+        self._run, self._search, self._check = run, search, check
+        self._trials = search.trials if count is None else count
+        self._entries = run_folder.read_log(run)
+        self._decisions = {(entry["number"], entry["epoch"]): entry["decision"] for entry in self._entries}
+        self._begun = dict.fromkeys(entry["number"] for entry in self._entries)  # in that order
+        self._sequence = max((entry["sequence"] for entry in self._entries), default=0)
+        self.ended = {number: end["status"] for number, end in run_folder.read_trial_ends(run, self._trials).items()}
+        """How each trial ended that has, by number."""
+        self._remarks: dict[int, str] = {}
+        self._best: tuple[float, str] = (0.0, "none")
+        done = read_json(join(run, run_folder.DONE)) if exists(join(run, run_folder.DONE)) else {}
+        self.budget = Budget(search, self._entries, earlier_seconds=60 * done.get("spent", {}).get("minutes", 0.0))
+        for entry in self._entries:
+            self._compare(entry)
+            # Killed between the decision and the note of it.
+            if entry["decision"] != "continue" and entry["number"] not in self.ended:
+                self._end(entry["number"], _STATUS[entry["decision"]], self._reason(entry))
+
+    @property
+    def missing(self) -> list[int]:
+        """Give the trials that have not ended: those that ran before first, in the order they began, then by number."""
+        numbers = dict.fromkeys([*self._begun, *range(self._trials)])
+        return [number for number in numbers if number not in self.ended]
+
+    @property
+    def running(self) -> list[int]:
+        """Give the trials that have logged an epoch and not ended, in the order they began."""
+        return [number for number in self.missing if number in self._begun]
+
+    @property
+    def advice(self) -> str:
+        """Say what is kept and how to go on, should the search end now."""
+        ended = f"{len(self.ended)} of {self._trials} trials have ended and stay"
+        return f"{ended}; to go on, run the same command again; OUT={self._run}"
+
+    def replayed(self) -> Iterator[dict[str, Any]]:
+        """Give every finite epoch of every trial in the order of decisions, with the trial's best so far as METRIC."""
+        best: dict[int, float] = {}
+        for entry in self._entries:
+            if run_folder.is_finite(entry):
+                number = entry["number"]
+                best[number] = max(best.get(number, -1.0), entry["val_top1"])
+                yield {**entry, METRIC: best[number]}
+
+    def decision_of(self, entry: Mapping[str, Any]) -> str | None:
+        """Give what was decided about that epoch of that trial when it was logged; None when it never was."""
+        return self._decisions.get((entry["number"], entry["epoch"]))
+
+    def add(self, entry: Mapping[str, Any], decision: str) -> None:
+        """Log one epoch and what was decided: continue, stop, finish or non_finite.
+
+        Raises:
+            StorageError: storage refused the entry after every try.
+            BudgetError: another process has taken the run over.
+        """
+        number = entry["number"]
+        notes = [note for note in (self._remarks.pop(number, None), entry.get("note")) if note]
+        record = {
+            "sequence": self._sequence + 1,
+            "trial_id": run_folder.trial_id(number),
+            **entry,
+            "note": "; ".join(notes) or None,
+            "decision": decision,
+            "clock_seconds": round(self.budget.clock_seconds, 3),
+            "devices": self.devices,
+            "logged_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        run_folder.write_log_entry(self._run, record, check=self._check)
+        self._sequence += 1
+        self._entries.append(record)
+        self._begun[number] = None
+        self._decisions[number, entry["epoch"]] = decision
+        self.budget.add(record)
+        self._compare(record)
+        for listener in self.listeners:
+            listener.add(record)
+        if decision != "continue":
+            self._end(number, _STATUS[decision], self._reason(record))
+        self._say(record)
+
+    def remark(self, number: int, text: str) -> None:
+        """Say something about a trial, and note it with its next logged epoch."""
+        self._remarks[number] = text
+        say(f"tune: {run_folder.trial_id(number)}: {text}")
+
+    def fail(self, number: int, reason: str) -> None:
+        """Note that a trial ended in an error.
+
+        Raises:
+            StorageError: storage refused the note after every try.
+        """
+        self._end(number, "failed", reason)
+        say(f"tune: {run_folder.trial_id(number)} failed: {reason}  trials {self._count()}")
+
+    def drop(self, number: int, reason: str) -> None:
+        """Note that a trial is not to be run.
+
+        Raises:
+            StorageError: storage refused the note after every try.
+        """
+        self._end(number, "dropped", reason)
+        say(f"tune: {run_folder.trial_id(number)} is not run: {reason}")
+
+    def _end(self, number: int, status: str, reason: str | None) -> None:
+        # In this order: whatever is killed in between is mended at the next start.
+        delete(run_folder.trial_holder(self._run, number))  # from now on no process writes for the trial
+        delete(run_folder.last_checkpoint(self._run, number))
+        run_folder.write_trial_end(self._run, number, status=status, reason=reason)
+        self.ended[number] = status
+        for listener in self.listeners:
+            listener.end(number, status)
+
+    def _reason(self, entry: Mapping[str, Any]) -> str | None:
+        if entry["decision"] == "finish":
+            return None
+        if entry["decision"] == "non_finite":
+            return f"the loss was not finite in epoch {entry['epoch']}"
+        who = _SCHEDULERS.get(self._search.scheduler, self._search.scheduler)
+        return f"stopped by {who} after epoch {entry['epoch']} with {entry['val_top1']:.1%} validation top-1"
+
+    def _count(self) -> str:
+        return f"{len(self.ended)}/{self._trials}"
+
+    def _compare(self, entry: Mapping[str, Any]) -> None:
+        if run_folder.is_finite(entry) and entry["val_top1"] > self._best[0]:
+            self._best = (entry["val_top1"], entry["trial_id"])
+
+    def _say(self, record: Mapping[str, Any]) -> None:
+        loss = "not finite" if record["train_loss"] is None else f"{record['train_loss']:.3f}"
+        note = f"  ({record['note']})" if record["note"] else ""
+        say(
+            f"tune {record['clock_seconds'] / 60:5.1f} min  {record['trial_id']} {record['family']:<8} epoch "
+            f"{record['epoch']}/{self._search.epochs}  loss {loss}  val top-1 {record['val_top1'] or 0.0:.1%}  "
+            f"{record['decision']:<8}  best {self._best[0]:.1%} ({self._best[1]})  trials {self._count()}{note}"
+        )

@@ -1,0 +1,247 @@
+"""Looks at a backbone before any trial trains it: rung 0, a linear head on its frozen features.
+
+From: a block and a candidate, which is a backbone, its weights and an input size. To: a `Probe`, whose validation top-1
+tells better starting points from worse ones; and the order in which trials should run.
+Invariants: the images are chosen by their row numbers alone, so every candidate sees the same ones and a probe that is
+run again sees them again; views are evaluation's. The figure compares candidates: the head's decay is chosen on the
+validation images that it is then measured on, alike for all, so it is no estimate of accuracy.
+Source: Kornblith et al., 'Do Better ImageNet Models Transfer Better?', 2019: the accuracy of logistic regression on
+frozen features and that of fine-tuning rank backbones alike. How alike here: results/LOG.md.
+Cost: a forward pass of at most 12 images a class and 2,000 validation images, and seconds for the heads.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from carray.core.store.files import exists, join, read_json, write_json
+from carray.images.pixels import PixelSettings
+from carray.search import run_folder
+from carray.search.train.hyperparameters import CnnHyper, TransferHyper, read_hyper
+from carray.tensors.batches import view_batches
+from carray.tensors.block import Block
+
+__all__ = [
+    "Candidate",
+    "Probe",
+    "candidate_of",
+    "choose_rows",
+    "named",
+    "order_trials",
+    "probe",
+    "rank_correlation",
+    "read_probes",
+    "write_probes",
+]
+
+TRAIN_IMAGES_PER_CLASS = 12
+VAL_IMAGES = 2_000
+DECAYS = (30.0, 3.0, 0.3)
+"""L2 strengths of the head, on its summed loss and standardised features, from strong to weak: each starts at the last.
+On the cars, from 100 to 0.1, they make a difference of four points."""
+_STEPS = 30
+_BATCH_IMAGES = 64
+
+Rows = npt.NDArray[np.int64]
+Candidate = tuple[str, str, int]
+"""Backbone, weights, input size: what a frozen backbone's features depend on."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Says what one candidate's frozen features are worth."""
+
+    backbone: str
+    weights: str
+    input_size: int
+    val_top1: float
+    """Of the best linear head on them, a fraction in 0..1."""
+    seconds: float
+
+    @property
+    def candidate(self) -> Candidate:
+        """Give what was probed."""
+        return self.backbone, self.weights, self.input_size
+
+
+def read_probes(run: str) -> list[Probe]:
+    """Read a run's probes; none where rung 0 was not asked."""
+    place = join(run, run_folder.PROBES)
+    return [Probe(**values) for values in read_json(place)] if exists(place) else []
+
+
+def write_probes(run: str, probes: Iterable[Probe]) -> None:
+    """Write a run's probes.
+
+    Raises:
+        StorageError: storage refused them after every try.
+    """
+    write_json(join(run, run_folder.PROBES), [asdict(one) for one in probes])
+
+
+def candidate_of(hyper: CnnHyper | TransferHyper | None) -> Candidate | None:
+    """Give what a trial starts from; None for a CNN from scratch, or a trial that is not drawn yet."""
+    if not isinstance(hyper, TransferHyper):
+        return None
+    return hyper.backbone, hyper.weights, hyper.input_size
+
+
+def probe(candidate: Candidate, block: Block, pixels: PixelSettings, *, class_count: int, device: str = "cpu") -> Probe:
+    """Compute a candidate's features once and fit linear heads on them.
+
+    Args:
+        candidate: Backbone, weights, input size.
+        block: The decoded images.
+        pixels: Of the search; the candidate's own size stands in for its input_size.
+        class_count: Of the manifest.
+        device: Where the backbone and the heads run.
+
+    Raises:
+        SettingsError: the backbone or its weights are not to be had.
+    """
+    import torch
+
+    from carray.search.train.nets import build_net
+
+    started = time.monotonic()
+    backbone, weights, input_size = candidate
+    hyper = TransferHyper(backbone=backbone, weights=weights, input_size=input_size, train="head")
+    torch.manual_seed(0)  # a backbone without trained weights starts from random ones, the same each time
+    net = build_net(hyper, class_count=class_count).to(device).to(memory_format=torch.channels_last).eval()
+    seen = pixels.model_copy(update={"input_size": input_size})
+    train_N, val_N = choose_rows(block)
+    top1 = _best_head(
+        _embed(net, block, train_N, seen),
+        torch.from_numpy(block.labels_N[train_N]).to(device),
+        _embed(net, block, val_N, seen),
+        torch.from_numpy(block.labels_N[val_N]).to(device),
+        class_count=class_count,
+    )
+    return Probe(backbone, weights, input_size, top1, round(time.monotonic() - started, 2))
+
+
+def choose_rows(block: Block) -> tuple[Rows, Rows]:
+    """Choose the training and the validation rows that every candidate sees, int64, in the block's order."""
+    train_N, val_N = block.of_split("train"), block.of_split("val")
+    order_N = np.random.default_rng(0).permutation(train_N)
+    labels_N = block.labels_N[order_N]
+    chosen = [order_N[labels_N == label][:TRAIN_IMAGES_PER_CLASS] for label in np.unique(labels_N)]
+    return np.sort(np.concatenate(chosen)), np.sort(np.random.default_rng(1).permutation(val_N)[:VAL_IMAGES])
+
+
+def _embed(net: Any, block: Block, rows_N: Rows, pixels: PixelSettings) -> Any:
+    """Compute the trunk's embedding_ND of evaluation's views, a float32 tensor on the network's device."""
+    import torch
+
+    from carray.search.train.features import forward_precision
+
+    device = net.mean.device
+    precision = forward_precision(device)
+    parts = []
+    with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        for pixels_BHWC, _ in view_batches(block, rows_N, pixels, batch_images=_BATCH_IMAGES):
+            images_BCHW = torch.from_numpy(pixels_BHWC).to(device).permute(0, 3, 1, 2).float()
+            parts.append(net.trunk(net.normalise(images_BCHW)).float())
+    return torch.cat(parts)
+
+
+def _best_head(train_ND: Any, labels_N: Any, val_MD: Any, val_labels_M: Any, *, class_count: int) -> float:
+    """Fit multinomial logistic regressions by L-BFGS and give the best one's validation accuracy."""
+    import torch
+    from torch.nn import functional
+
+    mean_D, std_D = train_ND.mean(dim=0), train_ND.std(dim=0).clamp_min(1e-6)
+    train_ND, val_MD = (train_ND - mean_D) / std_D, (val_MD - mean_D) / std_D
+    weight_KD = torch.zeros(class_count, train_ND.shape[1], device=train_ND.device, requires_grad=True)
+    bias_K = torch.zeros(class_count, device=train_ND.device, requires_grad=True)
+    best = 0.0
+    for decay in DECAYS:
+        fitting = torch.optim.LBFGS([weight_KD, bias_K], max_iter=_STEPS, line_search_fn="strong_wolfe")
+
+        def loss(fitting: Any = fitting, decay: float = decay) -> Any:
+            fitting.zero_grad()
+            logits_NK = train_ND @ weight_KD.T + bias_K
+            total = functional.cross_entropy(logits_NK, labels_N) + decay / len(labels_N) * weight_KD.square().sum()
+            total.backward()
+            return total
+
+        fitting.step(loss)
+        with torch.no_grad():
+            hits_M = (val_MD @ weight_KD.T + bias_K).argmax(dim=1) == val_labels_M
+        best = max(best, float(hits_M.double().mean()))
+    return best
+
+
+def order_trials(
+    configurations: Sequence[CnnHyper | TransferHyper | None],
+    missing: Sequence[int],
+    probes: Iterable[Probe],
+    *,
+    margin: float,
+    running: Sequence[int] = (),
+) -> tuple[list[int], dict[int, str]]:
+    """Order the missing trials, best candidate first, and name those that are not to be run, with the reason.
+
+    Running trials come first, then each family's first trial, its default; neither is dropped. Among the others every
+    family keeps its places, and only the transfer trials change theirs among themselves; a candidate that could not
+    be probed comes last.
+    """
+    value = {one.candidate: one.val_top1 for one in probes}
+    best = max(value, key=lambda candidate: (value[candidate], candidate), default=None)
+    first = {hyper.family: number for number, hyper in reversed(list(enumerate(configurations))) if hyper}
+    begun, defaults = set(running), set(first.values())
+    early = [number for number in missing if number in begun]
+    early += [number for number in missing if number in defaults - begun]
+    others = [number for number in missing if number not in defaults | begun]
+    dropped: dict[int, str] = {}
+    for number in others:
+        candidate = candidate_of(configurations[number])
+        if best is not None and candidate in value and value[best] - value[candidate] > margin:
+            dropped[number] = (
+                f"rung 0: a linear head on {named(candidate)} has {value[candidate]:.1%} validation top-1, over "
+                f"{margin:.1%} below the {value[best]:.1%} of {named(best)} (search.rung0_margin)"
+            )
+    left = [number for number in others if number not in dropped]
+    places = [place for place, number in enumerate(left) if candidate_of(configurations[number])]
+    moving = [left[place] for place in places]
+    moving.sort(key=lambda number: -value.get(candidate_of(configurations[number]) or ("", "", 0), -1.0))
+    for place, number in zip(places, moving, strict=True):
+        left[place] = number
+    return early + left, dropped
+
+
+def rank_correlation(probes: Iterable[Probe], trials: Iterable[Mapping[str, Any]]) -> float | None:
+    """Compute Spearman's correlation between rung 0's figure of each candidate and its best trial's, in -1..1.
+
+    None where fewer than three candidates have a trial with a result, or one side is constant.
+
+    Args:
+        probes: Of the search.
+        trials: Rows of trials.parquet.
+    """
+    from scipy.stats import spearmanr
+
+    best: dict[Candidate | None, float] = {}
+    for row in trials:
+        values, reached = json.loads(row["hyper"]), row["val_top1"]
+        if values is not None and reached is not None and reached == reached:
+            candidate = candidate_of(read_hyper(values))
+            best[candidate] = max(best.get(candidate, 0.0), reached)
+    pairs = [(one.val_top1, best[one.candidate]) for one in probes if one.candidate in best]
+    if len(pairs) < 3 or any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
+        return None
+    before, after = zip(*pairs, strict=True)
+    return float(spearmanr(before, after).statistic)
+
+
+def named(candidate: Candidate) -> str:
+    """Say a candidate in words: 'tf_efficientnet_lite0 at 160 pixels'."""
+    backbone, weights, input_size = candidate
+    return f"{backbone}{'' if weights == 'auto' else f' ({weights})'} at {input_size} pixels"

@@ -1,0 +1,139 @@
+"""Asks rung 0 of every candidate backbone, as Ray tasks, and says in which order the trials should run.
+
+From: a run and its trials. To: RUN/probes.json, an order, and the trials that are not worth running.
+Invariants: each answer is kept as it comes, so a search that goes on asks nothing twice; a candidate that cannot be
+probed drops nobody, since its trials say what is wrong; worker processes are kept, since importing torch and timm takes
+about 15 s.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from carray.core.errors import CarrayError
+from carray.core.progress import say
+from carray.images.pixels import PixelSettings
+from carray.manifest.manifest_file import Manifest, read_manifest
+from carray.search.resources import Share
+from carray.search.rung0 import (
+    Candidate,
+    Probe,
+    candidate_of,
+    named,
+    order_trials,
+    probe,
+    read_probes,
+    write_probes,
+)
+from carray.search.space import TuneSettings
+from carray.search.train.hyperparameters import CnnHyper, TransferHyper, read_hyper
+from carray.tensors.decode_block import ensure_block
+
+__all__ = ["rank_trials"]
+
+
+def rank_trials(
+    run: str,
+    manifest: Manifest,
+    settings: TuneSettings,
+    configurations: Sequence[Mapping[str, Any] | None],
+    numbers: Sequence[int],
+    share: Share,
+    *,
+    running: Sequence[int] = (),
+    environment: Mapping[str, str] = {},
+) -> tuple[list[int], dict[int, str]]:
+    """Order trials, best backbone first; gives those to run and, with a reason, those not worth running.
+
+    Args:
+        run: The run's folder.
+        manifest: Of the search.
+        settings: Of the search: search.rung0 and search.rung0_margin among them.
+        configurations: Of every trial; None for one that the searcher proposes later.
+        numbers: Of the trials to order, as they would run otherwise; those that have ended belong to them where every
+            start of a search shall come to the same order.
+        share: What a trial gets, and so what a probe gets.
+        running: Those that have begun; they stay in front.
+        environment: Variables that the workers need besides their own.
+
+    Raises:
+        StorageError: storage refused to keep an answer.
+    """
+    hypers = [None if values is None else read_hyper(values) for values in configurations]
+    candidates = _candidates(settings, hypers, numbers)
+    if not candidates:
+        return list(numbers), {}
+    probes = read_probes(run)
+    known = {one.candidate for one in probes}
+    asked = [candidate for candidate in candidates if candidate not in known]
+    if asked:
+        say(f"tune: rung 0 compares {len(candidates)} backbones on {share.text()} each, {len(asked)} to go")
+    tasks = _start(asked, manifest, settings.pixels, share, environment)
+    while tasks:
+        (done,), _ = ray.wait(list(tasks), num_returns=1)
+        candidate = tasks.pop(done)
+        answer = _result_of(done)
+        if isinstance(answer, Probe):
+            probes.append(answer)
+            write_probes(run, probes)
+            text = f"{answer.val_top1:.1%} validation top-1 of a linear head, {answer.seconds:.0f} s"
+        else:
+            text = f"no answer ({answer}); its trials are not held back"
+        say(f"tune: rung 0: {named(candidate)}: {text}")
+    return order_trials(hypers, numbers, probes, margin=settings.search.rung0_margin, running=running)
+
+
+def _candidates(
+    settings: TuneSettings, hypers: Sequence[CnnHyper | TransferHyper | None], numbers: Sequence[int]
+) -> list[Candidate]:
+    """Give what is to be compared; nothing where rung 0 is off, or where there is nothing to choose."""
+    of_trials = [candidate for number in numbers if (candidate := candidate_of(hypers[number]))]
+    candidates = list(dict.fromkeys(of_trials))
+    if settings.search.rung0 == "off" or (
+        settings.search.rung0 == "auto" and (len(candidates) < 2 or len(of_trials) < 2)
+    ):
+        return []
+    return candidates
+
+
+def _start(
+    candidates: Sequence[Candidate],
+    manifest: Manifest,
+    pixels: PixelSettings,
+    share: Share,
+    environment: Mapping[str, str],
+) -> dict[Any, Candidate]:
+    # max_calls=0: Ray would end a process that used a GPU after each task, and the next would import torch anew.
+    task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_calls=0)(_probe_here)
+    shared = {"manifest": manifest.uri, "pixels": pixels.model_dump(mode="json"), "environment": dict(environment)}
+    return {task.remote(candidate, shared, share.cpus, share.gpus): candidate for candidate in candidates}
+
+
+def _probe_here(candidate: Candidate, shared: Mapping[str, Any], cpus: float, gpus: float) -> Probe | str:
+    """Probe one candidate in a worker; gives a sentence where it cannot be."""
+    import torch
+
+    os.environ.update(shared["environment"])
+    torch.set_num_threads(max(1, int(cpus)))
+    pixels = PixelSettings.model_validate(shared["pixels"])
+    device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
+    try:
+        manifest = read_manifest(shared["manifest"])
+        block = ensure_block(manifest, pixels)
+        return probe(candidate, block, pixels, class_count=len(manifest.classes), device=device)
+    except CarrayError as err:
+        return str(err)
+
+
+def _result_of(task: Any) -> Probe | str:
+    """Give a task's answer; a lost process, or a backbone that torch cannot run, is a sentence, too."""
+    try:
+        return ray.get(task)
+    except RayError as err:
+        lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+        return lines[-1][:300] if lines else type(err).__name__

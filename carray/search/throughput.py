@@ -1,0 +1,234 @@
+"""Measures how many images a second a trial's network classifies end to end, decoding included, on this machine.
+
+From: a run, and real images of its validation split. To: RUN/throughput.json; trials.parquet is left as it is.
+Invariants: the pixels are those that classify makes (`pixels.decode`, then `pixels.view`); what decides the speed is
+the architecture and the sizes, never the weights, so each distinct one is measured once, with random weights, and what
+was measured on this machine is not measured again.
+Cost: about 4 s an architecture, and 5 s to import torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from carray.core.errors import DataError, DecodeError, FetchError
+from carray.core.progress import say
+from carray.core.settings import parse_settings
+from carray.core.store.files import absolute, exists, join, read_json, write_json
+from carray.core.store.image_bytes import fetch_image
+from carray.images.pixels import Box, PixelSettings, decode, view
+from carray.manifest.manifest_file import Manifest, read_manifest, row_box
+from carray.search import run_folder
+from carray.search.space import TuneSettings
+from carray.search.train.hyperparameters import CnnHyper, TransferHyper, read_hyper
+
+__all__ = ["measure_throughput", "read_throughput", "trial_speeds"]
+
+THROUGHPUT = "throughput.json"
+_DECIDING = {
+    "cnn": ("stages", "blocks", "width", "kernel"),
+    "transfer": ("backbone",),
+}
+"""What decides a network's speed, besides its sizes and the averaging over mirror images."""
+_BATCH_IMAGES = 16
+_SLICES = 4
+
+Pixels = npt.NDArray[np.uint8]
+Logits = Callable[[Pixels], npt.NDArray[np.float32]]
+
+
+def measure_throughput(run: str, *, images: int = 48, seconds: float = 2.0) -> dict[str, float]:
+    """Measure every distinct network of a run's trials that came to a result; give images a second by trial_id.
+
+    Args:
+        run: The run's folder.
+        images: How many images of the validation split are fetched, once, and scored again and again.
+        seconds: How long each network is measured, at least.
+
+    Raises:
+        SettingsError: no search was ever started there, or it has no table yet.
+        DataError: no image of the validation split can be read.
+        StorageError: the manifest cannot be read, or the result not be written.
+    """
+    run = absolute(run)
+    search, trials = run_folder.read_search(run), run_folder.read_trials(run)
+    settings = parse_settings(TuneSettings, search["settings"])
+    manifest = read_manifest(search["manifest"])
+    wanted: dict[str, CnnHyper | TransferHyper] = {}
+    for values in trials.loc[trials["val_top1"].notna(), "hyper"]:
+        hyper = read_hyper(json.loads(values))
+        wanted.setdefault(_network_key(hyper), hyper)
+    machine = _machine()
+    before = read_throughput(run)
+    found = dict(before["networks"]) if before.get("machine") == machine else {}
+    missing = [key for key in wanted if key not in found]
+    if missing:
+        data = _fetch(manifest, images)
+        for place, key in enumerate(missing, start=1):
+            hyper = wanted[key]
+            score, runtime = _scorer(hyper, settings.trial_pixels(hyper), len(manifest.classes))
+            rate = _measure(score, data, settings.trial_pixels(hyper), seconds)
+            found[key] = {"images_per_second": round(rate, 2), "runtime": runtime}
+            say(f"throughput: {place} of {len(missing)} networks: {key}: {rate:.0f} images a second ({runtime})")
+        note = {"machine": machine, "measured_at": datetime.now(UTC).isoformat(timespec="seconds")}
+        write_json(join(run, THROUGHPUT), {**note, "images": len(data), "networks": found})
+    return trial_speeds(run, trials)
+
+
+def read_throughput(run: str) -> dict[str, Any]:
+    """Read what was measured: machine, measured_at, images and networks; networks is empty where nothing was."""
+    place = join(run, THROUGHPUT)
+    return dict(read_json(place)) if exists(place) else {"networks": {}}
+
+
+def trial_speeds(run: str, trials: pd.DataFrame) -> dict[str, float]:
+    """Give measured end-to-end images a second by trial_id, for the trials whose network was measured."""
+    networks: Mapping[str, Any] = read_throughput(run)["networks"]
+    speeds: dict[str, float] = {}
+    for row in trials.to_dict("records") if networks else []:
+        values = json.loads(str(row["hyper"]))
+        found = networks.get(_network_key(read_hyper(values))) if values else None
+        if found and pd.notna(row["val_top1"]):
+            speeds[row["trial_id"]] = found["images_per_second"]
+    return speeds
+
+
+def _network_key(hyper: CnnHyper | TransferHyper) -> str:
+    """Name what a network's speed depends on, in words."""
+    parts = [hyper.family, *(f"{name} {getattr(hyper, name)}" for name in _DECIDING[hyper.family])]
+    parts.append(f"at {hyper.eval_size or hyper.input_size} pixels")
+    return ", ".join([*parts, "and mirrored"] if hyper.flip_average else parts)
+
+
+def _machine() -> str:
+    """Name the processor and how many cores this process may use."""
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), name)
+    except OSError:  # not Linux
+        pass
+    return f"{name}, {_cores()} cores"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _fetch(manifest: Manifest, images: int) -> list[tuple[bytes, Box | None]]:
+    rows = manifest.of_split("val")
+    chosen = rows.iloc[np.linspace(0, len(rows) - 1, min(images, len(rows))).astype(int)].to_dict("records")
+
+    def fetch(row: Mapping[Any, Any]) -> tuple[bytes, Box | None] | None:
+        try:
+            data = fetch_image(row["uri"], escaped=bool(row["escaped"])).data
+            box = row_box(row) if manifest.crop_boxes else None
+            decode(data, PixelSettings(), box=box)
+            return data, box
+        except (FetchError, DecodeError):
+            return None
+
+    with ThreadPoolExecutor(_BATCH_IMAGES) as pool:
+        found = [pair for pair in pool.map(fetch, chosen) if pair is not None]
+    if not found:
+        raise DataError(
+            f"none of {len(chosen)} validation images of {manifest.uri} can be read, the first is "
+            f"{chosen[0]['uri']!r}; speed is measured on real images, so bring them back."
+        )
+    return found
+
+
+def _scorer(hyper: CnnHyper | TransferHyper, pixels: PixelSettings, class_count: int) -> tuple[Logits, str]:
+    """Build a network with random weights, and give a function from uint8 pixels_BHWC to logits_BK and its runtime."""
+    import torch
+
+    from carray.search.train.nets import build_net
+
+    net = build_net(hyper, class_count=class_count, load_weights=False).eval()
+
+    def score(pixels_BHWC: Pixels) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            return np.asarray(net(torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).float())[0].numpy())
+
+    probe_BHWC = np.random.default_rng(0).integers(0, 256, (2, pixels.input_size, pixels.input_size, 3), dtype=np.uint8)
+    try:
+        exported = _export(net, probe_BHWC)
+        same = np.allclose(exported(probe_BHWC), score(probe_BHWC), rtol=1e-2, atol=1e-2)
+    except Exception as err:  # the exporter raises anything at all; what cannot be exported so is timed as it is
+        say(f"throughput: {_network_key(hyper)} is timed in torch, since its export failed ({type(err).__name__})")
+        same = False
+    return (exported, "onnxruntime fp32") if same else (score, "torch fp32")
+
+
+def _export(net: Any, probe_BHWC: Pixels) -> Logits:
+    """Export with torch's older exporter, which takes a second where the one that bundles are made with takes ten."""
+    import onnxruntime
+    import torch
+
+    class Exported(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, pixels_BHWC: torch.Tensor) -> Any:
+            return self.net(pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32))[0]
+
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Exported().eval(),
+            (torch.from_numpy(probe_BHWC),),
+            f"{folder}/network.onnx",
+            input_names=["pixels"],
+            output_names=["logits"],
+            dynamic_axes={"pixels": {0: "batch"}},
+            dynamo=False,
+        )
+        model = Path(folder, "network.onnx").read_bytes()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = _cores()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as bundle.scorer does
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda pixels_BHWC: np.asarray(session.run(["logits"], {"pixels": pixels_BHWC})[0])
+
+
+def _measure(score: Logits, data: list[tuple[bytes, Box | None]], pixels: PixelSettings, seconds: float) -> float:
+    """Decode and score batch after batch; give images a second, of the best slice of the time."""
+    import cv2
+
+    def see(pair: tuple[bytes, Box | None]) -> Pixels:
+        return view(decode(pair[0], pixels, box=pair[1]).pixels_HWC, pixels)
+
+    batches = [data[start : start + _BATCH_IMAGES] for start in range(0, len(data), _BATCH_IMAGES)]
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # images are decoded side by side already
+    try:
+        with ThreadPoolExecutor(_cores()) as pool:
+            score(np.stack(list(pool.map(see, batches[0]))))  # the first pass sets things up
+            passing = cycle(batches)
+            best = 0.0
+            for _ in range(_SLICES):  # the best of several: whatever else runs here slows some of them
+                done, started = 0, time.monotonic()
+                while (elapsed := time.monotonic() - started) < seconds / _SLICES:
+                    batch = next(passing)
+                    score(np.stack(list(pool.map(see, batch))))
+                    done += len(batch)
+                best = max(best, done / elapsed)
+            return best
+    finally:
+        cv2.setNumThreads(threads)

@@ -1,0 +1,1 @@
+"""Trains one network; needs no Ray."""

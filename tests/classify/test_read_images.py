@@ -1,0 +1,129 @@
+"""Memory is bounded by settings, not by what lies in the bucket."""
+
+from __future__ import annotations
+
+import threading
+import time
+from queue import SimpleQueue
+
+import pytest
+
+from carray.bundle.bundle_folder import open_bundle
+from carray.classify import read_images
+from carray.classify.predictions_folder import ClassifySettings, PlannedImage
+from carray.classify.read_images import ImageReader
+from carray.core.at_once import ByteBudget
+from carray.core.errors import DataError
+from carray.core.store.image_bytes import FetchedImage
+
+
+def see(reader, images):
+    """Read images, and decode each as it comes; gives what became of them in their order."""
+    arrived, seen = SimpleQueue(), {}
+    reader.begin(dict(enumerate(images)), arrived)
+    for _ in images:
+        place, finish = arrived.get(timeout=30)
+        seen[place] = finish()
+    return [seen[place] for place in range(len(images))]
+
+
+def test_bytes_in_hand_never_pass_the_limit():
+    budget, lock, seen = ByteBudget(100), threading.Lock(), []
+    held = 0
+
+    def read(size):
+        nonlocal held
+        budget.take(size)
+        with lock:
+            held += size
+            seen.append(held)
+        time.sleep(0.002)
+        with lock:
+            held -= size
+        budget.give_back(size)
+
+    threads = [threading.Thread(target=read, args=(size,)) for size in [30, 60, 90, 10] * 10]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 40
+    assert 60 < max(seen) <= 100
+
+
+def test_one_that_is_larger_than_the_limit_is_held_alone():
+    budget = ByteBudget(100)
+    budget.take(10)
+    waiting = threading.Thread(target=budget.take, args=(500,))
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    budget.give_back(10)
+    waiting.join(5)
+    assert not waiting.is_alive()
+
+
+def test_an_original_above_the_limit_is_a_row_and_is_not_read(small_bundle, tmp_path, make_image):
+    (tmp_path / "small.jpg").write_bytes(make_image(0))
+    with open(tmp_path / "huge.jpg", "wb") as file:
+        file.truncate(2_000_001)  # a hole: no disk is used
+    reader = ImageReader(ClassifySettings(max_image_mb=2), open_bundle(small_bundle).pixels)
+    images = [PlannedImage(str(tmp_path / name)) for name in ("small.jpg", "huge.jpg")]
+    small, huge = see(reader, images)
+    assert small.row["status"] == "ok"
+    assert (huge.row["status"], huge.row["error_code"]) == ("decode_error", "too_large")
+    assert "at most max_image_mb = 2 are read" in huge.row["error"]
+    assert huge.pixels_HWC is None
+
+
+def test_the_budget_is_given_back_whatever_happens(small_bundle, monkeypatch):
+    """More failures than the budget has room for, of every kind, and bodies that are read again."""
+    reader = ImageReader(ClassifySettings(fetch_memory_mb=1), open_bundle(small_bundle).pixels)
+
+    def fetch(uri, *, escaped, admit):
+        admit(900_000)
+        if uri.endswith("again"):
+            admit(900_000)
+        if uri.endswith("gone"):
+            raise read_images.FetchError("unavailable", "gone")
+        return FetchedImage(b"no image", None)
+
+    monkeypatch.setattr(read_images, "fetch_image", fetch)
+    images = [PlannedImage(f"{i} {kind}") for i in range(5) for kind in ("gone", "again", "broken")]
+    codes = [seen.row["error_code"] for seen in see(reader, images)]
+    assert codes == ["unavailable", "unsupported", "unsupported"] * 5
+
+
+def test_a_bug_is_raised_where_the_image_is_taken(small_bundle, monkeypatch):
+    reader = ImageReader(ClassifySettings(), open_bundle(small_bundle).pixels)
+    monkeypatch.setattr(read_images, "fetch_image", lambda uri, *, escaped, admit: 1 / 0)
+    with pytest.raises(RuntimeError, match="reading '/a.jpg' failed with ZeroDivisionError"):
+        see(reader, [PlannedImage("/a.jpg")])
+
+
+def test_damage_is_damage_to_every_command(small_bundle, tmp_path, make_image):
+    from carray.bundle.scorer import Classifier
+    from carray.evaluation.score import _see
+    from carray.manifest.manifest_file import read_manifest
+    from carray.manifest.prepare import prepare
+    from carray.tensors.decode_block import ensure_block
+
+    for label in ("a", "b"):
+        (tmp_path / "cars" / label).mkdir(parents=True)
+        for i in range(4):
+            (tmp_path / "cars" / label / f"{i}.jpg").write_bytes(make_image(i + 9 * (label == "a"), width=200))
+    damaged = tmp_path / "cars" / "a" / "0.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:1200] + b"\xff\xd9")
+    info = open_bundle(small_bundle)
+    (classified,) = see(ImageReader(ClassifySettings(), info.pixels), [PlannedImage(str(damaged))])
+    (predicted,) = Classifier.load(small_bundle).predict([damaged]).to_dict("records")
+    prepare(str(tmp_path / "cars"), out=str(tmp_path / "manifest.parquet"))
+    manifest = read_manifest(str(tmp_path / "manifest.parquet"))
+    (prepared,) = manifest.rows[manifest.rows["uri"] == str(damaged)].to_dict("records")
+    rows = [classified.row, predicted, prepared, {"status": "decode_error", **_see(prepared, info)}]
+    for row in rows:
+        assert (row["status"], row["error_code"]) == ("decode_error", "damaged")
+        assert "libjpeg: Corrupt JPEG data: premature end" in row["error"]
+    manifest.rows.loc[manifest.rows["uri"] == str(damaged), ["status", "split"]] = ["ok", "train"]  # as prepared before
+    with pytest.raises(DataError, match="is not now .*libjpeg"):
+        ensure_block(manifest, info.pixels)
