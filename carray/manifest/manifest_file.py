@@ -17,11 +17,23 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from carray.core.errors import SchemaError
+from carray.core.errors import DataError, SchemaError
 from carray.core.tables import read_table, table_metadata, write_table
-from carray.images.pixels import Box
+from carray.images.decoding import Pixels
+from carray.images.pixels import Box, PixelSettings
+from carray.images.read import ReadImage, read_image
 
-__all__ = ["MANIFEST_SCHEMA", "SPLITS", "Manifest", "given_split", "read_manifest", "row_box", "write_manifest"]
+__all__ = [
+    "MANIFEST_SCHEMA",
+    "SPLITS",
+    "Manifest",
+    "given_split",
+    "read_manifest",
+    "read_row",
+    "require_row",
+    "row_box",
+    "write_manifest",
+]
 
 VERSION = 1
 SPLITS = ("train", "val", "test")
@@ -122,6 +134,30 @@ def row_box(row: Mapping[str, Any]) -> Box | None:
     if any(name not in row or pd.isna(row[name]) for name in _BOX):
         return None
     return int(row["x1"]), int(row["y1"]), int(row["x2"]), int(row["y2"])
+
+
+def read_row(row: Mapping[Any, Any], settings: PixelSettings, *, crop_boxes: bool, as_input: bool = False) -> ReadImage:
+    """Read the image of a row with uri and escaped; bytes that do not hash to its sha256, if any, are a fetch_error."""
+    return read_image(
+        row["uri"],
+        settings,
+        escaped=bool(row["escaped"]),
+        box=row_box(row) if crop_boxes else None,
+        sha256=row.get("sha256"),
+        as_input=as_input,
+    )
+
+
+def require_row(row: Mapping[Any, Any], settings: PixelSettings, *, crop_boxes: bool, as_input: bool = False) -> Pixels:
+    """Give the pixels of a row's image, which must be as they were when the manifest was prepared.
+
+    Raises:
+        DataError: the image cannot be read, or changed.
+    """
+    read = read_row(row, settings, crop_boxes=crop_boxes, as_input=as_input)
+    if read.pixels_HWC is None:
+        raise DataError(f"{row['uri']!r} cannot be used: {read.error}; run carray prepare again.")
+    return read.pixels_HWC
 
 
 def write_manifest(rows: pd.DataFrame, uri: str, *, classes: list[str], crop_boxes: bool, **provenance: Any) -> None:

@@ -12,20 +12,17 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import pandas as pd
 
-from carray.core.errors import DecodeError, FetchError, SettingsError
-from carray.core.progress import Progress
+from carray.core.errors import SettingsError
 from carray.core.store.files import absolute, is_folder, is_s3
-from carray.core.store.image_bytes import fetch_image
-from carray.images.pixels import PixelSettings, decode
+from carray.images.pixels import PixelSettings
+from carray.images.read import ReadImage, decode_fetched, fetch_original, read_all
 from carray.manifest.balance import cap_classes
 from carray.manifest.duplicates import group_duplicates
 from carray.manifest.health import HealthReport, report_health
@@ -41,7 +38,7 @@ THREADS_PER_CORE = 2
 S3_THREADS = 32
 """Reads over a network mostly wait; core.store.image_bytes pools 64 connections."""
 
-_AT_ONCE = 2_048
+_AHEAD = 2_048
 """Images handed to the threads at once, so that millions of them do not become millions of futures."""
 
 _MEASURED = PixelSettings()
@@ -127,13 +124,17 @@ def _measure(candidates: Candidates, *, crop_boxes: bool, workers: int | None) -
         S3_THREADS if is_s3(candidates.rows["uri"].iloc[0]) else THREADS_PER_CORE * len(os.sched_getaffinity(0))
     )
     listed = candidates.rows.to_dict("records")
-    remaining = iter(listed)
-    measured: list[dict[str, Any]] = []
-    with Progress("prepare", total=len(listed)) as progress, ThreadPoolExecutor(threads) as pool:
-        while batch := list(islice(remaining, _AT_ONCE)):
-            for row in pool.map(partial(_measure_image, crop_boxes=crop_boxes), batch):
-                progress.advance(errors=int(row["status"] != "ok"))
-                measured.append(row)
+    measure = partial(_measure_image, crop_boxes=crop_boxes)
+    measured = list(
+        read_all(
+            listed,
+            measure,
+            what="prepare",
+            threads=threads,
+            ahead=_AHEAD,
+            is_failed=lambda row: row["status"] != "ok",
+        )
+    )
     # Column by column: a frame of dictionaries makes floats of integers beside a null, and loses a hash's low bits.
     found = pd.DataFrame(
         {name: pd.Series([row.get(name) for row in measured], dtype=kind) for name, kind in _MEASURED_TYPES.items()}
@@ -151,16 +152,11 @@ _MEASURED_TYPES = {
 
 
 def _measure_image(row: dict[str, Any], *, crop_boxes: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    try:
-        fetched = fetch_image(row["uri"], escaped=row["escaped"])
-        found["etag"], found["size_bytes"] = fetched.etag, len(fetched.data)
-        found["sha256"] = hashlib.sha256(fetched.data).hexdigest()
-        image = decode(fetched.data, _MEASURED, box=row_box(row) if crop_boxes else None)
-    except (FetchError, DecodeError) as err:
-        status = "fetch_error" if isinstance(err, FetchError) else "decode_error"
-        return {**found, "status": status, "error_code": err.code, "error": str(err)}
-    return {**found, "status": "ok", "width": image.width, "height": image.height, "phash": image.phash}
+    fetched = fetch_original(row["uri"], escaped=row["escaped"])
+    if isinstance(fetched, ReadImage):
+        return fetched.columns
+    read = decode_fetched(fetched, _MEASURED, box=row_box(row) if crop_boxes else None)
+    return {**read.columns, "sha256": hashlib.sha256(fetched.data).hexdigest()}
 
 
 def _group(rows: pd.DataFrame) -> list[int]:

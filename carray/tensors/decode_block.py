@@ -10,24 +10,19 @@ decode_size^2 x 3 bytes an image.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from carray.core.errors import DataError, DecodeError, FetchError
+from carray.core.errors import DataError
 from carray.core.leftovers import remove_leftovers
-from carray.core.progress import Progress
-from carray.core.store.image_bytes import fetch_image
-from carray.images.pixels import PixelSettings, decode
-from carray.manifest.manifest_file import SPLITS, Manifest, row_box
+from carray.images.pixels import PixelSettings
+from carray.images.read import read_all
+from carray.manifest.manifest_file import SPLITS, Manifest, require_row
 from carray.tensors.block import MARKER, Block, block_key, block_place, open_block
 
 __all__ = ["ensure_block"]
@@ -79,8 +74,11 @@ def _build(manifest: Manifest, pixels: PixelSettings, place: Path) -> None:
         shape = (len(rows), size, size, 3)
         target_NHWC = np.lib.format.open_memmap(unfinished / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
         # Read in the table's order, which is that of its storage; written to where each row belongs.
-        places = np.argsort(rows.index.to_numpy(), kind="stable")
-        _decode_all(rows.iloc[places].to_dict("records"), _decoder(manifest, pixels), target_NHWC, places)
+        order = np.argsort(rows.index.to_numpy(), kind="stable")
+        read = partial(require_row, settings=pixels, crop_boxes=manifest.crop_boxes)
+        listed = rows.iloc[order].to_dict("records")
+        for i, pixels_HWC in zip(order, read_all(listed, read, what="decoding once"), strict=True):
+            target_NHWC[i] = pixels_HWC
         target_NHWC.flush()
         index = {name: i for i, name in enumerate(manifest.classes)}
         np.save(unfinished / "labels.npy", np.array([index[label] for label in rows["label"]], dtype=np.int64))
@@ -104,28 +102,3 @@ def _check_space(folder: Path, needed_bytes: int) -> None:
             f"the decoded block needs {needed_bytes / 1e9:.1f} GB, but {folder} has {free_bytes / 1e9:.1f} GB free; "
             "set CARRAY_CACHE to a larger disk or lower pixels.decode_size."
         )
-
-
-def _decoder(manifest: Manifest, pixels: PixelSettings) -> Callable[[dict[str, Any]], Any]:
-    def decode_row(row: dict[str, Any]) -> Any:
-        try:
-            data = fetch_image(row["uri"], escaped=bool(row["escaped"])).data
-            if hashlib.sha256(data).hexdigest() != row["sha256"]:
-                raise DataError(f"{row['uri']!r} changed since the manifest was prepared; run carray prepare again.")
-            return decode(data, pixels, box=row_box(row) if manifest.crop_boxes else None).pixels_HWC
-        except (FetchError, DecodeError) as err:
-            raise DataError(
-                f"{row['uri']!r} was readable when the manifest was prepared and is not now ({err}); prepare it again."
-            ) from err
-
-    return decode_row
-
-
-def _decode_all(
-    rows: list[Any], decode_row: Callable[[dict[str, Any]], Any], target_NHWC: Any, places: npt.NDArray[np.int64]
-) -> None:
-    threads = min(32, 2 * len(os.sched_getaffinity(0)))  # decoding leaves the GIL; twice the cores hides the fetching
-    with Progress("decoding once", total=len(rows)) as progress, ThreadPoolExecutor(threads) as pool:
-        for i, pixels_HWC in zip(places, pool.map(decode_row, rows), strict=True):
-            target_NHWC[i] = pixels_HWC
-            progress.advance()

@@ -20,7 +20,7 @@ from carray.bundle.bundle_folder import open_bundle
 from carray.classify.ledger import RunRecord
 from carray.classify.plan import describe_run
 from carray.classify.predictions_folder import ClassifySettings
-from carray.classify.read_ahead import NOTE_IMAGES
+from carray.classify.read_images import NOTE_IMAGES
 from carray.classify.shards import shard_images
 from carray.core.errors import SettingsError
 from carray.core.progress import say
