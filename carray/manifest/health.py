@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 
 from carray.core.text import readable
-from carray.manifest.balance import SET_ASIDE
 from carray.manifest.labels import similar_labels, unsure_labels
 from carray.manifest.layouts import shown
 from carray.manifest.manifest_file import SPLITS
+from carray.manifest.splits import SET_ASIDE
 
 __all__ = ["HealthReport", "report_health"]
 

@@ -23,13 +23,12 @@ from carray.core.errors import SettingsError
 from carray.core.store.files import absolute, is_folder, is_s3
 from carray.images.pixels import PixelSettings
 from carray.images.read import ReadImage, decode_fetched, fetch_original, read_all
-from carray.manifest.balance import cap_classes
 from carray.manifest.duplicates import group_duplicates
 from carray.manifest.health import HealthReport, report_health
 from carray.manifest.labels import normalise_labels, same_spelling
 from carray.manifest.manifest_file import MANIFEST_SCHEMA, read_manifest, row_box, write_manifest
 from carray.manifest.sources import Candidates, list_candidates
-from carray.manifest.splits import SplitSettings, assign_splits, changed_labels, kept_splits
+from carray.manifest.splits import SplitSettings, assign_splits, cap_classes, changed_labels, kept_splits
 
 __all__ = ["prepare"]
 

@@ -20,6 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from pydantic import Field, model_validator
 
@@ -28,9 +29,12 @@ from carray.core.settings import Settings
 from carray.manifest.labels import normalise_labels
 from carray.manifest.manifest_file import SPLITS
 
-__all__ = ["SplitSettings", "assign_splits", "changed_labels", "kept_splits", "parse_split"]
+__all__ = ["SET_ASIDE", "SplitSettings", "assign_splits", "cap_classes", "changed_labels", "kept_splits", "parse_split"]
 
 _BOX = ["x1", "y1", "x2", "y2"]
+
+SET_ASIDE = "set_aside"
+"""The error_code of an image that could be read and has a label, but is over the cap."""
 
 
 class SplitSettings(Settings):
@@ -137,6 +141,37 @@ def kept_splits(rows: pd.DataFrame, old: pd.DataFrame) -> tuple[list[str | None]
     ]
     here = set(contents)
     return kept, old[[content not in here for content in old_contents]]
+
+
+def cap_classes(
+    rows: pd.DataFrame, groups: Sequence[int], *, balance: int, kept: Sequence[str | None] | None = None
+) -> pd.DataFrame:
+    """Take the split from training images over the cap and say so in error_code and error; gives changed rows.
+
+    Args:
+        rows: columns as MANIFEST_SCHEMA, splits assigned; not changed.
+        groups: numbers duplicates; may go on beyond `rows`.
+        balance: how many training images a class may have.
+        kept: splits of an older manifest, whose training images stay before new ones.
+    """
+    train = rows.loc[rows["split"] == "train", ["sha256", *_BOX, "label", "uri"]]
+    at = train.index.to_numpy()
+    was_train = np.array([split == "train" for split in kept or [None] * len(rows)], dtype=bool)
+    train = train.assign(group=np.asarray(groups)[at], is_new=~was_train[at])
+    # A hash is as good as a draw, and the same wherever the image lies; uri only tells exact copies apart.
+    train = train.sort_values(["is_new", "sha256", *_BOX, "uri"])
+    train["copy"] = train.groupby(["label", "group"]).cumcount()
+    train = train.sort_values(["is_new", "copy"], kind="stable")
+    over = train[train.groupby("label").cumcount() >= balance]
+    counts = train["label"].value_counts()
+    reasons = [
+        f"{label!r} has {counts[label]:,} images to train on; balance keeps {balance:,}" for label in over["label"]
+    ]
+    changed = rows.copy()
+    changed.loc[over.index, "split"] = pd.NA
+    changed.loc[over.index, "error_code"] = SET_ASIDE
+    changed.loc[over.index, "error"] = reasons
+    return changed
 
 
 def changed_labels(rows: pd.DataFrame, old: pd.DataFrame) -> list[str]:

@@ -108,7 +108,7 @@ def test_damage_is_damage_to_every_command(small_bundle, tmp_path, make_image):
     from carray.bundle.scorer import Classifier
     from carray.manifest.manifest_file import read_manifest, read_row
     from carray.manifest.prepare import prepare
-    from carray.tensors.decode_block import ensure_block
+    from carray.tensors.block import ensure_block
 
     for label in ("a", "b"):
         (tmp_path / "cars" / label).mkdir(parents=True)

@@ -95,7 +95,7 @@ def test_pixels_are_those_of_the_training_block(image_folder, small_bundle, tmp_
     from carray.manifest.manifest_file import read_manifest
     from carray.manifest.prepare import prepare
     from carray.tensors.batches import view_batch
-    from carray.tensors.decode_block import ensure_block
+    from carray.tensors.block import ensure_block
 
     monkeypatch.setenv("CARRAY_CACHE", str(tmp_path / "cache"))
     prepare(str(image_folder), out=str(tmp_path / "manifest.parquet"))
