@@ -90,10 +90,10 @@ def fetch_original(
     """Fetch one image's bytes, or say why they cannot be had; arguments as for `read_image` and `fetch_image`."""
     try:
         fetched = fetch_image(uri, escaped=escaped, admit=admit)
-        if sha256 is not None and hashlib.sha256(fetched.data).hexdigest() != sha256:
-            raise FetchError("changed", "it changed since the manifest was prepared")
     except (FetchError, DecodeError) as err:
         return failed_image(err)
+    if sha256 is not None and hashlib.sha256(fetched.data).hexdigest() != sha256:
+        return failed_image(FetchError("changed", "it changed since the manifest was prepared"), fetched)
     return fetched
 
 

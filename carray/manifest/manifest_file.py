@@ -1,8 +1,8 @@
-"""Says what a manifest is: a Parquet table, one row an image (or a box of one), and how it is read.
+"""A manifest: a Parquet table, one row an image (or a box of one), its schema, reader and writer.
 
-Invariants: (uri, box) is unique; an image that could not be read, or that `prepare --balance` set aside, is a row with
-its reason and no split, and status says only whether it could be read; the file's metadata holds `classes` in index
-order, `crop_boxes` and the settings it was built with. Version 1.
+(uri, box) is unique. An image that could not be read, or that `prepare --balance` set aside, is a row with its reason
+and no split; status says only whether it could be read. The file's metadata holds `classes` in index order,
+`crop_boxes` and the settings it was built with. Version 1.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("x2", pa.int32()),
         ("y2", pa.int32()),
         ("status", pa.string()),  # ok, fetch_error or decode_error
-        ("error_code", pa.string()),  # why there is no split: core.store.image_bytes' and pixels' codes, or set_aside
+        ("error_code", pa.string()),  # why there is no split: an image's code, or set_aside
         ("error", pa.string()),  # the same as a sentence
         ("size_bytes", pa.int64()),
         ("width", pa.int32()),  # of the upright image, pixels
@@ -69,21 +69,21 @@ _BOX = ["x1", "y1", "x2", "y2"]
 
 
 def given_split(name: str) -> str | None:
-    """Give the split that a folder or a table's cell names, in any case; None when it names none."""
+    """Give the split that a name stands for, in any case; None when it stands for none."""
     return next((split for split, names in _SPLIT_NAMES.items() if name.casefold() in names), None)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Holds a manifest's rows and what its metadata says."""
+    """A manifest's rows and metadata."""
 
     uri: str
     rows: pd.DataFrame
     """Columns as MANIFEST_SCHEMA; box columns Int32, phash UInt64, all nullable."""
     classes: list[str]
-    """Class names; a label's index is its place here."""
+    """Class names in the order of their indices."""
     crop_boxes: bool
-    """Whether images are cut to their boxes before anything looks at them."""
+    """Whether images are cut to their boxes."""
 
     @property
     def usable(self) -> pd.DataFrame:
@@ -93,15 +93,14 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Hash what training sees (content, box, label, split, class order): 16 hex digits, whatever the row order."""
+        """Hash content, box, label, split and class order, whatever the row order: 16 hex digits."""
         text = json.dumps([sorted(_identities(self.usable)), self.classes, self.crop_boxes])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def by_content(self, *splits: str) -> pd.DataFrame:
         """Give the usable rows of splits, ordered by what the fingerprint hashes, then by uri; the index stays.
 
-        Manifests of one fingerprint give the same pixels, labels and splits in the same order, however their tables are
-        ordered. The order of train and val together is that of a decoded block.
+        Manifests of one fingerprint give the same pixels, labels and splits in the same order.
         """
         rows = self.usable[self.usable["split"].isin(splits)]
         keys = (rows["uri"].to_numpy(dtype=np.str_), _identities(rows).to_numpy(dtype=np.str_))
@@ -124,7 +123,7 @@ class Manifest:
 
 
 def _identities(rows: pd.DataFrame) -> pd.Series[str]:
-    """Give what training sees of each row (content, box, label, split) as one string."""
+    """Give content, box, label and split of each row as one string."""
     seen = rows[["sha256", *_BOX, "label", "split"]].astype("string").fillna("")
     return seen["sha256"].str.cat(seen[[*_BOX, "label", "split"]], sep="|")
 
@@ -172,7 +171,7 @@ def write_manifest(rows: pd.DataFrame, uri: str, *, classes: list[str], crop_box
 
 
 def read_manifest(uri: str) -> Manifest:
-    """Read a manifest and check that each (uri, box) stands once.
+    """Read a manifest and check it.
 
     Raises:
         SchemaError: not a manifest, a missing column, the same uri and box twice, or a label outside its classes.
@@ -202,7 +201,7 @@ def read_manifest(uri: str) -> Manifest:
 
 
 def check_unique(rows: pd.DataFrame, uri: str) -> None:
-    """Check that no (uri, box) stands twice.
+    """Check that no (uri, box) is repeated.
 
     Raises:
         SchemaError: names the first repetition and counts them all.
