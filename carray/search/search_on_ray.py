@@ -43,7 +43,7 @@ from carray.search.rung0_on_ray import rank_trials
 from carray.search.searchers_on_ray import build_searcher
 from carray.search.space import TuneSettings
 from carray.search.trial_on_ray import TrialRunner
-from carray.tensors.decode_block import ensure_block
+from carray.tensors.block import ensure_block
 
 __all__ = ["search"]
 
