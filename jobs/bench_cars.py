@@ -27,11 +27,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import pandas as pd
-from object_store import S3Server, start_store
 
 import carray
 from carray.core.store.files import write_json
 from carray.core.store.listing import list_keys
+from carray.testing.object_store import S3Server, start_store
 from jobs.bench.page_pictures import save_pictures
 
 CONFIG = "jobs/configs/cars-cpu.yaml"

@@ -2,7 +2,7 @@
 
     python jobs/bench_list.py [--keys 1e6,1e7,1e8] [--layout flat,uuid] [--threads 16]
 
-From: nothing; a loopback server speaks ListObjectsV2 over made-up keys (layouts: tests/list_server.py). To: rows of
+From: nothing; a loopback server speaks ListObjectsV2 over made-up keys (layouts: carray/testing/list_server.py). To: rows of
 results/list.csv. Each listing runs in a process of its own, the server in another, so two cores are the least; shards
 go to the temporary folder, 8 to 16 bytes a key. Cost: about 6 minutes for 100 million keys. Ends with one JSON line.
 """

@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from object_store import find_server
 
+from carray.testing.object_store import find_server
 from jobs.bench.classify_check import Truth, compare_rows, inspect_output
 from jobs.bench.classify_faults import KINDS
 from jobs.bench.classify_rounds import kinds_of, run_one, set_scene

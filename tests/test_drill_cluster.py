@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts.submission import Submission
 
+from carray.testing.hosts.cluster import Submission
 from jobs.bench.hosts_drill import _rerun, _rewritten
 from jobs.bench.hosts_losses import _STRIKES, KINDS, SURVIVED
 

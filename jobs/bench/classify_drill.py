@@ -113,9 +113,8 @@ def _check_denied(job: Job, complaints: list[str]) -> int:
 @contextmanager
 def _lying_in_wait(kind: str, job: Job, scene: Scene, dice: random.Random, work: Path) -> Iterator[Callable[[], None]]:
     """Prepare what a kind needs before its job starts; gives a function that ends the fault."""
-    from fault_proxy import Rule
-
     from carray.testing.drawing import DEMO_CLASSES
+    from carray.testing.fault_proxy import Rule
 
     with ExitStack() as stack:
         if kind == "disk":

@@ -22,9 +22,9 @@ from jobs.bench.classify_check import Truth
 from jobs.bench.classify_job import Job
 from jobs.bench.processes import kill, kill_marked, marked_pids, start_marked, title
 
-if TYPE_CHECKING:  # of tests/, which is on the path when a drill runs
-    from fault_proxy import FaultProxy, Rule
-    from object_store import S3Server
+if TYPE_CHECKING:
+    from carray.testing.fault_proxy import FaultProxy, Rule
+    from carray.testing.object_store import S3Server
 
 __all__ = ["KINDS", "Scene", "Strike", "full_disk", "restore", "strike", "two_nodes"]
 
@@ -157,7 +157,7 @@ def _fail_storage(kind: str, job: Job, scene: Scene, dice: random.Random) -> Str
 
 
 def _rule(kind: str, scene: Scene, dice: random.Random) -> Rule:
-    from fault_proxy import Rule
+    from carray.testing.fault_proxy import Rule
 
     images = f"^/{scene.bucket}/{scene.prefix}"
     other = scene.bodies[dice.choice(sorted(scene.bodies))]
@@ -214,7 +214,7 @@ def full_disk(folder: Path, *, kilobytes: int) -> Iterator[Callable[[], None]]:
 @contextmanager
 def two_nodes(job: Job, folder: Path) -> Iterator[dict[str, str]]:
     """Start a Ray of two nodes of one CPU on this machine; gives the environment that leads a driver to it."""
-    from object_store import free_ports
+    from carray.testing.object_store import free_ports
 
     (port,) = free_ports(1)
     # Ray binds ports to every address of this machine: a token keeps strangers out.

@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from object_store import S3Server, start_store
-
 from carray.bundle.bundle_folder import open_bundle
 from carray.core.store.image_bytes import fetch_image
+from carray.testing.object_store import S3Server, start_store
 from jobs.bench.classify_arms import Arm, TimmSettings, classify, count_images, recipe, timm_inference
 from jobs.bench.classify_setup import Bench, few, peer_network, runtimes_of
 from jobs.bench.classify_watch import JobFailed

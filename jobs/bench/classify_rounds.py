@@ -90,8 +90,8 @@ def kinds_of(times: int, seed: int, only: Sequence[str] = KINDS) -> list[str]:
 @contextmanager
 def set_scene(work: Path, mark: str, *, images_per_class: int = IMAGES_PER_CLASS) -> Iterator[tuple[Scene, str]]:
     """Start an object store and a proxy before it, fill a bucket, pack a bundle, and run one job undisturbed."""
-    from fault_proxy import Rule, start_proxy
-    from object_store import start_store
+    from carray.testing.fault_proxy import Rule, start_proxy
+    from carray.testing.object_store import start_store
 
     bodies = _draw(work / "images", images_per_class)
     bundle = _pack(work / "bundle")

@@ -112,7 +112,7 @@ def _runs_in(work: Path, s3: bool) -> Iterator[str]:
     if not s3:
         yield str(work)
         return
-    from object_store import start_store
+    from carray.testing.object_store import start_store
 
     with start_store(work / "store") as store:
         os.environ.update(store.environment)

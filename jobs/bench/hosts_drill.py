@@ -23,8 +23,8 @@ from jobs.bench.drill_compare import disagreements
 from jobs.bench.hosts_losses import SURVIVED, strike
 from jobs.bench.hosts_scene import Scene
 
-if TYPE_CHECKING:  # of tests/, which is on the path when a drill runs
-    from hosts.submission import Submission
+if TYPE_CHECKING:
+    from carray.testing.hosts.cluster import Submission
 
 __all__ = ["Outcome", "drill"]
 
@@ -169,7 +169,7 @@ def _rerun(search: Submission, *, ended: int) -> list[str]:
 
 def _left(scene: Scene) -> list[str]:
     """Name the processes that still work for a job some time after its end."""
-    from hosts.cluster import WORKERS
+    from carray.testing.hosts.cluster import WORKERS
 
     until = time.monotonic() + _LEFT_SECONDS
     while True:

@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # of tests/, which is on the path when a drill runs
-    from hosts.cluster import Cluster
-    from hosts.submission import Submission
+if TYPE_CHECKING:
+    from carray.testing.hosts.cluster import Cluster, Submission
 
 __all__ = ["KINDS", "SURVIVED", "strike"]
 
@@ -61,7 +60,7 @@ def _slow_worker(cluster: Cluster, jobs: Sequence[Submission], dice: random.Rand
     name = _worker(dice)
     cluster.network.slow(name, kilobits=_SLOW_KILOBITS)
     time.sleep(_SLOW_SECONDS)
-    cluster.network.hasten(name)
+    cluster.network.unlimit(name)
     return f"{name} at {_SLOW_KILOBITS} kilobits a second for {_SLOW_SECONDS} s"
 
 
@@ -81,7 +80,7 @@ def _stop_jobs(cluster: Cluster, jobs: Sequence[Submission], dice: random.Random
 
 
 def _worker(dice: random.Random) -> str:
-    from hosts.cluster import WORKERS
+    from carray.testing.hosts.cluster import WORKERS
 
     return dice.choice(WORKERS)
 

@@ -23,9 +23,8 @@ from carray.search.run_folder import read_log
 from jobs.bench.classify_check import Truth, read_truth
 from jobs.bench.drill_compare import Reference
 
-if TYPE_CHECKING:  # of tests/, which is on the path when a drill runs
-    from hosts.cluster import Cluster
-    from hosts.submission import Submission
+if TYPE_CHECKING:
+    from carray.testing.hosts.cluster import Cluster, Submission
 
 __all__ = ["Scene", "set_scene"]
 
@@ -70,7 +69,7 @@ class Scene:
 
 
 def _submission(scene: Scene, name: str, *words: str) -> Submission:
-    from hosts.submission import Submission
+    from carray.testing.hosts.cluster import Submission
 
     out = f"{_BUCKET}/{name}"
     return Submission(scene.cluster, ("python", *words, "--out", out), out, scene.work / f"{name}.log")
@@ -83,8 +82,8 @@ def set_scene(work: Path) -> Iterator[Scene]:
     Raises:
         OSError: this machine can have no such cluster.
     """
-    from fault_proxy import Rule, start_proxy
-    from hosts.cluster import Cluster
+    from carray.testing.fault_proxy import Rule, start_proxy
+    from carray.testing.hosts.cluster import Cluster
 
     cluster = Cluster.build()
     try:

@@ -1,6 +1,6 @@
 """Plans a run over a made-up bucket, in a process of its own, and says how fast that was and in how much memory.
 
-From: a number of keys and a layout of `tests/list_server.py`, which answers from another process. To: one row.
+From: a number of keys and a layout of `carray.testing.list_server`, which answers from another process. To: one row.
 Invariants: what is measured is `plan_run` itself, shards written and all; the keys that it found are counted against
 those that there are.
 """
@@ -20,7 +20,7 @@ from jobs.bench.rows import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from list_server import list_environment, read_stats, start_lister
+from carray.testing.list_server import list_environment, read_stats, start_lister
 
 __all__ = ["COLUMNS", "measure_listing"]
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from object_store import start_store
-
 from carray.core.store.image_bytes import fetch_image
 from carray.core.store.s3 import s3_client
+from carray.testing.object_store import start_store
 
 __all__ = ["COLUMNS", "THREADS", "measure_reads"]
 

@@ -89,7 +89,7 @@ def _measured(storage: str, rows: Any) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _bucket() -> Iterator[str]:
-    from object_store import start_store
+    from carray.testing.object_store import start_store
 
     with tempfile.TemporaryDirectory() as folder, start_store(Path(folder)) as store:
         os.environ.update(store.environment)

@@ -109,7 +109,7 @@ def set_scene(work: Path, *, images_per_class: int = 60) -> Scene:
 
 
 def _write_predictions(work: Path, images: Path) -> Path:
-    from written_predictions import row, write_predictions
+    from carray.testing.predictions import row, write_predictions
 
     rows = [row(str(path), phash=i) for i, path in enumerate(sorted(images.rglob("*.jpg")))]
     return Path(write_predictions(str(work / "predictions"), [rows]))

@@ -1,7 +1,7 @@
-"""Speaks ListObjectsV2 on loopback over a made-up bucket of any number of keys, computed from their numbers.
+"""An S3 server on loopback that only lists: a made-up bucket of any number of keys, computed from their numbers.
 
-Each layout makes ascending keys, so a page is a slice of numbers, and is written by one formatting of 1,000 entries:
-a few thousand pages a second. It runs in a process of its own, so that it takes nothing from the lister's.
+Each layout makes ascending keys, so a page is a slice of numbers, formatted at once: a few thousand pages a second. It
+runs in a process of its own, so it takes nothing from the client's.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from html import escape
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, quote_plus, urlsplit
 
+__all__ = ["LAYOUTS", "Bucket", "Layout", "ListServer", "list_environment", "main", "read_stats", "start_lister"]
+
 PAGE_KEYS = 1_000
 _ENTRY = (
     "<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
@@ -32,7 +34,7 @@ _ENTRY = (
 
 @dataclass(frozen=True)
 class Layout:
-    """Names keys: a format, and the numbers that the n-th of `total` keys fills it with."""
+    """A form of keys: a format, and the numbers with which the n-th of `total` keys fills it."""
 
     form: str
     numbers: Callable[[int, int], tuple[int, ...]]
@@ -58,7 +60,7 @@ LAYOUTS = {
 
 
 class Bucket:
-    """Is the made-up bucket."""
+    """A made-up bucket."""
 
     def __init__(self, keys: int, layout: str, *, shuffled: bool = False) -> None:
         self.total, self.layout, self.shuffled = keys, LAYOUTS[layout], shuffled
@@ -66,17 +68,17 @@ class Bucket:
         self._full = self._encoded * PAGE_KEYS
 
     def key(self, n: int) -> str:
-        """Give the n-th key."""
+        """Return the n-th key."""
         return self.layout.form % self.layout.numbers(n, self.total)
 
     def page(self, first: int, count: int) -> str:
-        """Write the entries of `count` keys from the `first`."""
+        """Format the entries of `count` keys from the `first`."""
         form = self._full if count == PAGE_KEYS else self._encoded * count
         numbers = self.layout.numbers
-        places: Iterable[int] = range(first, first + count)
+        indices: Iterable[int] = range(first, first + count)
         if self.shuffled:  # as directory buckets list
-            places = [n * 7919 % self.total for n in places]
-        return form % tuple(v for n in places for v in (*numbers(n, self.total), n, 100 + n % 7))
+            indices = [n * 7919 % self.total for n in indices]
+        return form % tuple(v for n in indices for v in (*numbers(n, self.total), n, 100 + n % 7))
 
     def answer(self, query: dict[str, list[str]], *, ignore_after: bool = False) -> bytes:
         """Answer one request for a page."""
@@ -100,24 +102,24 @@ class Bucket:
 
 
 def _quoted(form: str) -> str:
-    """Encode a format's text as S3 does in a listing, leaving its places for numbers."""
+    """Encode a format's text as S3 does in a listing, except its placeholders."""
     marks = {"%012d": "\ue000", "%012x": "\ue001", "%09d": "\ue002", "%08x": "\ue003", "%06d": "\ue004"}
     marks |= {"%05d": "\ue005", "%04d": "\ue006", "%04x": "\ue007", "%02d": "\ue008", "%%": "\ue00a", "%d": "\ue009"}
-    for place, mark in marks.items():
-        form = form.replace(place, mark)
+    for placeholder, mark in marks.items():
+        form = form.replace(placeholder, mark)
     form = "".join(
         char if "\ue000" <= char <= "\ue009" else quote_plus(char.replace("\ue00a", "%"), safe="/") for char in form
     )
     form = form.replace("%", "%%")
-    for place, mark in marks.items():
-        form = form.replace(mark, place)
+    for placeholder, mark in marks.items():
+        form = form.replace(mark, placeholder)
     return form
 
 
 class _Handler(socketserver.StreamRequestHandler):
     """Reads requests of one connection by hand: the standard library's own handler is slower than a page."""
 
-    disable_nagle_algorithm = True  # or the last packet of a page waits 40 ms for the client's word on the one before
+    disable_nagle_algorithm = True  # without it the last packet of a page waits 40 ms for the client's acknowledgement
 
     server: ListServer
 
@@ -153,7 +155,7 @@ class ListServer(socketserver.ThreadingTCPServer):
 
 @contextmanager
 def start_lister(keys: int, layout: str = "flat", *options: str) -> Iterator[str]:
-    """Start the server in a process of its own; gives its endpoint."""
+    """Run the server in a process of its own; yields its endpoint."""
     words = ["--keys", str(keys), "--layout", layout, *options]
     command = [sys.executable, str(Path(__file__).resolve()), *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -172,7 +174,7 @@ def read_stats(endpoint: str) -> dict[str, float]:
 
 
 def list_environment(endpoint: str) -> dict[str, str]:
-    """Give the AWS variables that lead a client to the server."""
+    """Return the AWS variables that lead a client to the server."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "anyone",
@@ -183,7 +185,7 @@ def list_environment(endpoint: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """Serve until the process that started it is gone."""
+    """Serve until the parent process ends."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--keys", type=int, required=True)
     parser.add_argument("--layout", choices=sorted(LAYOUTS), default="flat")

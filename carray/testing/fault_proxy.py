@@ -1,7 +1,8 @@
-"""Stands in front of an HTTP server and passes everything on, except where a rule says to fail.
+"""A proxy in front of an HTTP server that forwards every request, except those that a rule makes fail.
 
-Requests keep their Host header, so that the signatures of S3 clients hold: they sign for this proxy's address, and the
-store checks against the header it receives. One thread a client connection, one upstream connection a request.
+Requests keep their Host header, so the signatures of S3 clients stay valid: a client signs for this proxy's address,
+and the store checks against the header that it receives. One thread per client connection, one upstream connection per
+request.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ _FRAMING_HEADERS = {"connection", "keep-alive", "transfer-encoding", "content-le
 
 @dataclass
 class Rule:
-    """Says which requests fail, and how.
+    """Which requests fail, and how.
 
-    answer: nothing is passed on; the answer is `status` with an S3 error document of `code`
-    reset: the request is passed on; half of the answer comes back, then the connection is reset
+    answer: nothing is forwarded; the answer is `status` with an S3 error document of `code`
+    reset: the request is forwarded; half of the answer comes back, then the connection is reset
     hang: nothing happens for `seconds`, or until the rule is withdrawn; then the connection is closed without an answer
     truncate: the whole answer is promised, half of its body comes, and the connection is closed
     version: the first half of the body is followed by bytes of `other`; length and headers are the first version's
-    delay: the request is passed on after `seconds`
+    delay: the request is forwarded after `seconds`
     """
 
     action: str
     method: str = "GET|HEAD|PUT|POST|DELETE"
     key: str = ""
-    """Regular expression, sought in the decoded path: /bucket/key."""
+    """Regular expression, searched in the decoded path /bucket/key."""
     probability: float = 1.0
     times: int | None = None
-    """How many requests it strikes at most; any number when None."""
+    """How many requests it strikes at most; None is any number."""
     status: int = 500
     code: str = "InternalError"
     seconds: float = 5.0
@@ -58,7 +59,7 @@ class Rule:
 
 
 class FaultProxy:
-    """Is the running proxy: where it listens, its rules (the first that strikes counts), and what they struck."""
+    """A running proxy: its endpoint, its rules (the first that applies counts) and what they struck."""
 
     def __init__(self, upstream: str, address: str) -> None:
         self.upstream = urlsplit(upstream)
@@ -71,19 +72,19 @@ class FaultProxy:
         self.endpoint = f"http://{address}:{self.server.server_port}"
 
     def add(self, *rules: Rule) -> None:
-        """Put rules before those that are there already."""
+        """Add rules before the others."""
         with self._lock:
             self._rules[:0] = rules
 
     def withdraw(self, *rules: Rule) -> None:
-        """Take rules away, or all of them when none is named; what hangs because of them is let go."""
+        """Remove rules, or all of them when none is named; requests that hang because of them are released."""
         with self._lock:
             for rule in rules or tuple(self._rules):
                 self._rules.remove(rule)
                 rule.withdrawn.set()
 
     def rules_for(self, method: str, path: str) -> list[Rule]:
-        """Give the rules that strike this request: delays, and at most one fault. Counts them."""
+        """Return and count the rules that strike this request: delays, and at most one fault."""
         found: list[Rule] = []
         with self._lock:
             for rule in self._rules:
@@ -101,7 +102,7 @@ class FaultProxy:
 
 @contextmanager
 def start_proxy(upstream: str, *, address: str = "127.0.0.1") -> Iterator[FaultProxy]:
-    """Start a proxy in front of `http://host:port`, in threads of this process; it listens at `address`."""
+    """Run a proxy in front of `http://host:port`, in threads of this process."""
     proxy = FaultProxy(upstream, address)
     thread = threading.Thread(target=proxy.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
@@ -120,7 +121,7 @@ class _Server(ThreadingHTTPServer):
     proxy: FaultProxy
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: clients that are killed break connections off."""
+        """Print nothing: a killed client breaks its connections."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -131,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Write no log."""
 
-    def _pass_on(self) -> None:
+    def _forward(self) -> None:
         proxy, sent = self.server.proxy, self._read_body()
         fault = None
         for rule in proxy.rules_for(self.command, unquote(urlsplit(self.path).path)):
@@ -153,10 +154,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(status, headers, body, length=length, fault=fault)
         return None
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass_on
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _forward
 
     def _read_body(self) -> bytes:
-        """Read the request's body; a chunked one with its framing, as it is to be sent on."""
+        """Read the request's body; a chunked one with its framing, as it is forwarded."""
         if "chunked" not in self.headers.get("Transfer-Encoding", "").lower():
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         raw, size = b"", 1

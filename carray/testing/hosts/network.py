@@ -1,9 +1,8 @@
-"""Joins network namespaces at one switch: every host has its own address, and a cable that can be pulled or slowed.
+"""Network namespaces joined at one switch: every host has an address, and a cable that can be cut or slowed.
 
-From: nothing; Linux, root and `ip` and `tc` of iproute2. To: namespaces `carrayN-HOST` in 198.18.N.0/24 (of the
-addresses that RFC 2544 keeps for tests), reachable from this machine as well.
-Invariants: the namespace of the switch is made first and is the claim on N, so that two clusters at once have two
-numbers; nothing outside `carrayN` is ever touched; a pulled cable loses what is sent without a word, as a broken one.
+Makes namespaces `carrayN-HOST` in 198.18.N.0/24 (addresses that RFC 2544 reserves for tests), reachable from this
+machine. The namespace of the switch is made first and claims N, so two clusters get two numbers. Nothing outside
+`carrayN` is touched. A cut cable drops packets silently. Needs Linux, root, and `ip` and `tc` of iproute2.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _NAME = re.compile(r"carray(\d+)-(\w+)")
 
 
 def why_not() -> str:
-    """Say why this machine can have no such network; empty when it can."""
+    """Return why this machine can have no such network; empty when it can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     missing = [name for name in ("ip", "tc", "unshare", "nsenter") if shutil.which(name) is None]
@@ -38,13 +37,13 @@ def why_not() -> str:
 
 
 def numbers_in_use() -> list[int]:
-    """Give the numbers of the networks that are there, whoever made them."""
+    """List the numbers of the networks that exist, whoever made them."""
     return sorted({int(found[1]) for name in _namespaces() if (found := _NAME.fullmatch(name))})
 
 
 @dataclass(frozen=True)
 class Network:
-    """Is one network."""
+    """A network, by its number."""
 
     number: int
 
@@ -83,50 +82,50 @@ class Network:
             raise
 
     def namespace(self, host: str) -> str:
-        """Name a host's namespace."""
+        """Return the name of a host's namespace."""
         return f"carray{self.number}-{host}"
 
-    def address(self, place: int) -> str:
-        """Give the address at a place; 1 is this machine's."""
-        return f"198.18.{self.number}.{place}"
+    def address(self, host_number: int) -> str:
+        """Return the address of a host's number; 1 is this machine."""
+        return f"198.18.{self.number}.{host_number}"
 
-    def join(self, host: str, place: int) -> None:
+    def join(self, host: str, host_number: int) -> None:
         """Make a host's namespace, with its address and its cable."""
         name = self.namespace(host)
         _run("ip", "netns", "add", name)
         peer = ("peer", "name", "eth0", "netns", name)
         _run("ip", "link", "add", host, "netns", self.namespace(_SWITCH), "type", "veth", *peer)
         self._plug(host)
-        _run("ip", "-n", name, "addr", "add", f"{self.address(place)}/24", "dev", "eth0")
+        _run("ip", "-n", name, "addr", "add", f"{self.address(host_number)}/24", "dev", "eth0")
         for device in ("lo", "eth0"):
             _run("ip", "-n", name, "link", "set", device, "up")
 
     def cut(self, host: str) -> None:
-        """Pull a host's cable out of the switch: nobody is told, what is sent gets lost."""
+        """Cut a host's cable: what is sent is lost silently."""
         _run("ip", "-n", self.namespace(_SWITCH), "link", "set", host, "nomaster")
 
     def mend(self, host: str) -> None:
-        """Put a host's cable back."""
+        """Restore a host's cable."""
         self._plug(host)
 
     def slow(self, host: str, *, kilobits: int) -> None:
-        """Let at most so many kilobits a second through a host's cable, each way."""
+        """Limit a host's cable to so many kilobits a second, each way."""
         limit = ("root", "tbf", "rate", f"{kilobits}kbit", "burst", "32kbit", "latency", "400ms")
         _run("tc", "-n", self.namespace(_SWITCH), "qdisc", "replace", "dev", host, *limit)
         _run("tc", "-n", self.namespace(host), "qdisc", "replace", "dev", "eth0", *limit)
 
-    def hasten(self, host: str) -> None:
-        """Take the limit away."""
+    def unlimit(self, host: str) -> None:
+        """Remove the limit."""
         for namespace, device in ((self.namespace(_SWITCH), host), (self.namespace(host), "eth0")):
             with suppress(OSError):  # it had none
                 _run("tc", "-n", namespace, "qdisc", "del", "dev", device, "root")
 
     def pids(self, host: str) -> list[int]:
-        """Give a host's processes, as this machine counts."""
+        """List a host's processes, as this machine counts."""
         return [int(pid) for pid in _run("ip", "netns", "pids", self.namespace(host)).split()]
 
     def remove(self) -> None:
-        """Kill every process in the network's namespaces, and take all of it away."""
+        """Kill every process in the network's namespaces, and delete them."""
         own = [name for name in _namespaces() if (found := _NAME.fullmatch(name)) and int(found[1]) == self.number]
         for name in own:
             for pid in self.pids(name.partition("-")[2]):
