@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from carray.testing.hosts.cluster import Submission
-from jobs.bench.hosts_drill import _rerun, _rewritten
-from jobs.bench.hosts_losses import _STRIKES, KINDS, SURVIVED
+from jobs.drills.cluster import _STRIKES, KINDS, SURVIVED, _rerun, _rewritten
 
 
 def test_every_kind_of_loss_can_be_struck() -> None:

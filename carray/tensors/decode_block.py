@@ -4,7 +4,7 @@ From: a manifest. To: a block.
 Invariants: one process decodes while the others wait at the lock; what a killed one left is deleted by the next; an
 image whose bytes are no longer those of the manifest stops the build, because a search on changed images could not be
 repeated. Test images are left out: no trial may see them.
-Cost: 970 images a second on two cores for the photographs of jobs/bench_cars.py (its line `decoding once`),
+Cost: 970 images a second on two cores for the photographs of jobs.bench.cars (its line `decoding once`),
 decode_size^2 x 3 bytes an image.
 """
 
