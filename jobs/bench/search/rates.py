@@ -150,8 +150,7 @@ def measure_fixed(manifest: str, work: Path, *, quick: bool) -> list[dict[str, A
                 {
                     "part": f"fixed_{net}",
                     "arm": kind,
-                    "train_images": counts["train"],
-                    "val_images": counts["val"],
+                    **_image_counts(images),
                     "input_size": case.hyper["input_size"],
                     "trials": 1 + more,
                     "epochs": 1 + more,
