@@ -14,8 +14,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,20 @@ class S3Server:
             region_name="us-east-1",
             config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
         )
+
+    def create_bucket(self, bucket: str, bodies: Mapping[str, bytes | Path] = {}) -> None:
+        """Create a bucket if it is missing, and put objects into it, by their keys; a path's bytes are read."""
+        client = self.client()
+        with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+            client.create_bucket(Bucket=bucket)
+
+        def put(key: str) -> None:
+            body = bodies[key]
+            data = body.read_bytes() if isinstance(body, Path) else body
+            client.put_object(Bucket=bucket, Key=key, Body=data)
+
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(put, bodies))
 
     def start(self) -> None:
         """Start the server, or start it again on the same ports and data, and wait until it is ready."""

@@ -100,11 +100,8 @@ def learn(data: Path, work: Path, search: list[str]) -> dict[str, Any]:
 
 def classify_bucket(data: Path, work: Path, store: S3Server) -> dict[str, Any]:
     """Upload cars_test to one bucket, classify it into another, and compute the accuracy with pandas."""
-    client = store.client()
-    for bucket in ("photos", "predictions"):
-        client.create_bucket(Bucket=bucket)
-    for path in sorted((data / "cars_test").iterdir()):
-        client.put_object(Bucket="photos", Key=f"cars_test/{path.name}", Body=path.read_bytes())
+    store.create_bucket("photos", {f"cars_test/{path.name}": path for path in (data / "cars_test").iterdir()})
+    store.create_bucket("predictions")
     uploaded, out = sum(1 for _ in list_keys("s3://photos/cars_test")), "s3://predictions/cars_test"
     outcome = run_carray("classify", work / "run" / "bundle", "s3://photos/cars_test", "--out", out)
     return {

@@ -31,7 +31,7 @@ from carray.testing.fault_proxy import Rule, start_proxy
 from carray.testing.object_store import start_store
 from jobs.bench.rows import ORIGIN, append_rows, origin
 from jobs.drills.faults import KINDS, Job, Scene, Strike, full_disk, restore, strike, two_nodes
-from jobs.drills.harness import drill_parser, files_below, kill_marked, kinds_of, repeat_words, upload, verdict
+from jobs.drills.harness import drill_parser, files_below, kill_marked, kinds_of, repeat_words, verdict
 from jobs.drills.prediction_rows import Truth, inspect_output, read_truth
 
 COLUMNS = [*ORIGIN, "seed", "drills", "right", "images", "shards", "runs", "refetched_rows"]
@@ -134,8 +134,7 @@ def set_scene(work: Path, mark: str, *, images_per_class: int = IMAGES_PER_CLASS
     bodies = files_below(images, _PREFIX)
     with start_store(work / "store") as store, start_proxy(store.endpoint) as proxy:
         os.environ.update(store.environment)
-        store.client().create_bucket(Bucket=_BUCKET)
-        upload(store.client(), _BUCKET, bodies)
+        store.create_bucket(_BUCKET, bodies)
         proxy.add(Rule("delay", method="GET", key=f"^/{_BUCKET}/{_PREFIX}", seconds=_READ_SECONDS))
         environment = {**store.environment, "AWS_ENDPOINT_URL": proxy.endpoint}
         scene = Scene(_BUCKET, _PREFIX, store, proxy, Truth({}, {}, 0), bodies, mark, environment)

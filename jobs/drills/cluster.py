@@ -33,7 +33,7 @@ from carray.testing.drawing import draw_broken_files, draw_dataset
 from carray.testing.fault_proxy import Rule, start_proxy
 from carray.testing.hosts.cluster import WORKERS, Cluster, Submission
 from jobs.bench.rows import ORIGIN, append_rows, origin
-from jobs.drills.harness import drill_parser, files_below, kinds_of, repeat_words, upload, verdict
+from jobs.drills.harness import drill_parser, files_below, kinds_of, repeat_words, verdict
 from jobs.drills.prediction_rows import Truth, inspect_output, read_truth
 from jobs.drills.search_log import Reference, disagreements
 
@@ -377,13 +377,12 @@ def _run(*jobs: Submission) -> None:
 def _fill_store(cluster: Cluster, work: Path) -> None:
     """Upload drawn photographs, prepare a manifest of them, and add broken files."""
     os.environ.update(cluster.store.environment)
-    folder, client = work / "images", cluster.store.client()
+    folder = work / "images"
     draw_dataset(folder / "photos", images_per_class=_IMAGES_PER_CLASS)
-    client.create_bucket(Bucket="cluster")
-    upload(client, "cluster", files_below(folder))
+    cluster.store.create_bucket("cluster", files_below(folder))
     prepare(f"{_BUCKET}/photos", out=f"{_BUCKET}/manifest.parquet")
     draw_broken_files(folder / "photos" / "odd")
-    upload(client, "cluster", files_below(folder))
+    cluster.store.create_bucket("cluster", files_below(folder))
 
 
 if __name__ == "__main__":

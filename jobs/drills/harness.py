@@ -14,11 +14,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from jobs.bench.rows import ROOT, new_parser
 
@@ -184,12 +182,7 @@ def title(pid: int) -> str:
         return ""
 
 
-def upload(client: Any, bucket: str, bodies: Mapping[str, bytes]) -> None:
-    """Put objects into a bucket, by their keys."""
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda key: client.put_object(Bucket=bucket, Key=key, Body=bodies[key]), bodies))
-
-
 def files_below(folder: Path, prefix: str = "") -> dict[str, bytes]:
     """Read every file below a folder; returns the bytes by prefix and relative path."""
-    return {f"{prefix}{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {f"{prefix}{path.relative_to(folder)}": path.read_bytes() for path in paths}

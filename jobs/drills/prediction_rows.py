@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from carray.core.store.files import filesystem, join, list_files, read_json
+from carray.core.store.files import join, list_files, read_json
 
 SCORE_TOLERANCE = 1e-5
 _EXACT = ("status", "error_code", "label", "size_bytes", "width", "height", "phash")
@@ -47,7 +47,7 @@ def read_truth(out: str) -> Truth:
 
 def inspect_output(out: str, truth: Truth) -> list[str]:
     """List all that is wrong with an output folder."""
-    fs, path = filesystem(out)
+    fs, path = pafs.FileSystem.from_uri(out)
     try:
         frame = pd.read_parquet(out)
         table = pq.read_table(path, filesystem=fs, partitioning=None)
@@ -88,7 +88,7 @@ def _wrong(row: Mapping[str, Any], truth: Truth) -> str:
 
 def _check_files(out: str) -> list[str]:
     """Compare each file's rows with its ledger entry, and find files that a reader would take for rows."""
-    fs, path = filesystem(out)
+    fs, path = pafs.FileSystem.from_uri(out)
     entries = fs.get_file_info(pafs.FileSelector(path, recursive=True))
     names = {entry.path.removeprefix(f"{path}/") for entry in entries if entry.type == pafs.FileType.File}
     # pandas and pyarrow skip names that begin with . or _, but not every reader does when they end like this.

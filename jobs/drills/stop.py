@@ -134,7 +134,6 @@ def stop(
     ready: Callable[[Path, str], bool],
     number: signal.Signals,
     target: str,
-    again_seconds: float | None = None,
 ) -> Ended:
     """Start a command, send it a signal, and check its end.
 
@@ -144,7 +143,6 @@ def stop(
         ready: Whether to send the signal now, from the stop's folder and what was printed so far.
         number: The signal.
         target: Who receives it.
-        again_seconds: How long after it the same signal is sent again; None is never.
     """
     with _folder() as folder:
         log, mark = folder / "log", f"stop-{secrets.token_hex(6)}"
@@ -158,9 +156,6 @@ def stop(
                 time.sleep(0.02)
             void, sent = process.poll() is not None, time.monotonic()
             if not void:
-                _send(process.pid, mark, number, target)
-            if again_seconds is not None:
-                time.sleep(again_seconds)
                 _send(process.pid, mark, number, target)
             code = process.wait(_PATIENCE_SECONDS)
             seconds = time.monotonic() - (started if void else sent)

@@ -171,7 +171,7 @@ def _folder_of_runs(work: Path, s3: bool) -> Iterator[str]:
         return
     with start_store(work / "store") as store:
         os.environ.update(store.environment)
-        store.client().create_bucket(Bucket="drills")
+        store.create_bucket("drills")
         yield "s3://drills"
 
 

@@ -62,7 +62,7 @@ def _start() -> None:
     """Start a cluster with an empty bucket."""
     cluster = Cluster.build()
     try:
-        cluster.store.client().create_bucket(Bucket=_BUCKET)
+        cluster.store.create_bucket(_BUCKET)
         cluster.start()
     except BaseException:
         cluster.remove()

@@ -11,9 +11,8 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ AT_ONCE = 16
 def measure_peers(bench: Bench) -> list[dict[str, Any]]:
     """Measure all arms on local files, then with the images in an object store."""
     bundle, folder = bench.bundle(), bench.folder()
-    with _store(bench) as store:
+    with start_store(bench.out("store")) as store, patch.dict(os.environ, store.environment):
         rows = measure_local(bench, bundle, folder, part="peers", recipe_images=bench.peer_images or RECIPE_IMAGES)
         return rows + _measure_s3(bench, bundle, folder, store, rows)
 
@@ -99,8 +98,8 @@ def _measure_s3(
     """Measure the same with the images in a bucket; timm cannot read one, so the images are fetched first."""
     info, images = open_bundle(bundle), count_images(folder)
     recipe_folder = few(folder, min(bench.peer_images or RECIPE_IMAGES, images))
-    _upload(store, folder, "all")
-    _upload(store, recipe_folder, "few")
+    for prefix, source in (("all", folder), ("few", recipe_folder)):
+        store.create_bucket("photos", {f"{prefix}/{path.name}": path for path in Path(source).iterdir()})
     download_seconds = _download(folder, bench.out("downloaded"))
     timm = next(row for row in local if row["arm"] == "timm")
     unknown = dict.fromkeys(("images_per_second", "images_per_second_per_core", "core_hours_per_million"))
@@ -176,23 +175,6 @@ def _times(wall_seconds: float, peers: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _agreement(labels: dict[str, int], reference: dict[str, int]) -> float:
     return round(sum(reference[name] == label for name, label in labels.items()) / len(labels), 4)
-
-
-@contextmanager
-def _store(bench: Bench) -> Iterator[S3Server]:
-    with start_store(bench.out("store")) as store, patch.dict(os.environ, store.environment):
-        store.client().create_bucket(Bucket="photos")
-        yield store
-
-
-def _upload(store: S3Server, folder: str, prefix: str) -> None:
-    client = store.client()
-
-    def put(path: Path) -> None:
-        client.put_object(Bucket="photos", Key=f"{prefix}/{path.name}", Body=path.read_bytes())
-
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(put, Path(folder).iterdir()))
 
 
 def _download(folder: str, to: Path) -> float:

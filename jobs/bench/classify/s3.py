@@ -52,10 +52,7 @@ def main() -> None:
 def measure_reads(photographs: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
     """Read every photograph with each arm in turn, a few times; returns a row of medians for each."""
     with start_store(folder) as store, patch.dict(os.environ, store.environment):
-        client = store.client()
-        client.create_bucket(Bucket=_BUCKET)
-        for path in photographs:
-            client.put_object(Bucket=_BUCKET, Key=path.name, Body=path.read_bytes())
+        store.create_bucket(_BUCKET, {path.name: path for path in photographs})
         arms: dict[str, Callable[[str], object]] = {
             "carray": lambda name: fetch_image(f"s3://{_BUCKET}/{name}"),
             "botocore get_object": lambda name: s3_client().get_object(Bucket=_BUCKET, Key=name)["Body"].read(),

@@ -140,7 +140,7 @@ def _bucket() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder, start_store(Path(folder)) as store:
         os.environ.update(store.environment)
         bucket = f"scale-{secrets.token_hex(4)}"
-        store.client().create_bucket(Bucket=bucket)
+        store.create_bucket(bucket)
         yield f"s3://{bucket}"
 
 

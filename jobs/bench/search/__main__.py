@@ -5,7 +5,7 @@
 Appends rows to results/tune.csv, one per measured arm, and writes curves to results/tune/. All parts share a manifest.
 
     fixed      what a trial costs besides its training: (seconds of n trials - seconds of 1) / (n - 1)
-    cnn        epochs per core-minute of a small CNN at 64 pixels, both arms; cnn_wide: of one twice as wide
+    cnn        epochs per core-minute of a small CNN at 64 pixels, both arms
     frozen     of EfficientNet-Lite0 at 160 pixels, training its last two stages
     all        of the whole of it, one epoch on a quarter of the images
     curves     trains 32 configurations in full, on a quarter of the classes, and replays them; replay: only that, from
@@ -37,7 +37,7 @@ CONFIG = "jobs/configs/cars-cpu.yaml"
 _QUICK_CONFIG = "jobs/configs/quick.yaml"
 _QUICK_SEARCH = ["--trials", "2", "--epochs", "1", "--set", "search.refit=true"]
 PARTS = ["fixed", "cnn", "frozen", "all", "curves", "live", "rung0", "accuracy"]
-MORE_PARTS = ["cnn_wide", "replay"]
+MORE_PARTS = ["replay"]
 COLUMNS = [
     *ORIGIN,
     *["part", "arm", "train_images", "val_images", "input_size", "trials", "epochs", "repeats", "wall_seconds"],

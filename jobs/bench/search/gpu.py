@@ -8,12 +8,10 @@ ends with exit code 2. Not yet run on a GPU. Cost: the time budget of the config
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from jobs.bench.rows import CARS, ORIGIN, ROOT, append_rows, new_parser, origin, run_carray
 
@@ -30,15 +28,32 @@ def main() -> None:
     parser.add_argument("--work", default=ROOT / "runs" / "gpu", type=Path, help="folder of manifest, run and so on")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the search")
     parser.add_argument("--results", default=ROOT / "results" / "gpu.csv", type=Path, help="the table to append to")
-    arguments = parser.parse_args()
-    if missing := lacking(arguments.manifest or arguments.data):
+    given = parser.parse_args()
+    if missing := lacking(given.manifest or given.data):
         print(f"gpu: {missing}", file=sys.stderr)
         raise SystemExit(2)
+    import pandas as pd
     import torch
 
-    row = origin("jobs.bench.search.gpu", accelerator=torch.cuda.get_device_name()) | {"torch": torch.__version__}
-    row |= measure(arguments)
-    append_rows(arguments.results, COLUMNS, [row])
+    work = given.work.resolve()
+    manifest, run = (given.manifest or work / "manifest.parquet").resolve(), work / "run"
+    if not manifest.exists():
+        run_carray("prepare", given.data.resolve(), "--out", manifest)
+    changes = [word for setting in given.set for word in ("--set", setting)]
+    found = run_carray("tune", "--manifest", manifest, "--out", run, "--config", CONFIG, *changes)
+    run_carray("evaluate", found["bundle"], "--manifest", manifest, "--out", work / "evaluation")
+    metrics = json.loads((work / "evaluation" / "metrics.json").read_text())
+    row = origin("jobs.bench.search.gpu", accelerator=torch.cuda.get_device_name()) | {
+        "torch": torch.__version__,
+        "trials": found["trials"],
+        "epochs": len(pd.read_parquet(run / "epochs.parquet")),
+        "spent_minutes": round(found["spent"]["minutes"], 1),
+        "winner": found["best_trial"],
+        "val_top1": round(found["best_val_top1"], 4),
+        "test_images": metrics["images"],
+        "test_top1": metrics["top1"],
+    }
+    append_rows(given.results, COLUMNS, [row])
     print(json.dumps(row))
 
 
@@ -53,31 +68,6 @@ def lacking(source: Path) -> str | None:
     if not source.exists():
         return f"{source} does not exist; name photographs with --data or a manifest with --manifest."
     return None
-
-
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Prepare, search and evaluate; returns the figures of the winner."""
-    work = arguments.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    manifest = (arguments.manifest or work / "manifest.parquet").resolve()
-    if not manifest.exists():
-        run_carray("prepare", arguments.data.resolve(), "--out", manifest)
-    changes = [word for setting in arguments.set for word in ("--set", setting)]
-    found = run_carray("tune", "--manifest", manifest, "--out", work / "run", "--config", ROOT / CONFIG, *changes)
-    run_carray("evaluate", found["bundle"], "--manifest", manifest, "--out", work / "evaluation")
-    metrics = json.loads((work / "evaluation" / "metrics.json").read_text())
-
-    import pandas as pd
-
-    return {
-        "trials": found["trials"],
-        "epochs": len(pd.read_parquet(work / "run" / "epochs.parquet")),
-        "spent_minutes": round(found["spent"]["minutes"], 1),
-        "winner": found["best_trial"],
-        "val_top1": round(found["best_val_top1"], 4),
-        "test_images": metrics["images"],
-        "test_top1": metrics["top1"],
-    }
 
 
 if __name__ == "__main__":

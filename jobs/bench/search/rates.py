@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ _PLAIN = {"colour_jitter": 0.0, "crop_scale": 0.7, "crop_stretch": 1.1, "flip": 
 """Views with a counterpart in torchvision."""
 _SMALL_CNN = {"family": "cnn", "input_size": 64, "stages": 4, "width": 8, "blocks": 1, **_PLAIN}
 _LITE0 = {"family": "transfer", "backbone": "tf_efficientnet_lite0", "input_size": 160, **_PLAIN}
+_FROZEN = {**_LITE0, "train": "last_stages", "last_stages": 2, "cached_views": 4}
 
 RUNG0_CLASSES = 98
 """Half of Stanford Cars' classes."""
@@ -54,31 +55,16 @@ _RATES += [0.0012, 0.0025, 0.0004, 0.005, 0.0002, 0.0018, 0.0035, 0.0009]
 
 CASES = {
     "cnn": Case("cnn", _SMALL_CNN, decode_size=72, trials=16, epochs=9, repeats=2),
-    "cnn_wide": Case("cnn_wide", {**_SMALL_CNN, "width": 16}, decode_size=72, trials=8, epochs=4),
-    "frozen": Case(
-        "frozen",
-        {**_LITE0, "train": "last_stages", "last_stages": 2, "cached_views": 4},
-        decode_size=184,
-        trials=6,
-        epochs=4,
-        recipe_trials=2,
-        recipe_epochs=1,
-    ),
+    "frozen": Case("frozen", _FROZEN, decode_size=184, trials=6, epochs=4, recipe_trials=2, recipe_epochs=1),
     "all": Case("all", {**_LITE0, "train": "all"}, decode_size=184, trials=1, epochs=1, share=0.25),
 }
+_QUICK: dict[str, Any] = {"trials": 2, "epochs": 2, "repeats": 1, "share": 1.0}
 QUICK_CASES = {
-    "cnn": Case("cnn", {**_SMALL_CNN, "input_size": 32, "stages": 2}, decode_size=40, trials=2, epochs=2),
-    "cnn_wide": Case("cnn_wide", {**_SMALL_CNN, "input_size": 32}, decode_size=40, trials=2, epochs=1),
-    "frozen": Case(
-        "frozen",
-        {**_LITE0, "input_size": 64, "train": "last_stages", "last_stages": 2, "cached_views": 2},
-        decode_size=72,
-        trials=2,
-        epochs=2,
-        recipe_trials=2,
-        recipe_epochs=1,
+    "cnn": replace(CASES["cnn"], hyper={**_SMALL_CNN, "input_size": 32, "stages": 2}, decode_size=40, **_QUICK),
+    "frozen": replace(
+        CASES["frozen"], hyper={**_FROZEN, "input_size": 64, "cached_views": 2}, decode_size=72, **_QUICK
     ),
-    "all": Case("all", {**_LITE0, "input_size": 64, "train": "all"}, decode_size=72, trials=1, epochs=1),
+    "all": replace(CASES["all"], hyper={**_LITE0, "input_size": 64, "train": "all"}, decode_size=72, share=1.0),
 }
 
 
