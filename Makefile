@@ -7,6 +7,7 @@
 PYTHON ?= python3
 ARGS ?=
 PACKAGES := carray jobs tests
+BENCHES := cars search search.gpu classify classify.decode classify.s3 classify.listing evaluate query scale estimate
 # Tests run in a process a core; what shares the run's Ray stays in one of them (tests/conftest.py).
 PARALLEL := -n logical --maxprocesses 4
 
@@ -44,7 +45,7 @@ test-cluster: venv ## Run both jobs on three hosts in network namespaces, and lo
 check: venv ## Lint, formatting, types, the house rules and known vulnerabilities; changes nothing
 	$(RUN) -m ruff check $(PACKAGES)
 	$(RUN) -m ruff format --check $(PACKAGES)
-	$(RUN) -m mypy carray $(wildcard jobs/*.py)
+	$(RUN) -m mypy carray jobs
 	$(RUN) -m pytest -q tests/test_architecture.py
 	@$(RUN) jobs/audit.py
 
@@ -63,8 +64,8 @@ format: venv ## Format the code and mend what the linter can
 	$(RUN) -m ruff format $(PACKAGES)
 
 bench: venv ## Run every benchmark in jobs/ that this machine can; each appends to results/
-	@failed=; for job in jobs/bench_*.py; do \
-		echo "== $$job"; $(RUN) "$$job" $(ARGS) || failed="$$failed $$job"; \
+	@failed=; for job in $(BENCHES); do \
+		echo "== $$job"; $(RUN) -m "jobs.bench.$$job" $(ARGS) || failed="$$failed $$job"; \
 	done; test -z "$$failed" || { echo "Did not run:$$failed" >&2; exit 1; }
 
 wheel: venv ## Build the wheel that a cluster can install, into dist/

@@ -1,22 +1,23 @@
-"""Asks whether what is installed is known to be vulnerable, where the database of that can be reached.
+"""Reports known vulnerabilities of the installed packages, if the database of them can be reached.
 
     python jobs/audit.py
 
-From: the packages beside this Python. To: one line, and exit code 1 where an advisory with a mended version applies.
-The database is the package index's own (PyPI's JSON, by pip-audit); without it nothing is known, which is said and is
-no failure. Whether installed packages fit each other (`pip check`) needs no network. Part of `make check`.
+Prints one line; exit code 1 if an advisory with a fixed version applies. The database is the package index's own
+(PyPI's JSON, by pip-audit); without it nothing is known, which is said and is no failure. Whether installed packages
+fit each other (`pip check`) needs no network. Part of `make check`.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from pathlib import Path
+import urllib.request
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from jobs.bench.advisories import database_answers, verdict
+PROBE = "https://pypi.org/pypi/pip/23.0/json"
+"""What pip-audit requests of every package: a version by itself, which a mirror may not serve."""
+PROBE_SECONDS = 3
 
 
 def main() -> None:
@@ -32,6 +33,37 @@ def main() -> None:
     line, bad = verdict(done.stdout)
     print(f"audit: {line}")
     sys.exit(1 if bad else 0)
+
+
+def database_answers() -> bool:
+    """Return whether the index knows of vulnerabilities: a mirror may serve packages only."""
+    try:
+        with urllib.request.urlopen(PROBE, timeout=PROBE_SECONDS) as answer:
+            return "vulnerabilities" in json.load(answer)
+    except (OSError, ValueError):
+        return False
+
+
+def verdict(text: str) -> tuple[str, bool]:
+    """Read pip-audit's JSON: a line, and whether there is something to update.
+
+    Only packages that the database answered about are counted as looked up.
+    """
+    try:
+        packages: list[dict[str, Any]] = json.loads(text)["dependencies"]
+    except (ValueError, LookupError, TypeError):
+        return "the database broke off, so nothing is known", False
+    known = [package for package in packages if "vulns" in package]
+    found = [(package, advisory) for package in known for advisory in package["vulns"]]
+    fixed = [
+        f"{package['name']} {package['version']} has {advisory['id']}, fixed in {advisory['fix_versions'][0]}"
+        for package, advisory in found
+        if advisory["fix_versions"]
+    ]
+    open_ones = [f"{package['name']} ({advisory['id']})" for package, advisory in found if not advisory["fix_versions"]]
+    line = f"{len(known)} of {len(packages)} packages looked up, {len(found)} known vulnerabilities"
+    line += f"; no fixed version yet of {', '.join(open_ones)}" if open_ones else ""
+    return "\n  ".join([line, *fixed]), bool(fixed)
 
 
 if __name__ == "__main__":

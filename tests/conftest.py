@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from browser import CHROMIUM, start_browser
-from object_store import S3Server, find_server, start_store
+
+from carray.testing.object_store import S3Server, find_server, start_store
 
 SMALL_CLASSES = [
     "AM General Hummer SUV 2000",

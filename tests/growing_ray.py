@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from object_store import free_ports
+from carray.testing.object_store import free_ports
 
 _HEAD_ID = 51 * "f" + "00000"
 _READY_SECONDS = 60

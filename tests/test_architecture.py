@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "carray").rglob("*.py"))
-JOBS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "jobs").glob("*.py"))
+JOBS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "jobs").rglob("*.py"))
 
 LAYERS = (
     *({"core"}, {"images"}, {"manifest"}, {"tensors"}, {"search"}, {"bundle"}, {"classify"}, {"evaluation"}),
@@ -34,7 +35,7 @@ HEAVY = (
 """Imported inside the function that needs them, so that a command pays only for what it uses."""
 
 FORBIDDEN_STEMS = {"utils", "helpers", "common", "misc", "manager", "handler", "processor"}
-MODULE_LINES, FUNCTION_LINES, JOB_LINES = 500, 60, 60
+MODULE_LINES, FUNCTION_LINES = 500, 60
 DISTRIBUTIONS = {
     **{"PIL": "Pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "PyYAML"},
     **{"jinja2": "Jinja2", "mlflow": "mlflow-skinny"},
@@ -357,11 +358,21 @@ def test_public_names() -> None:
         _ = carray.no_such_name
 
 
-def test_jobs_are_thin() -> None:
+def test_jobs_keep_the_rules_of_modules_and_import_nothing_from_tests() -> None:
     rules = (imports_are_absolute, modules_say_what_they_make, results_are_annotated, nothing_read_can_run)
+    sizes = (modules_are_short, functions_are_short)
     sources = [read_source(path) for path in JOBS]
-    assert [f"{source.path}: {said}" for source in sources for rule in rules for said in rule(source)] == []
-    assert [s.path for s in sources if "bench_" not in s.path and len(s.text.splitlines()) > JOB_LINES] == []
+    assert [f"{source.path}: {said}" for source in sources for rule in rules + sizes for said in rule(source)] == []
+    of_tests = {"tests", *(path.stem for path in (ROOT / "tests").rglob("*.py")), *os.listdir(ROOT / "tests")} - {
+        "search"
+    }
+    imported = [(source.path, name.split(".")[0]) for source in sources for _, name in imported_modules(source)]
+    assert [pair for pair in imported if pair[1] in of_tests] == []
+
+
+def test_no_command_but_the_demo_loads_what_tests_share() -> None:
+    users = {path for path in MODULES for _, parts in own_imports(read_source(path)) if parts[0] == "testing"}
+    assert {path for path in users if not path.startswith("carray/testing/")} == {"carray/demo.py"}
 
 
 def test_dependencies_are_needed_where_they_say() -> None:

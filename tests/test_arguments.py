@@ -12,11 +12,11 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
-from written_predictions import row, write_predictions
 
 from carray.__main__ import app, main
 from carray.cli.before import estimate
 from carray.core.environment import check_variables
+from carray.testing.predictions import row, write_predictions
 
 ROOT = Path(__file__).resolve().parents[1]
 BAD_PATHS = [

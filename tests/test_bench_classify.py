@@ -8,11 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bench.classify_figures import fit_line, headline, parse_process, parse_size, spread, steady_rate
-from jobs.bench.classify_peers import _whole, median_row
-from jobs.bench.classify_report import summarise
-from jobs.bench.classify_setup import few, link_images
-from jobs.bench.classify_watch import JobFailed, run_watched
+from jobs.bench.classify.__main__ import summarise
+from jobs.bench.classify.peers import median_row, scale_up
+from jobs.bench.classify.setup import few, link_images
+from jobs.bench.classify.watch import (
+    JobFailed,
+    fit_line,
+    headline,
+    parse_process,
+    parse_size,
+    run_watched,
+    spread,
+    steady_rate,
+)
 
 
 def test_steady_rate_leaves_start_up_and_end_out() -> None:
@@ -97,12 +105,12 @@ def test_a_failed_job_says_why(tmp_path: Path) -> None:
 
 def test_a_peer_that_had_fewer_images_is_scaled_at_its_steady_rate() -> None:
     row = {"images": 100, "wall_seconds": 30.0, "steady_images_per_second": 5.0, "note": "slow"}
-    scaled = _whole(row, 1100)
+    scaled = scale_up(row, 1100)
     assert scaled["whole_seconds"] == 230.0
     assert scaled["startup_seconds"] == 10.0
     assert "100 images" in scaled["note"]
-    assert _whole(row, 100)["whole_seconds"] == 30.0
-    assert _whole(row | {"steady_images_per_second": None}, 200)["whole_seconds"] == 60.0
+    assert scale_up(row, 100)["whole_seconds"] == 30.0
+    assert scale_up(row | {"steady_images_per_second": None}, 200)["whole_seconds"] == 60.0
 
 
 def test_rows_of_one_arm_are_joined() -> None:

@@ -13,9 +13,8 @@ from carray.bundle.bundle_folder import open_bundle
 from carray.bundle.scorer import Classifier
 from carray.evaluation.outside import list_outside
 from carray.manifest.manifest_file import MANIFEST_SCHEMA, write_manifest
-from jobs.bench.outside import DRAWN, SIDE, TILES, make_outside
+from jobs.bench.evaluate import DRAWN, SIDE, TILES, make_outside, measure
 from jobs.bench.rows import ORIGIN, append_rows, origin
-from jobs.bench.stress import measure
 
 
 @pytest.fixture(scope="module")

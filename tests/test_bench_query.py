@@ -11,15 +11,15 @@ import pytest
 from carray import queries
 from carray.classify.predictions_folder import PREDICTION_SCHEMA
 from carray.comparison.build import compare_runs
-from jobs.bench import query_rows
-from jobs.bench.query_arms import ARMS, COLUMNS, measure
+from jobs.bench.query import made_up
+from jobs.bench.query.__main__ import ARMS, COLUMNS, measure
 
 
 @pytest.fixture(scope="module")
 def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
     folder = tmp_path_factory.mktemp("rows")
-    runs = [query_rows.write_run(folder / name, 20_000, run=run) for run, name in enumerate(("a", "b"))]
-    return runs[0], runs[1], query_rows.write_labels(folder / "labels.parquet", 20_000)
+    runs = [made_up.write_run(folder / name, 20_000, run=run) for run, name in enumerate(("a", "b"))]
+    return runs[0], runs[1], made_up.write_labels(folder / "labels.parquet", 20_000)
 
 
 def test_rows_are_those_of_a_real_run(sides: tuple[str, str, str], tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_rows_are_those_of_a_real_run(sides: tuple[str, str, str], tmp_path: Pat
     assert 0.985 < len(scored) / len(rows) < 0.995 and rows.loc[rows["status"] != "ok", "label"].isna().all()
     assert scored["score"].between(0, 1).all() and (scored["margin"] >= 0).all()
     assert (scored["top5_labels"].str[0] == scored["label"]).all() and scored["make"].notna().all()
-    again = query_rows.write_run(tmp_path / "again", 20_000, run=0)
+    again = made_up.write_run(tmp_path / "again", 20_000, run=0)
     pd.testing.assert_frame_equal(queries.read_predictions(again), rows)
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from carray.classify.predictions_folder import ClassifySettings
 from carray.classify.shards import SHARES_A_WORKER, WORKERS_AN_IMAGE, shard_images
-from jobs.bench.scale import Constants, cut, simulate
-from jobs.bench.scale_books import made_up_log
+from jobs.bench.scale.books import made_up_log
+from jobs.bench.scale.simulation import Constants, cut, simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDLESS = float("inf")
@@ -81,7 +81,7 @@ def test_a_made_up_log_is_a_log() -> None:
 
 def test_the_measurement_writes_rows_that_say_what_they_are(tmp_path: Path) -> None:
     table = tmp_path / "scale.csv"
-    command = [sys.executable, "jobs/bench_scale.py", "--small", "--parts", "search,simulation"]
+    command = [sys.executable, "-m", "jobs.bench.scale", "--small", "--parts", "search,simulation"]
     subprocess.run([*command, "--results", str(table)], cwd=ROOT, check=True, capture_output=True, timeout=300)
     rows = pd.read_csv(table)
     assert set(rows["part"]) == {"measured", "simulated"}

@@ -11,11 +11,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from object_store import find_server
 
-from jobs.bench.classify_check import Truth, compare_rows, inspect_output
-from jobs.bench.classify_faults import KINDS
-from jobs.bench.classify_rounds import kinds_of, run_one, set_scene
+from carray.testing.object_store import find_server
+from jobs.drills.classify import run_one, set_scene
+from jobs.drills.faults import KINDS
+from jobs.drills.harness import kinds_of
+from jobs.drills.prediction_rows import Truth, compare_rows, inspect_output
 
 
 def row_of(uri: str, etag: str, **values: Any) -> dict[str, Any]:
@@ -63,9 +64,9 @@ def test_a_deleted_object_may_be_missing_and_a_replaced_one_has_the_row_of_its_b
 
 
 def test_every_kind_of_fault_has_its_turn() -> None:
-    drawn = kinds_of(40, seed=3)
+    drawn = kinds_of(40, 3, KINDS)
     assert set(drawn[: len(KINDS)]) == set(drawn[len(KINDS) : 2 * len(KINDS)]) == set(KINDS)
-    assert drawn[: len(KINDS)] != list(KINDS) and drawn == kinds_of(40, seed=3) != kinds_of(40, seed=4)
+    assert drawn[: len(KINDS)] != list(KINDS) and drawn == kinds_of(40, 3, KINDS) != kinds_of(40, 4, KINDS)
     assert kinds_of(3, 0, ["disk"]) == ["disk"] * 3
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts.submission import Submission
 
-from jobs.bench.hosts_drill import _rerun, _rewritten
-from jobs.bench.hosts_losses import _STRIKES, KINDS, SURVIVED
+from carray.testing.hosts.cluster import Submission
+from jobs.drills.cluster import _STRIKES, KINDS, SURVIVED, _rerun, _rewritten
 
 
 def test_every_kind_of_loss_can_be_struck() -> None:

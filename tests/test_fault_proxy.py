@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from fault_proxy import FaultProxy, Rule, start_proxy
+
+from carray.testing.fault_proxy import FaultProxy, Rule, start_proxy
 
 BODY = bytes(range(256)) * 40
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, to a command and to its process group, end it in order; jobs/drill_stop.py tries many moments."""
+"""Ctrl-C and SIGTERM, to a command and to its process group, end it in order; jobs.drills.stop tries many moments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bench.stops import Scene, after, set_scene, stop
+from jobs.drills.stop import Scene, after, set_scene, stop
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
 
@@ -22,12 +22,12 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
 
 def there(pattern: str) -> Callable[[Path, str], bool]:
     """Give the moment at which a file of such a name is there."""
-    return lambda place, said: any(place.rglob(pattern))
+    return lambda folder, said: any(folder.rglob(pattern))
 
 
 def said(words: str) -> Callable[[Path, str], bool]:
     """Give the moment at which the command has said such words."""
-    return lambda place, said: words in said
+    return lambda folder, said: words in said
 
 
 MOMENTS = [

@@ -1,1 +1,1 @@
-"""What tests, benchmarks and the demo share: drawn cars."""
+"""What tests, benchmarks and drills share: an object store, a fault proxy, a list server, hosts, drawn cars."""

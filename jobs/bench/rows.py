@@ -1,27 +1,27 @@
-"""Says where a measurement comes from, and appends rows to the tables in results/.
-
-Invariants: a table keeps the columns it has; a row of others is refused before anything is written.
-"""
+"""What all benchmarks and drills share: the origin of a row, tables in results/, and running a carray command."""
 
 from __future__ import annotations
 
+import argparse
 import csv
+import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ORIGIN", "ROOT", "append_rows", "cores", "origin", "table_text", "write_rows"]
-
 ROOT = Path(__file__).resolve().parents[2]
 ORIGIN = ["measured_at", "commit", "machine", "command"]
+"""The columns that every row begins with."""
+CARS = Path(os.environ.get("CARRAY_CARS", ROOT.parent / "shared" / "stanford-cars"))
 
 
 def origin(command: str, *, accelerator: str = "no accelerator") -> dict[str, str]:
-    """Give the columns that every row begins with."""
+    """Return the values of ORIGIN; `command` is the module with its arguments."""
     return {
         "measured_at": datetime.now(UTC).isoformat(timespec="minutes"),
         "commit": _commit(),
@@ -35,13 +35,46 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def new_parser(description: str | None) -> argparse.ArgumentParser:
+    """Make a parser that prints a module's docstring as it stands."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def choose(parser: argparse.ArgumentParser, option: str, value: str, allowed: Iterable[str]) -> list[str]:
+    """Split a comma-separated option; ends the program if a part is not allowed."""
+    chosen, names = value.split(","), list(allowed)
+    if unknown := sorted(set(chosen) - set(names)):
+        parser.error(f"{option} has {', '.join(unknown)}; allowed are {', '.join(names)}")
+    return chosen
+
+
+def check_devkit(parser: argparse.ArgumentParser, data: Path) -> None:
+    """End the program if `data` is not Stanford Cars in its devkit's layout."""
+    if not (data / "devkit").is_dir():
+        parser.error(f"--data is {data}, which holds no devkit/; give the folder of Stanford Cars")
+
+
+def run_python(*words: object, **environment: str) -> str:
+    """Run this Python in the clone with arguments; returns its standard output, standard error goes to ours."""
+    command = [sys.executable, *map(str, words)]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout
+
+
+def run_carray(*words: object, **environment: str) -> dict[str, Any]:
+    """Run a carray command; returns the JSON of its last line, empty if that is none."""
+    lines = run_python("-m", "carray", *words, **environment).splitlines()
+    return dict(json.loads(lines[-1])) if lines and lines[-1].startswith("{") else {}
+
+
 def append_rows(table: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append rows to a table, which is begun with these columns if it is not there."""
+    """Append rows to a table, and create it with these columns if it is missing; ends the program for other columns."""
     wanted = list(columns)
     if table.exists():
         with table.open(newline="") as file:
-            there = next(csv.reader(file))
-        if there != wanted:
+            header = next(csv.reader(file))
+        if header != wanted:
             raise SystemExit(f"{table} has other columns than this program writes; rename the old table")
     rows = [dict(row) for row in rows]
     unknown = sorted({name for row in rows for name in row} - set(wanted))
@@ -57,7 +90,7 @@ def append_rows(table: Path, columns: Sequence[str], rows: Iterable[Mapping[str,
 
 
 def write_rows(table: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a table anew; its columns are those of the first row."""
+    """Write a new table; its columns are those of the first row."""
     table.parent.mkdir(parents=True, exist_ok=True)
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -66,7 +99,7 @@ def write_rows(table: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def table_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Lay rows out for a terminal, leaving out columns that no row fills."""
+    """Format rows for a terminal, without columns that no row fills."""
     used = [name for name in columns if any(row.get(name) not in (None, "") for row in rows)]
     lines = [used, *([_text(row.get(name)) for name in used] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(used))]

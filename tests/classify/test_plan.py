@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
-from list_server import Bucket, list_environment, start_lister
 
 from carray.bundle.bundle_folder import open_bundle, write_info
 from carray.classify import shards as cutting
@@ -31,6 +30,7 @@ from carray.classify.score_shard import ShardScorer
 from carray.classify.shards import read_shard
 from carray.core.errors import BundleError, SchemaError, SettingsError, StorageError
 from carray.core.store.files import write_bytes
+from carray.testing.list_server import Bucket, list_environment, start_lister
 
 SMALL = {"shard_images_first": 50, "shard_images_max": 400}
 

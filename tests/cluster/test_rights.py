@@ -14,8 +14,9 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
-from fault_proxy import start_proxy
-from object_store import S3Server
+
+from carray.testing.fault_proxy import start_proxy
+from carray.testing.object_store import S3Server
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICIES = ["classify", "head", "tune", "worker"]

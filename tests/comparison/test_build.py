@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from written_predictions import BROKEN, SHARDS, row, write_predictions
 
 from carray.__main__ import main
 from carray.comparison.build import compare_bundles, compare_runs, comparison_text
@@ -19,6 +18,7 @@ from carray.core.store.files import list_files, read_json, write_bytes
 from carray.core.tables import table_metadata
 from carray.evaluation.metrics import wilson_interval
 from carray.manifest.manifest_file import read_manifest, write_manifest
+from carray.testing.predictions import BROKEN, SHARDS, row, write_predictions
 
 AUDI, BMW = "Audi A5 Coupe 2012", "BMW X5 SUV 2007"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from browser import OpenedPage
-from written_predictions import BROKEN, row, write_predictions
 
 from carray.comparison.build import compare_runs
+from carray.testing.predictions import BROKEN, row, write_predictions
 
 MARKUP = "<img src=x onerror=document.title='taken'> & <b>$x$</b>"
 CARS = [f"{make} Number {year} Coupe {year}" for year in range(2000, 2006) for make in ("Audi", "BMW", MARKUP)]

@@ -1,6 +1,7 @@
-"""Is the process in which one target is fuzzed: Atheris in front, libFuzzer's own arguments behind the target's name.
+"""Fuzzes one target in this process: Atheris in front, libFuzzer's own arguments behind the target's name.
 
-python tests/fuzzing/run_target.py pixels CORPUS -max_total_time=60
+python tests/fuzzing/run_target.py --list                            print the targets
+python tests/fuzzing/run_target.py pixels -max_total_time=60 CORPUS  seeds are written into CORPUS first
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ def main() -> None:
 
         PIL.Image.preinit()  # imports the formats, which would otherwise come later, and without instruments
     name, *arguments = sys.argv[1:]
+    if name == "--list":
+        print(*TARGETS)
+        return
+    from seeds import seeds_of
+
+    for number, seed in enumerate(seeds_of(name)):
+        Path(arguments[-1], f"seed-{number}").write_bytes(seed)
     TARGETS[name](b"")  # what a target imports late is no input's time
     atheris.Setup([name, *arguments], TARGETS[name], enable_python_coverage=True)
     atheris.Fuzz()

@@ -1,7 +1,7 @@
 """One function for each reader of foreign bytes: hand it any bytes, and it returns or raises what carray declares.
 
 The contract of every `fuzz_NAME(data)`: a `CarrayError` is an answer, and what comes back is of the declared shape;
-any other exception, a wrong shape, endless work or endless memory is a finding. `jobs/fuzz.py` drives the functions
+any other exception, a wrong shape, endless work or endless memory is a finding. `jobs.drills.fuzz` drives the functions
 with bytes that look for new paths, test_fuzzing.py with seeds, small changes of them, and everything ever found.
 """
 

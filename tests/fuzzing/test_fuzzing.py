@@ -1,6 +1,6 @@
 """Every reader of foreign bytes, on seeds, on small changes of them, and on everything that fuzzing ever found.
 
-The search for new inputs is `jobs/fuzz.py`; what stands here is short and always the same.
+The search for new inputs is `jobs.drills.fuzz`; what stands here is short and always the same.
 """
 
 from __future__ import annotations
@@ -84,8 +84,6 @@ def test_atheris_finds_its_way_into_a_target(tmp_path: Path) -> None:
     import subprocess
 
     (tmp_path / "corpus").mkdir()
-    for number, seed in enumerate(seeds_of("vehicle")):
-        (tmp_path / "corpus" / str(number)).write_bytes(seed)
     done = subprocess.run(
         [sys.executable, HERE / "run_target.py", "vehicle", "-runs=5000", "-seed=1", tmp_path / "corpus"],
         capture_output=True,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from written_predictions import SHARDS, write_predictions
+
+from carray.testing.predictions import SHARDS, write_predictions
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from written_predictions import row, write_predictions
 
 from carray import queries
 from carray.core.errors import SettingsError
 from carray.core.tables import table_metadata
 from carray.queries.answers import choose_format
+from carray.testing.predictions import row, write_predictions
 
 EVIL = '=HYPERLINK("http://x","y")'
 ODD = [EVIL, "\x1b[31mred", "a\nb", "ü,\"'", "-1+1", "plain", "x" * 200]

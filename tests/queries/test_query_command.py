@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from written_predictions import row, write_predictions
 
 from carray import queries
 from carray.__main__ import main
+from carray.testing.predictions import row, write_predictions
 
 
 @pytest.fixture

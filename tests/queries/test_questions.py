@@ -7,12 +7,12 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from written_predictions import BROKEN, row, write_predictions
 
 from carray import queries
 from carray.classify.predictions_folder import PREDICTION_SCHEMA
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.tables import table_from_rows, write_table
+from carray.testing.predictions import BROKEN, row, write_predictions
 
 ALONE = {name: ask for name, ask in queries.QUESTIONS.items() if not name.startswith(("accuracy", "disagreements"))}
 

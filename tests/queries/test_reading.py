@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from written_predictions import write_predictions
 
 from carray import queries
 from carray.classify.predictions_folder import PREDICTION_SCHEMA
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.tables import table_from_rows, write_table
+from carray.testing.predictions import write_predictions
 
 
 def test_frame_holds_every_row_with_pandas_own_dtypes(predictions: str) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from written_predictions import NOON, row, write_predictions
 
 from carray import queries
 from carray.classify.predictions_folder import prediction_schema
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.tables import table_from_rows, write_table
 from carray.queries import sql as module
+from carray.testing.predictions import NOON, row, write_predictions
 
 
 @pytest.fixture(params=["read by DuckDB", "read through Arrow [1]"])

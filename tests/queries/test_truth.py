@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from written_predictions import SHARDS, row, write_predictions
 
 from carray import queries
 from carray.core.errors import SchemaError, StorageError
 from carray.evaluation.metrics import wilson_interval
+from carray.testing.predictions import SHARDS, row, write_predictions
 
 AUDI, BMW = "Audi A5 Coupe 2012", "BMW X5 SUV 2007"
 TRUE = {"a": AUDI, "b": BMW, "d": "Fiat 500 Abarth 2012", "e": BMW, "c": AUDI, "nowhere": AUDI}

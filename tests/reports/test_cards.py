@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from written_buckets import failed, scored
 
 from carray.reports.predictions import card, last_part, readable
 from carray.reports.thumbnails import Thumbnail
+from carray.testing.predictions import failed, scored
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ import pandas as pd
 import pytest
 from browser import OpenedPage
 from PIL import Image
-from written_buckets import LABELS, failed, of_files, scored, write_predictions
 
 from carray.__main__ import main
 from carray.cli.pages import report
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.store.files import read_bytes, write_bytes, write_json
 from carray.reports.predictions import MOST_THUMBNAILS, THUMBNAILS, write_report
+from carray.testing.predictions import LABELS, failed, of_files, scored, write_predictions
 
 MARKUP = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> & {{ 7 * 7 }}"
 """What a hostile key may hold; a page must show it as it stands."""

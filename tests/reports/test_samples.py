@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from written_buckets import LABELS, failed, scored, write_predictions
 
 from carray.reports.tallies import GROUP_MEMBERS, MOST_FAILED, choose, count, count_duplicates
+from carray.testing.predictions import LABELS, failed, scored, write_predictions
 
 
 def _choose(path: str, *, images: int = 40, seed: int = 0) -> pd.DataFrame:

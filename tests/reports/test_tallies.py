@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from written_buckets import LABELS, NOON, failed, scored, write_predictions
 
 from carray.reports.tallies import BINS, Tallies, count, count_duplicates, count_folders
+from carray.testing.predictions import LABELS, NOON, failed, scored, write_predictions
 
 
 def test_every_figure_is_that_of_the_rows(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobs.bench.advisories import verdict
+from jobs.audit import verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,9 +29,9 @@ UNKNOWN = {"name": "torch", "skip_reason": "Dependency not found on PyPI and cou
     [
         ([package("a"), package("b")], "2 of 2 packages looked up, 0 known vulnerabilities", False),
         ([package("a"), UNKNOWN], "1 of 2 packages looked up", False),
-        ([package("a", ("PYSEC-1", ["1.1"]))], "a 1.0 has PYSEC-1, mended in 1.1", True),
-        ([package("a", ("PYSEC-1", []))], "no mended version yet of a (PYSEC-1)", False),
-        ([package("a", ("X", [])), package("b", ("Y", ["2"]))], "b 1.0 has Y, mended in 2", True),
+        ([package("a", ("PYSEC-1", ["1.1"]))], "a 1.0 has PYSEC-1, fixed in 1.1", True),
+        ([package("a", ("PYSEC-1", []))], "no fixed version yet of a (PYSEC-1)", False),
+        ([package("a", ("X", [])), package("b", ("Y", ["2"]))], "b 1.0 has Y, fixed in 2", True),
     ],
 )
 def test_an_advisory_with_a_mended_version_fails_the_check(packages: list[Any], line: str, bad: bool) -> None:

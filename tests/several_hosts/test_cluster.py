@@ -10,13 +10,11 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from hosts.cluster import WORKERS
-from hosts.machine import CLONE
-from hosts.network import why_not
 
-from jobs.bench.hosts_drill import drill
-from jobs.bench.hosts_losses import KINDS, SURVIVED
-from jobs.bench.hosts_scene import Scene, set_scene
+from carray.testing.hosts.cluster import WORKERS
+from carray.testing.hosts.machine import CLONE
+from carray.testing.hosts.network import why_not
+from jobs.drills.cluster import KINDS, SURVIVED, Scene, drill, set_scene
 
 REASON = why_not() if os.environ.get("CARRAY_TEST_CLUSTER") else "`make test-cluster` runs these"
 pytestmark = pytest.mark.skipif(bool(REASON), reason=f"several hosts: {REASON}")

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hosts.machine import CLONE, Host
-from hosts.network import Network, numbers_in_use, why_not
+
+from carray.testing.hosts.machine import CLONE, Host
+from carray.testing.hosts.network import Network, numbers_in_use, why_not
 
 REASON = why_not()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=f"no hosts here: {REASON}")
@@ -121,7 +122,7 @@ def test_a_slow_cable_is_slow_until_it_is_not(hosts: dict[str, Host], tmp_path: 
 
     one.network.slow("one", kilobits=400)
     assert fetch_seconds() > 1  # 800 kilobits, at most a few of which are let through at once
-    one.network.hasten("one")
+    one.network.unlimit("one")
     fetch_seconds()
 
 

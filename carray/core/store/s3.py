@@ -2,7 +2,7 @@
 
 Endpoint, region and credentials are AWS's own variables, profiles and roles.
 Invariants: a plain object comes through obstore, for a quarter of the processor time that botocore takes
-(`python jobs/bench_s3.py`); whatever fails there is asked again through botocore, which knows every legal key, other
+(`jobs.bench.classify.s3`); whatever fails there is asked again through botocore, which knows every legal key, other
 regions' buckets, custom certificates and each error's meaning. When many reads through obstore in a row have failed,
 that way rests for a while. One botocore client a process and environment; it tries once, since `storage.retry` is what
 waits and tries again: botocore's own modes share a quota among all requests of a client, and once a busy store has used

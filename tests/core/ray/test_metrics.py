@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from object_store import free_ports
 
 from carray.core.ray.metrics import METRICS, Meter
+from carray.testing.object_store import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 

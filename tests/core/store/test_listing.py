@@ -8,12 +8,12 @@ import threading
 from itertools import pairwise
 
 import pytest
-from list_server import LAYOUTS, Bucket, list_environment, read_stats, start_lister
 
 from carray.core.errors import StorageError
 from carray.core.store import files
 from carray.core.store.listing import WHOLE, list_keys, list_pieces
 from carray.core.store.s3_listing import find_split, successor
+from carray.testing.list_server import LAYOUTS, Bucket, list_environment, read_stats, start_lister
 
 
 class Taken:

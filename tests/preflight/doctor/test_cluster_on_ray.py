@@ -14,11 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from object_store import free_ports
 
 from carray.preflight.doctor.examine import examine_cluster
 from carray.preflight.doctor.findings import Check, Finding, finding_text, run_checks
 from carray.preflight.doctor.software import look_in_process
+from carray.testing.object_store import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 

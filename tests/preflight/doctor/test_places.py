@@ -15,11 +15,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from fault_proxy import Rule, start_proxy
 
 from carray.core.store.files import write_bytes
 from carray.preflight.doctor.findings import finding_text
 from carray.preflight.doctor.storage import check_place
+from carray.testing.fault_proxy import Rule, start_proxy
 
 
 def look(uri: str, *, write: bool = False) -> tuple[list[str], list[str]]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from fault_proxy import start_proxy
 
 from carray.classify.predictions_folder import ClassifySettings
 from carray.core.errors import BundleError, SettingsError
@@ -26,6 +25,7 @@ from carray.preflight.estimate.classify import (
     shard_sizes,
 )
 from carray.preflight.estimate.ranges import Range, middle
+from carray.testing.fault_proxy import start_proxy
 
 
 def estimate(bundle: str, source: object, **wanted: object):

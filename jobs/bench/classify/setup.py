@@ -1,0 +1,201 @@
+"""Makes what the classification benchmark works with: photographs, bundles, the same network for other tools."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from carray.bundle.bundle_folder import BUNDLE_JSON, RUNTIME_FILES, BundleInfo, bundle_id_of, open_bundle
+from carray.images.pixels import PixelSettings, decode, view
+from jobs.bench.rows import run_carray
+
+EPOCHS = 3
+"""Of the network that is trained if no bundle is given."""
+PACKING_IMAGES = 128
+"""Of a network with random weights: for calibrating int8, and as many again for judging it."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every part works with; folders and bundles below `work` are made on first use and kept."""
+
+    data: Path
+    work: Path
+    images: int | None
+    """The first so many photographs; None is all."""
+    peer_images: int | None
+    """At most so many for the slow peers; None is all for timm and 2,000 for the recipe."""
+    sizes: list[int]
+    input_size: int
+    given_bundle: str | None
+    timm_inference: Path | None
+
+    def manifest(self) -> str:
+        """Return the manifest of all photographs."""
+        file = self.work / "manifest.parquet"
+        if not file.exists():
+            run_carray("prepare", self.data, "--out", file)
+        return str(file)
+
+    def bundle(self) -> str:
+        """Return the given bundle, else one of EfficientNet-Lite0 trained here."""
+        if self.given_bundle:
+            return self.given_bundle
+        run, manifest, epochs, started = self.work / "run", self.manifest(), EPOCHS, time.monotonic()
+        if not (run / "bundle" / BUNDLE_JSON).exists():
+            if self.images:  # a try
+                manifest, epochs = str(self.work / "few.parquet"), 1
+                run_carray("prepare", self.data, "--out", manifest, "--balance", 2)
+            sizes = [f"hyper.input_size={self.input_size}", *pixel_words(self.input_size)]
+            settings = [word for setting in sizes for word in ("--set", setting)]
+            run_carray("train", "--manifest", manifest, "--out", run, "--epochs", epochs, *settings)
+            print(f"trained a bundle in {(time.monotonic() - started) / 60:.1f} minutes, {epochs} epochs", flush=True)
+        return str(run / "bundle")
+
+    def folder(self, count: int | None = None) -> str:
+        """Return a folder of so many photographs, by default all of cars_train and cars_test."""
+        photographs = sorted(path for half in ("cars_train", "cars_test") for path in (self.data / half).iterdir())
+        count = count or self.images or len(photographs)
+        return str(link_images(photographs, self.work / f"images-{count}", count))
+
+    def out(self, name: str) -> Path:
+        """Return a path for a job's output that does not exist."""
+        path = self.work / "out" / name
+        shutil.rmtree(path, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def pixel_words(input_size: int) -> list[str]:
+    """Return pixel settings whose decode leaves a margin of an eighth around the input."""
+    return [f"pixels.input_size={input_size}", f"pixels.decode_size={input_size * 8 // 7}"]
+
+
+def link_images(photographs: Sequence[Path], folder: Path, count: int) -> Path:
+    """Fill a folder with `count` photographs, repeated if there are too few; whole or not at all.
+
+    The first of each photograph is a copy, and repetitions are hard links to it.
+    """
+    if folder.exists():
+        return folder
+    making = folder.with_name(f"{folder.name}.making")
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    for i in range(count):
+        photograph = photographs[i % len(photographs)]
+        file = making / f"{i // len(photographs)}-{photograph.parent.name}-{photograph.name}"
+        first = making / f"0-{photograph.parent.name}-{photograph.name}"
+        if i < len(photographs):
+            shutil.copyfile(photograph, file)
+        else:
+            os.link(first, file)
+    return making.rename(folder)
+
+
+def few(folder: str, count: int) -> str:
+    """Return a folder with the first `count` photographs of another, as hard links."""
+    part = Path(f"{folder}-first-{count}")
+    if not part.exists():
+        making = part.with_name(f"{part.name}.making")
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        for path in sorted(Path(folder).iterdir())[:count]:
+            os.link(path, making / path.name)
+        making.rename(part)
+    return str(part)
+
+
+def runtimes_of(info: BundleInfo) -> list[str]:
+    """List the runtimes for processors that a bundle has files for, fastest first."""
+    return [name for name in ("int8", "fp32") if RUNTIME_FILES.get(name) in info.files]
+
+
+def peer_network(bundle: str, folder: Path) -> Path:
+    """Write a bundle's network as timm reads it, and a JSON file of its sizes and views; returns that file."""
+    import timm
+    from safetensors.numpy import load_file, save_file
+
+    info = open_bundle(bundle)
+    if info.net.get("family") != "transfer" or info.net.get("flip_average"):
+        raise SystemExit(f"{bundle} holds no plain timm network, so its peers cannot run it; give another --bundle")
+    name, weights = info.net["backbone"], load_file(Path(bundle) / "weights.safetensors")
+    cfg: Any = timm.get_pretrained_cfg(name)
+    renamed = {key.removeprefix("trunk."): value for key, value in weights.items() if key.startswith("trunk.")}
+    renamed |= {f"{cfg.classifier}.{part}": weights[f"head.{part}"] for part in ("weight", "bias")}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(renamed, folder / "network.safetensors")
+    crops = {"squash": "squash", "crop": "center", "pad": "border"}
+    network = {
+        "model": name,
+        "checkpoint": str(folder / "network.safetensors"),
+        "classes": len(info.classes),
+        "input_size": info.pixels.input_size,
+        "crop_pct": info.pixels.view_crop,
+        "crop_mode": crops[info.pixels.aspect],
+        "mean": (weights["mean"].reshape(3) / 255).round(6).tolist(),
+        "std": (weights["std"].reshape(3) / 255).round(6).tolist(),
+    }
+    (folder / "network.json").write_text(json.dumps(network))
+    return folder / "network.json"
+
+
+def pack_random(backbone: str, bench: Bench) -> str:
+    """Pack a backbone with random weights, to measure its speed, with int8 whatever it loses."""
+    import numpy as np
+    import torch
+
+    from carray.bundle.certificates import Views, add_int8
+    from carray.bundle.pack import pack_bundle
+    from carray.search.train.hyperparameters import TransferHyper
+    from carray.search.train.nets import build_net
+
+    bundle = bench.work / "nets" / backbone
+    if (bundle / BUNDLE_JSON).exists():
+        return str(bundle)
+    torch.manual_seed(0)
+    pixels = PixelSettings(input_size=bench.input_size, decode_size=bench.input_size * 8 // 7)
+    hyper = TransferHyper(backbone=backbone, weights="none", input_size=bench.input_size)
+    photographs = sorted((bench.data / "cars_train").iterdir())[: 2 * PACKING_IMAGES]
+    views_NHWC = np.stack([view(decode(path.read_bytes(), pixels).pixels_HWC, pixels) for path in photographs])
+    making = str(bundle.with_name(f"{bundle.name}.making"))
+    pack_bundle(
+        build_net(hyper, class_count=196, load_weights=False),
+        making,
+        classes=[f"class {i}" for i in range(196)],
+        pixels=pixels,
+        uses_boxes=False,
+        temperature=1.0,
+        metrics={},
+        net_note=hyper.model_dump(mode="json"),
+        search_note={"weights": "random"},
+        parity_pixels_NHWC=views_NHWC[:16],
+    )
+    # There are no true labels, so the certificate says nothing and is not asked for.
+    labels_N = np.zeros(PACKING_IMAGES, dtype=np.int64)
+    add_int8(making, Views(views_NHWC[:PACKING_IMAGES], views_NHWC[PACKING_IMAGES:], labels_N), keep=True)
+    Path(making).rename(bundle)
+    return str(bundle)
+
+
+def full_decode_bundle(bundle: str, to: Path) -> str:
+    """Copy a bundle and switch off its decoding at reduced scale; its id changes with its pixels."""
+    shutil.rmtree(to, ignore_errors=True)
+    shutil.copytree(bundle, to)
+    info = open_bundle(bundle)
+    pixels = info.pixels.model_copy(update={"reduced_scale": False})
+    new_id = bundle_id_of(
+        info.files["weights.safetensors"].sha256,
+        classes=info.classes,
+        pixels=pixels,
+        temperature=info.temperature,
+        flip_average=bool(info.net.get("flip_average")),
+    )
+    changed = info.model_copy(update={"pixels": pixels, "bundle_id": new_id})
+    (to / BUNDLE_JSON).write_text(changed.model_dump_json())
+    return str(to)

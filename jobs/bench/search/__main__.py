@@ -1,0 +1,197 @@
+"""Measures the search: its speed beside the recipe of Ray's documentation, what early stopping saves, what it reaches.
+
+    python -m jobs.bench.search --data ../shared/stanford-cars [--work runs/bench-tune] [--parts cnn,frozen] [--quick]
+
+Appends rows to results/tune.csv, one per measured arm, and writes curves to results/tune/. All parts share a manifest.
+
+    fixed      what a trial costs besides its training: (seconds of n trials - seconds of 1) / (n - 1)
+    cnn        epochs per core-minute of a small CNN at 64 pixels, both arms
+    frozen     of EfficientNet-Lite0 at 160 pixels, training its last two stages
+    all        of the whole of it, one epoch on a quarter of the images
+    curves     trains 32 configurations in full, on a quarter of the classes, and replays them; replay: only that, from
+               the committed curves
+    live       one search with ASHA over the same configurations
+    rung0      rung 0's ranking of backbones and sizes beside the one after training, on half of the classes
+    accuracy   one search by jobs/configs/cars-cpu.yaml with its final fit, measured on cars_test once
+
+Cost on two cores: fixed to all 30 minutes, curves and live 10, rung0 5, accuracy 55. `--quick` runs every part on a
+few images in minutes, and writes to the work folder only. Ends with one JSON line; `epochs_times_recipe` is the smaller
+of cnn and frozen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.bench import rows as tables
+from jobs.bench.rows import CARS, ORIGIN, ROOT, cores, run_carray
+from jobs.bench.search import curves, rates
+
+CONFIG = "jobs/configs/cars-cpu.yaml"
+_QUICK_CONFIG = "jobs/configs/quick.yaml"
+_QUICK_SEARCH = ["--trials", "2", "--epochs", "1", "--set", "search.refit=true"]
+PARTS = ["fixed", "cnn", "frozen", "all", "curves", "live", "rung0", "accuracy"]
+MORE_PARTS = ["replay"]
+COLUMNS = [
+    *ORIGIN,
+    *["part", "arm", "train_images", "val_images", "input_size", "trials", "epochs", "repeats", "wall_seconds"],
+    *["epochs_per_core_minute", "steady_epochs_per_core_minute", "times_recipe", "steady_times_recipe"],
+    *["fixed_seconds_per_trial", "shuffles", "target_val_top1", "seconds_to_target", "sooner_times", "sooner_low"],
+    *["sooner_high", "sooner_median_low", "sooner_median_high", "candidates", "spearman", "search_minutes"],
+    *["refit_minutes", "total_minutes", "val_top1", "test_top1", "test_top5", "test_loss"],
+    *["reference_images_per_second", "note"],
+]
+
+
+def main() -> None:
+    """Measure what the arguments ask for, and write the results."""
+    arguments = _arguments()
+    work = arguments.work.resolve()
+    shutil.rmtree(work / "measured", ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    manifest = _manifest(arguments, work)
+    results = (work / "results") if arguments.quick else ROOT / "results"
+    about = tables.origin(" ".join(["jobs.bench.search", *_words(arguments)]))
+    done: list[dict[str, Any]] = []
+    for part in arguments.parts:
+        print(f"== {part}", flush=True)
+        rows = _measure(part, arguments, manifest, work / "measured", results / "tune")
+        tables.append_rows(results / "tune.csv", COLUMNS, [about | row for row in rows])
+        print(tables.table_text(rows, COLUMNS), flush=True)
+        done += rows
+    print("\n" + tables.table_text(done, [name for name in COLUMNS if name not in {*ORIGIN, "note"}]))
+    print(json.dumps(_summary(done)))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = tables.new_parser(__doc__)
+    parser.add_argument("--data", default=CARS, type=Path, help="Stanford Cars in its devkit's layout")
+    parser.add_argument("--manifest", help="one that carray prepare made of it already")
+    parser.add_argument("--work", default=ROOT / "runs" / "bench-tune", type=Path, help="folder of the searches")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join([*PARTS, *MORE_PARTS])}")
+    parser.add_argument("--loaders", default=0, type=int, help="the recipe's DataLoader processes per trial")
+    parser.add_argument("--quick", action="store_true", help="a few images, to see that it works")
+    arguments = parser.parse_args()
+    arguments.parts = tables.choose(parser, "--parts", arguments.parts, [*PARTS, *MORE_PARTS])
+    if arguments.manifest is None:
+        tables.check_devkit(parser, arguments.data)
+    return arguments
+
+
+def _words(arguments: argparse.Namespace) -> list[str]:
+    """Return the arguments that repeat the measurement, without paths of this machine."""
+    words = [] if arguments.parts == PARTS else ["--parts", ",".join(arguments.parts)]
+    return [*words, *(["--loaders", str(arguments.loaders)] if arguments.loaders else [])]
+
+
+def _manifest(arguments: argparse.Namespace, work: Path) -> str:
+    manifest = Path(arguments.manifest).resolve() if arguments.manifest else work / "manifest.parquet"
+    if not arguments.manifest and not manifest.exists():
+        run_carray("prepare", arguments.data.resolve(), "--out", manifest)
+    if not arguments.quick:
+        return str(manifest)
+    return rates.first_classes(str(manifest), 6, work / "quick.parquet", train=12, val=4, test=4).uri
+
+
+def _measure(
+    part: str, arguments: argparse.Namespace, manifest: str, work: Path, results: Path
+) -> list[dict[str, Any]]:
+    quick = arguments.quick
+    plan = curves.QUICK if quick else curves.FULL
+    if part == "fixed":
+        return rates.measure_fixed(manifest, work, quick=quick)
+    if part in rates.CASES:
+        case = (rates.QUICK_CASES if quick else rates.CASES)[part]
+        return rates.measure_case(case, manifest, work, loaders=arguments.loaders)
+    if part == "curves":
+        row = curves.train_curves(plan, manifest, work, results)
+        return [row, *curves.replay_curves(results)[0]]
+    if part == "replay":
+        return curves.replay_curves(results)[0]
+    if part == "live":
+        return curves.run_live(plan, manifest, work, results, curves.replay_curves(results)[1])
+    if part == "rung0":
+        return [rates.measure_rung0(manifest, work, results, quick=quick)]
+    config, extra = (_QUICK_CONFIG, _QUICK_SEARCH) if quick else (CONFIG, [])
+    return [measure_accuracy(manifest, work, config=config, extra=extra)]
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the main figures; null where the part was not run."""
+
+    def of(part: str, arm: str, name: str) -> Any:
+        return next((row.get(name) for row in rows if row["part"] == part and row["arm"] == arm), None)
+
+    times = [of(part, "carray", "times_recipe") for part in ("cnn", "frozen")]
+    return {
+        "epochs_times_recipe": None if None in times else min(times),
+        "sooner_times_unpruned": of("replay", "asha", "sooner_times"),
+        "sooner_interval": [of("replay", "asha", "sooner_low"), of("replay", "asha", "sooner_high")],
+        "sooner_live": of("live", "asha", "sooner_times"),
+        "all_times_recipe": of("all", "carray", "times_recipe"),
+        "fixed_seconds_per_trial": of("fixed_frozen", "carray", "fixed_seconds_per_trial"),
+        "rung0_spearman": of("rung0", "carray", "spearman"),
+        "test_top1": of("accuracy", "carray", "test_top1"),
+        "total_minutes": of("accuracy", "carray", "total_minutes"),
+    }
+
+
+def measure_accuracy(manifest: str, work: Path, *, config: str, extra: Sequence[str] = ()) -> dict[str, Any]:
+    """Tune by the configuration, and evaluate the winner on cars_test once; `extra` are more arguments of tune.
+
+    All choices are made on validation images. The reference speed tells how fast the machine was before and after.
+    """
+    before = reference_speed()
+    print(
+        f"reference speed: {before:.1f} images a second (EfficientNet-Lite0, 160 pixels, {cores()} cores)", flush=True
+    )
+    folder, started = work / "accuracy", time.monotonic()
+    run = folder / "run"
+    outcome = run_carray("tune", "--manifest", manifest, "--out", run, "--config", config, *extra)
+    total_minutes = (time.monotonic() - started) / 60
+    run_carray("evaluate", run / "bundle", "--manifest", manifest, "--out", folder / "evaluation")
+    after = reference_speed()
+    test = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    log = [json.loads(path.read_text()) for path in sorted((run / "log").glob("*.json"))]
+    search_minutes = max(entry["clock_seconds"] for entry in log) / 60
+    return {
+        "part": "accuracy",
+        "arm": "carray",
+        "trials": outcome["trials"],
+        "epochs": len(log),
+        "search_minutes": round(search_minutes, 1),
+        "refit_minutes": round(total_minutes - search_minutes, 1),
+        "total_minutes": round(total_minutes, 1),
+        "val_top1": round(float(outcome["best_val_top1"]), 4),
+        **{f"test_{name}": round(test[name], 4) for name in ("top1", "top5", "loss")},
+        "reference_images_per_second": round((before + after) / 2, 1),
+        "note": f"reference speed {before:.1f} before, {after:.1f} after; refit_minutes has packing and starting in it",
+    }
+
+
+def reference_speed(*, seconds: float = 10.0) -> float:
+    """Measure the images a second of EfficientNet-Lite0's forward pass at 160 pixels, float32, all cores."""
+    program = f"""
+import time, timm, torch
+torch.set_num_threads({cores()})
+net = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval().to(memory_format=torch.channels_last)
+images = torch.zeros(32, 3, 160, 160).contiguous(memory_format=torch.channels_last)
+with torch.inference_mode():
+    net(images)
+    started, passes = time.monotonic(), 0
+    while time.monotonic() - started < {seconds}:
+        net(images)
+        passes += 1
+print(passes * 32 / (time.monotonic() - started))
+"""
+    return float(tables.run_python("-c", program))
+
+
+if __name__ == "__main__":
+    main()

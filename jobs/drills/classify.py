@@ -1,0 +1,277 @@
+"""Disturbs a classification in every way that a cluster knows, resumes it, and checks every row; many times.
+
+    python -m jobs.drills.classify --times 20 [--seed 0] [--only KIND ...]
+
+Uses drawn photographs in a real object store on loopback (extra `dev`); the kind `disk` mounts a small disk, which
+needs root. Outputs lie alternately in a folder and in a bucket. Prints a line per drill, appends a row to
+results/drill_classify.csv, and ends with one JSON line; exit code 1 if a row was lost, doubled or wrong. Cost: about
+30 s a drill on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import secrets
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from carray.testing.drawing import DEMO_CLASSES, draw_broken_files, draw_dataset
+from carray.testing.fault_proxy import Rule, start_proxy
+from carray.testing.object_store import start_store
+from jobs.bench.rows import ORIGIN, append_rows, origin
+from jobs.drills.faults import KINDS, Job, Scene, Strike, full_disk, restore, strike, two_nodes
+from jobs.drills.harness import drill_parser, files_below, kill_marked, kinds_of, repeat_words, verdict
+from jobs.drills.prediction_rows import Truth, inspect_output, read_truth
+
+COLUMNS = [*ORIGIN, "seed", "drills", "right", "images", "shards", "runs", "refetched_rows"]
+COLUMNS += ["median_drill_seconds", "processes_left", *(f"drills_{kind}" for kind in KINDS)]
+IMAGES_PER_CLASS = 80
+_BUCKET = "drill"
+_PREFIX = "photos/"
+_READ_SECONDS = 0.1
+"""The proxy delays each image by this, so that a job lasts some seconds, most of them reading."""
+_MOST_VOID = 5
+"""Attempts at a drill before one that never struck counts as wrong."""
+_SURVIVED = ("worker", "raylet", "denied", "deleted", "replaced", "version")
+"""Faults that must not end the job."""
+_MOST_RUNS = 4
+_STORAGE_REFUSED = 4
+_SHARDS = ("shard_images_first=16", "shard_images_max=32", "fetch_concurrency=4", "batch_images=8")
+"""Some thirty shards of a few tenths of a second, so that a fault may fall between any two steps of a job."""
+
+
+def main() -> None:
+    """Run the drills, and write the results."""
+    given = drill_parser(__doc__, times=20, kinds=KINDS).parse_args()
+    with tempfile.TemporaryDirectory(prefix="carray-drill-") as work:
+        row = run_drills(Path(work), times=given.times, seed=given.seed, only=given.only)
+    about = origin(repeat_words("classify", given, KINDS))
+    append_rows(given.results / "drill_classify.csv", COLUMNS, [about | row])
+    print(json.dumps(row))
+    sys.exit(0 if row["right"] == row["drills"] else 1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a drill went."""
+
+    kind: str
+    said: str
+    """What was done and when; empty if the job had ended before."""
+    codes: list[int | None]
+    """The exit codes of its runs."""
+    refetched: int
+    """Rows of status fetch_error that --retry-failed had to read again."""
+    complaints: list[str]
+    seconds: float
+    left: list[str]
+    """Processes that outlived the job."""
+
+
+def run_drills(work: Path, *, times: int, seed: int, only: Sequence[str] = KINDS) -> dict[str, Any]:
+    """Run one job undisturbed and `times` drills, and print a line for each; returns a row."""
+    with set_scene(work, secrets.token_hex(8)) as (scene, bundle):
+        outcomes = []
+        for i, kind in enumerate(kinds_of(times, seed, only)):
+            for again in range(_MOST_VOID):
+                dice = random.Random(f"{seed}-{i}-{again}")
+                outcome = run_one(kind, scene, bundle, work, dice, name=f"drill-{i}-{again}", s3=bool(i % 2))
+                print(_line(i, times, outcome), flush=True)
+                if outcome.said:
+                    break
+            outcomes.append(outcome)
+        kinds = Counter(outcome.kind for outcome in outcomes)
+        right = [outcome for outcome in outcomes if outcome.said and not outcome.complaints]
+        return {
+            "seed": seed,
+            "drills": times,
+            "right": len(right),
+            "images": len(scene.truth.etags),
+            "shards": scene.truth.shards,
+            "runs": sum(len(outcome.codes) for outcome in outcomes),
+            "refetched_rows": sum(outcome.refetched for outcome in outcomes),
+            "median_drill_seconds": round(statistics.median(outcome.seconds for outcome in outcomes), 1),
+            "processes_left": sum(len(outcome.left) for outcome in outcomes),
+            **{f"drills_{kind}": kinds[kind] for kind in KINDS},
+        }
+
+
+def run_one(
+    kind: str, scene: Scene, bundle: str, work: Path, dice: random.Random, *, name: str, s3: bool = False
+) -> Outcome:
+    """Run one drill in a fresh output folder, and end whatever it started."""
+    job = _job(scene, bundle, work, name, out=f"s3://{_BUCKET}/out/{name}" if s3 and kind != "disk" else "")
+    try:
+        return drill(kind, job, scene, dice, work)
+    finally:
+        kill_marked(job.mark, job.process)
+
+
+def _job(scene: Scene, bundle: str, work: Path, name: str, out: str = "") -> Job:
+    out = out or str(work / name / "out")
+    words = [sys.executable, "-m", "carray", "classify", bundle, scene.uri(_PREFIX), "--out", out]
+    words += [word for setting in _SHARDS for word in ("--set", setting)]
+    return Job(words, work / f"{name}.log", f"{scene.mark}-{name}", scene.environment, out=out)
+
+
+@contextmanager
+def set_scene(work: Path, mark: str, *, images_per_class: int = IMAGES_PER_CLASS) -> Iterator[tuple[Scene, str]]:
+    """Start an object store behind a proxy, fill a bucket, pack a bundle, and run one job undisturbed."""
+    images, bundle = work / "images", _pack(work / "bundle")
+    draw_dataset(images, images_per_class=images_per_class)
+    draw_broken_files(images / "odd")
+    bodies = files_below(images, _PREFIX)
+    with start_store(work / "store") as store, start_proxy(store.endpoint) as proxy:
+        os.environ.update(store.environment)
+        store.create_bucket(_BUCKET, bodies)
+        proxy.add(Rule("delay", method="GET", key=f"^/{_BUCKET}/{_PREFIX}", seconds=_READ_SECONDS))
+        environment = {**store.environment, "AWS_ENDPOINT_URL": proxy.endpoint}
+        scene = Scene(_BUCKET, _PREFIX, store, proxy, Truth({}, {}, 0), bodies, mark, environment)
+        yield replace(scene, truth=_run_undisturbed(scene, bundle, work)), bundle
+
+
+def _run_undisturbed(scene: Scene, bundle: str, work: Path) -> Truth:
+    job = _job(scene, bundle, work, "truth", out=str(work / "truth"))
+    job.start()
+    if job.wait() != 0:
+        raise SystemExit(f"the undisturbed job failed:\n{job.said()[-3000:]}")
+    truth = read_truth(job.out)
+    statuses = Counter(row["status"] for row in truth.rows.values())
+    distinct = len({(row["phash"], row["score"]) for row in truth.rows.values()})
+    print(f"undisturbed: {len(truth.etags)} images, {truth.shards} shards, {dict(statuses)}", flush=True)
+    if set(truth.etags) != {scene.uri(key) for key in scene.bodies} or distinct < 0.9 * len(truth.rows):
+        raise SystemExit(f"the undisturbed job is no reference: {len(truth.etags)} rows, {distinct} distinct")
+    return truth
+
+
+def _pack(bundle: Path) -> str:
+    """Pack a tiny untrained CNN, whose scores are arbitrary and always the same."""
+    import numpy as np
+    import torch
+
+    from carray.bundle.pack import pack_bundle
+    from carray.images.pixels import PixelSettings
+    from carray.search.train.hyperparameters import CnnHyper
+    from carray.search.train.nets import build_net
+
+    torch.manual_seed(0)
+    hyper = CnnHyper(input_size=40, stages=2, width=4)
+    pack_bundle(
+        build_net(hyper, class_count=len(DEMO_CLASSES)),
+        str(bundle),
+        classes=list(DEMO_CLASSES),
+        pixels=PixelSettings(decode_size=48, input_size=40),
+        uses_boxes=False,
+        temperature=1.0,
+        metrics={},
+        net_note=hyper.model_dump(mode="json"),
+        search_note={"trial_id": "none"},
+        parity_pixels_NHWC=np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), dtype=np.uint8),
+    )
+    return str(bundle)
+
+
+def _line(number: int, times: int, outcome: Outcome) -> str:
+    good = "all right" if outcome.said else f"void, since the job had ended before {outcome.kind}; drawn again"
+    codes = ", ".join("killed" if code is None else str(code) for code in outcome.codes)
+    left = f", left: {outcome.left}" if outcome.left else ""
+    fetched = f", {outcome.refetched} rows fetched again" if outcome.refetched else ""
+    facts = f"{outcome.said or 'nothing'}; exit codes {codes}{fetched}{left}; {outcome.seconds:.0f} s"
+    return f"drill {number + 1}/{times}: {facts}; {verdict(outcome.complaints, good=good)}"
+
+
+def drill(kind: str, job: Job, scene: Scene, dice: random.Random, work: Path) -> Outcome:
+    """Run a job, do to it what `kind` says, resume it until every readable image is scored, and compare."""
+    started = time.monotonic()
+    complaints: list[str] = []
+    refetched = 0
+    with _prepared(kind, job, scene, dice, work) as end_fault:
+        job.start()
+        blow = strike(kind, job, scene, dice)
+        try:
+            complaints += blow.complaints
+            if kind == "driver" and blow.said:
+                job.wait()
+                time.sleep(dice.choice([0, 3]))  # its workers may still be busy when the next one starts
+            elif kind != "term" or not blow.said:
+                job.wait()
+                complaints += _check_end(kind, job)
+            refetched = _check_denied(job, complaints) if kind == "denied" else 0
+            end_fault()
+            refetched = max(refetched, _finish(job, blow, complaints))
+            complaints += inspect_output(job.out, blow.truth)
+        finally:
+            restore(scene, {*blow.truth.deleted, *blow.truth.replaced})
+        left = job.left()
+        complaints += [f"{name} goes on" for name in left]
+    return Outcome(kind, blow.said, job.codes, refetched, complaints, time.monotonic() - started, left)
+
+
+def _finish(job: Job, blow: Strike, complaints: list[str]) -> int:
+    """Resume until the command succeeds and nothing more can be fetched; returns how many rows were fetched again."""
+    refetched = 0
+    while len(job.codes) < _MOST_RUNS:
+        failed = job.fetch_errors()
+        if job.codes[-1] == 0 and (not failed or blow.truth.deleted):
+            return refetched
+        refetched = max(refetched, failed)
+        job.start("--retry-failed")
+        if job.wait() != 0:
+            complaints.append(f"run {len(job.codes)}, undisturbed, ended with {job.codes[-1]}: {job.said()[-600:]}")
+    if job.codes[-1] != 0 or job.fetch_errors():
+        complaints.append(f"after {len(job.codes)} runs {job.fetch_errors()} rows are fetch_error")
+    return refetched
+
+
+def _check_end(kind: str, job: Job) -> list[str]:
+    """Check how a disturbed run ended: well, or with storage's exit code and one sentence."""
+    code, said = job.codes[-1], job.said()
+    if code is None:
+        return [f"it did not end by itself: {said[-600:]}"]
+    due = {0} if kind in _SURVIVED else {_STORAGE_REFUSED} if kind == "disk" else {0, _STORAGE_REFUSED}
+    complaints = [] if code in due else [f"exit code {code}, not {due}: {said[-600:]}"]
+    sentences = [text for text in re.findall(r"^carray: .*", said, re.MULTILINE) if "; to go on, run" not in text]
+    if code and (len(sentences) != 1 or "Traceback" in said):
+        complaints.append(f"{len(sentences)} sentences where one is due: {said[-600:]}")
+    if kind == "disk" and code and "free space" not in said:
+        complaints.append(f"it does not say what to do about the full disk: {sentences}")
+    return complaints
+
+
+def _check_denied(job: Job, complaints: list[str]) -> int:
+    failed = job.fetch_errors()
+    if not failed:
+        complaints.append("no row is fetch_error, though a prefix was denied")
+    return failed
+
+
+@contextmanager
+def _prepared(kind: str, job: Job, scene: Scene, dice: random.Random, work: Path) -> Iterator[Callable[[], None]]:
+    """Prepare what a kind needs before its job starts; yields a function that ends the fault."""
+    with ExitStack() as stack:
+        if kind == "disk":
+            yield stack.enter_context(full_disk(Path(job.out).parent, kilobytes=dice.randint(60, 300)))
+        elif kind == "denied":
+            key = f"/{scene.prefix}{dice.choice(DEMO_CLASSES[:3])}/"
+            rule = Rule("answer", status=403, code="AccessDenied", method="GET", key=key)
+            scene.proxy.add(rule)
+            yield lambda: scene.proxy.withdraw(rule)
+        else:
+            if kind == "raylet":
+                job.environment = stack.enter_context(two_nodes(job, work / f"ray-{len(list(work.iterdir()))}"))
+            yield lambda: None
+
+
+if __name__ == "__main__":
+    main()
