@@ -15,7 +15,7 @@ import typer
 from written_predictions import row, write_predictions
 
 from carray.__main__ import app, main
-from carray.cli.before import estimate
+from carray.cli.preflight import estimate
 from carray.core.environment import check_variables
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -31,7 +31,7 @@ from ray.exceptions import AuthenticationError
 
 from carray.core.environment import check_variables
 from carray.core.errors import CarrayError, ClusterError, SettingsError
-from carray.core.exit_lines import foresee, restore_handlers, stopping_afterwards
+from carray.core.exit_lines import deferring_stops, record_error, restore_handlers
 from carray.core.progress import say
 
 __all__ = ["RunningRay", "is_cluster", "start_ray", "used_text"]
@@ -182,7 +182,7 @@ def _naming_losses() -> Iterator[None]:
     try:
         yield
     except CarrayError as err:
-        foresee(err)
+        record_error(err)
         raise
     except _LOSSES as err:
         if "creation task" in str(err):  # what a worker is made of is wrong, not the machine
@@ -192,7 +192,7 @@ def _naming_losses() -> Iterator[None]:
             f"Ray lost what the job ran on ({type(err).__name__}: {said}); look at `ray status`, at the machines' "
             "memory and at the head node's log."
         )
-        foresee(lost)
+        record_error(lost)
         raise lost from err
 
 
@@ -204,7 +204,7 @@ def _connect(address: str) -> None:
         )
     try:
         _knock(address)
-        with stopping_afterwards():
+        with deferring_stops():
             ray.init(address=address, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError, AuthenticationError) as err:
         raise SettingsError(
@@ -226,7 +226,7 @@ def _start_private(num_cpus: int | None) -> None:
     _choose_token()
     # Ray would warn on every start that it chose token authentication; the line below says so once.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    with stopping_afterwards():
+    with deferring_stops():
         ray.init(
             address="local",
             num_cpus=num_cpus,
