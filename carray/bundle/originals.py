@@ -7,10 +7,10 @@ longer the manifest's is refused, never measured on.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,11 @@ from carray.bundle.bundle_folder import BundleInfo, Certificate, open_bundle
 from carray.bundle.certificates import CALIBRATION_IMAGES, CERTIFY_IMAGES, Views, add_int8, draw_rows
 from carray.bundle.quantise import CALIBRATION
 from carray.bundle.trained_on import mask_trained_on
-from carray.core.errors import DataError, DecodeError, FetchError, SettingsError
+from carray.core.errors import DataError, SettingsError
 from carray.core.progress import say
 from carray.core.store.files import absolute
-from carray.core.store.image_bytes import fetch_image
-from carray.images.pixels import PixelSettings, decode, view
-from carray.manifest.manifest_file import Manifest, read_manifest, row_box
+from carray.images.pixels import PixelSettings
+from carray.manifest.manifest_file import Manifest, read_manifest, require_row, row_box
 from carray.search.train.nets import predict_logits
 from carray.tensors.block import Block
 
@@ -93,7 +92,7 @@ def _draw(rows: pd.DataFrame, count: int) -> list[dict[Any, Any]]:
 
 def _views(rows: list[dict[Any, Any]], info: BundleInfo) -> Pixels:
     size = info.pixels.input_size
-    views = [view(pixels_HWC, info.pixels) for pixels_HWC in _decoded(rows, info.pixels, info.uses_boxes)]
+    views = _read(rows, info.pixels, crop_boxes=info.uses_boxes, as_input=True)
     return np.stack(views) if views else np.empty((0, size, size, 3), dtype=np.uint8)
 
 
@@ -114,7 +113,7 @@ def measure_full_decode(
     chosen_N = draw_rows(reduced_N, FULL_DECODE_IMAGES)
     full = pixels.model_copy(update={"reduced_scale": False})
     try:
-        full_NHWC = np.stack(_decoded([rows[i] for i in chosen_N], full, manifest.crop_boxes))
+        full_NHWC = np.stack(_read([rows[i] for i in chosen_N], full, crop_boxes=manifest.crop_boxes))
     except DataError as err:
         say(f"bundle: reduced-scale decoding was not compared with the full one: {err}")
         return {}
@@ -143,15 +142,9 @@ def _is_reduced(row: Mapping[Any, Any], pixels: PixelSettings, *, boxes: bool) -
     return pixels.reduced_scale and min(sides) >= 2 * pixels.decode_size
 
 
-def _decoded(rows: list[dict[Any, Any]], pixels: PixelSettings, boxes: bool) -> list[Pixels]:
-    def read(row: Mapping[Any, Any]) -> Pixels:
-        try:
-            data = fetch_image(row["uri"], escaped=bool(row["escaped"])).data
-            if hashlib.sha256(data).hexdigest() != row["sha256"]:
-                raise DataError(f"{row['uri']!r} changed since the manifest was prepared; run carray prepare again.")
-            return decode(data, pixels, box=row_box(row) if boxes else None).pixels_HWC
-        except (FetchError, DecodeError) as err:
-            raise DataError(f"{row['uri']!r} cannot be read any more ({err}); prepare the manifest again.") from err
-
+def _read(
+    rows: list[dict[Any, Any]], pixels: PixelSettings, *, crop_boxes: bool, as_input: bool = False
+) -> list[Pixels]:
+    read = partial(require_row, settings=pixels, crop_boxes=crop_boxes, as_input=as_input)
     with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(read, rows))

@@ -133,7 +133,7 @@ def _pack_trial(
     from carray.search.train.hyperparameters import read_hyper
     from carray.search.train.nets import build_net, predict_logits
     from carray.tensors.batches import view_batch
-    from carray.tensors.decode_block import ensure_block
+    from carray.tensors.block import ensure_block
 
     settings = TuneSettings.model_validate(search["settings"])
     values = json.loads(row["hyper"])

@@ -18,11 +18,10 @@ import numpy.typing as npt
 from carray.bundle.bundle_folder import PROBES, RUNTIME_FILES, BundleInfo, open_bundle, read_bundle_file
 from carray.bundle.columns import centred_energy, score_columns
 from carray.bundle.runtimes import OnnxRuntime, best_batch, resolve_runtime
-from carray.core.errors import BundleError, DecodeError, FetchError
+from carray.core.errors import BundleError
 from carray.core.store.files import absolute
-from carray.core.store.image_bytes import fetch_image
 from carray.core.text import readable
-from carray.images.pixels import decode, view
+from carray.images.read import read_image
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,14 +136,12 @@ class Classifier:
         return pd.DataFrame([self._row(absolute(path)) for path in paths], columns=_COLUMNS)
 
     def _row(self, uri: str) -> dict[str, Any]:
-        try:
-            pixels_HWC = decode(fetch_image(uri).data, self.info.pixels).pixels_HWC
-        except (FetchError, DecodeError) as err:
-            status = "fetch_error" if isinstance(err, FetchError) else "decode_error"
-            return {"uri": uri, "status": status, "error_code": err.code, "error": str(err)}
-        logits_BK, _ = self._scorer.score(view(pixels_HWC, self.info.pixels)[None])
-        scored = {name: values[0] for name, values in score_columns(logits_BK, self.info).items()}
-        return {"uri": uri, "status": "ok", **scored}
+        read = read_image(uri, self.info.pixels, as_input=True)
+        row = {"uri": uri, **read.columns}
+        if read.pixels_HWC is None:
+            return row
+        logits_BK, _ = self._scorer.score(read.pixels_HWC[None])
+        return row | {name: values[0] for name, values in score_columns(logits_BK, self.info).items()}
 
 
 def prediction_text(predictions: pd.DataFrame) -> str:

@@ -12,8 +12,8 @@
 
 1. listing   folder, prefix, inventory or table -> a source (sources, tables, inventory), which gives pieces of keys
 2. plan      pieces -> shards, fixed once they are written, while the listing runs (shards)
-3. reading   keys -> originals in bounded memory -> pixels; staged_on_ray does so on other machines
-4. build     one shard of keys -> one Parquet file, in a worker without Ray and torch (ahead, rows, since)
+3. reading   keys -> originals in bounded memory -> pixels
+4. build     one shard of keys -> one Parquet file, in a worker without Ray and torch (rows, since)
 5. ledger    what is done, what is missing, whether rows out are images in (failures: whether too many failed)
 6. on_ray    `classify`, the whole job: one driver (core.store.lease), rounds of shards over Ray Data's workers
 7. compact   many files -> few, in another folder

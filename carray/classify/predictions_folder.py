@@ -126,9 +126,6 @@ class ClassifySettings(Settings):
     """Folder of earlier predictions: what it has, scored by the same bundle under the same etag, is left out."""
     max_failed_fraction: float | None = Field(default=None, ge=0.0, lt=1.0)
     """The job stops once more than this fraction of its images failed; never when None."""
-    layout: Literal["auto", "fused", "staged"] = "auto"
-    """Where originals are decoded: in the scoring process (fused), or in processes of their own that Ray puts where
-    there are cores (staged); staged for a GPU whose machine has few, when auto."""
     workers: int | None = Field(default=None, ge=1, le=MOST_WORKERS)
     """Scoring processes at most; as many as the CPUs allow when None."""
     min_workers: int = Field(default=1, ge=1, le=MOST_WORKERS)

@@ -41,8 +41,7 @@ from carray.classify.predictions_folder import (
     part_name,
     prediction_schema,
 )
-from carray.classify.read_ahead import read_ahead
-from carray.classify.read_images import LOST, Arrival, ImageReader, Reader, SeenImage, failed_row
+from carray.classify.read_images import LOST, Arrival, ImageReader, read_ahead
 from carray.classify.rows import ShardRows
 from carray.classify.shards import read_shard
 from carray.classify.since import EarlierRun
@@ -51,6 +50,7 @@ from carray.core.errors import BundleError, StorageError
 from carray.core.store.files import join
 from carray.core.tables import read_table, table_metadata, write_table
 from carray.images.pixels import PixelSettings
+from carray.images.read import ReadImage
 from carray.images.vehicles import vehicle_columns
 
 __all__ = ["ShardScorer"]
@@ -75,7 +75,7 @@ class ShardScorer:
         driver: str = "",
         machine: str = "",
         is_lost: Callable[[str], bool] = lambda machine: False,
-        new_reader: Callable[[ClassifySettings, PixelSettings], Reader] = ImageReader,
+        new_reader: Callable[[ClassifySettings, PixelSettings], ImageReader] = ImageReader,
     ) -> None:
         """Prepare to score.
 
@@ -87,7 +87,7 @@ class ShardScorer:
             driver: Token of the driver that this worker is of (lease.Lease).
             machine: On which this worker runs.
             is_lost: Says whether a machine was lost, with every process on it.
-            new_reader: What reads and decodes, here or elsewhere.
+            new_reader: What reads and decodes.
         """
         self._bundle, self._out, self._run, self._settings, self._driver = bundle, out, run, settings, driver
         self._machine, self._is_lost = machine, is_lost
@@ -127,7 +127,7 @@ class ShardScorer:
             rows = ShardRows(self._schema)
             known = self._keep(shard, images, rows) if retry_failed else self._known(images)
             lost = set(note.lost) - rows.places - known
-            rows.update({place: failed_row(images[place], LOST) | self._stamp() for place in lost})
+            rows.update({place: self._row(images[place], LOST) for place in lost})
             todo = [place for place in range(len(images)) if place not in rows.places and place not in known]
             kept_bytes = rows.size_bytes
             self._score_images(images, todo, note, rows, check)
@@ -196,42 +196,44 @@ class ShardScorer:
             check()
             write_attempt(self._out, now)
 
-        batch: list[tuple[int, SeenImage]] = []
+        batch: list[tuple[int, ReadImage]] = []
         size = self._settings.batch_images or self._scorer.batch_images
         with closing(read_ahead(self._reader, images, todo, note, keep, most=size)) as arrivals:
             for arrived in arrivals:
                 with self._computing:
                     seen = self._finish(arrived)
-                    rows.update({place: one.row | self._stamp() for place, one in seen if one.pixels_HWC is None})
-                    batch += [(place, one) for place, one in seen if one.pixels_HWC is not None]
+                    rows.update({i: self._row(images[i], one) for i, one in seen if one.pixels_HWC is None})
+                    batch += [(i, one) for i, one in seen if one.pixels_HWC is not None]
                     while len(batch) >= size:
-                        rows.update(self._score(batch[:size]))
+                        rows.update(self._score(images, batch[:size]))
                         batch = batch[size:]
         if batch:
             with self._computing:
-                rows.update(self._score(batch))
+                rows.update(self._score(images, batch))
 
-    def _finish(self, arrived: list[Arrival]) -> list[tuple[int, SeenImage]]:
+    def _finish(self, arrived: list[Arrival]) -> list[tuple[int, ReadImage]]:
         if self._decoders is None:
             return [(place, finish()) for place, finish in arrived]
         seen = self._decoders.map(lambda arrival: arrival[1](), arrived)
         return list(zip([place for place, _ in arrived], seen, strict=True))
 
-    def _score(self, batch: list[tuple[int, SeenImage]]) -> dict[int, dict[str, Any]]:
-        pixels_BHWC = np.stack([seen.pixels_HWC for _, seen in batch if seen.pixels_HWC is not None])
+    def _score(self, images: list[PlannedImage], batch: list[tuple[int, ReadImage]]) -> dict[int, dict[str, Any]]:
+        pixels_BHWC = np.stack([one.pixels_HWC for _, one in batch if one.pixels_HWC is not None])
         logits_BK, embedding_BD = self._scorer.score(pixels_BHWC)
         outputs = self._settings.outputs
         columns = score_columns(logits_BK, self._scorer.info, embedding_BD=embedding_BD, outputs=outputs)
         columns |= vehicle_columns(columns["label"])
-        stamp = self._stamp()
         return {
-            place: seen.row | stamp | {name: values[i] for name, values in columns.items()}
-            for i, (place, seen) in enumerate(batch)
+            index: self._row(images[index], one) | {name: values[i] for name, values in columns.items()}
+            for i, (index, one) in enumerate(batch)
         }
 
-    def _stamp(self) -> dict[str, Any]:
+    def _row(self, image: PlannedImage, read: ReadImage) -> dict[str, Any]:
+        """Give an image's row, but for its scores."""
         run = self._run
         return {
+            "uri": image.uri,
+            **read.columns,
             "runtime": run.runtime,
             "run_id": run.run_id,
             "bundle_id": run.bundle_id,

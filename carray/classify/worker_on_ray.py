@@ -12,7 +12,6 @@ import logging
 import os
 from collections.abc import Generator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import ray
@@ -22,19 +21,14 @@ from ray.exceptions import RayError
 
 from carray.classify.ledger import LedgerEntry, RunRecord
 from carray.classify.predictions_folder import ClassifySettings
-from carray.classify.read_images import ImageReader
 from carray.classify.score_shard import ShardScorer
-from carray.classify.staged_on_ray import RemoteReader
 from carray.core import errors
 from carray.core.errors import CarrayError, SettingsError
 from carray.core.ray.connect import RunningRay
-from carray.images.pixels import PixelSettings
 
 __all__ = ["SHARDS_IN_HAND", "Pool", "run_shards", "size_pool"]
 
 SHARDS_IN_HAND = 2
-FEW_CPUS_PER_GPU = 8
-"""Below this a GPU's own machine cannot decode as fast as it scores, if others can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +39,14 @@ class Pool:
     min_workers: int
     cpus: int
     gpus: int = 0
-    decoders: int = 0
-    """Decoding processes of each worker, elsewhere; it decodes by itself when 0."""
-    decoder_cpus: int = 1
     most_workers: int = 0
     """How many there may be once the cluster has grown; `workers` when 0."""
 
     def __str__(self) -> str:
         each = f"{self.cpus} CPU" + (f" and {self.gpus} GPU" if self.gpus else "")
         fewest = f"{self.min_workers} to " if self.min_workers < self.workers else ""
-        staged = f", each with {self.decoders} decoding processes" if self.decoders else ""
         more = ", more as machines are added" if self.most_workers > self.workers else ""
-        return f"{fewest}{self.workers} workers of {each}{staged}{more}"
+        return f"{fewest}{self.workers} workers of {each}{more}"
 
 
 def size_pool(running: RunningRay, settings: ClassifySettings, *, shards: int, device: str) -> Pool:
@@ -64,20 +54,10 @@ def size_pool(running: RunningRay, settings: ClassifySettings, *, shards: int, d
     gpus = int(device == "cuda")
     most_cpus = max(running.cpus_per_gpu if gpus else running.node_cpus, 1)
     cpus = min(settings.threads or (most_cpus if gpus else 1), most_cpus)
-    staged = settings.layout == "staged" or (settings.layout == "auto" and _starves_gpus(running, device))
-    most = running.gpus if gpus else running.cpus // (cpus * (4 if staged else 1))
+    most = running.gpus if gpus else running.cpus // cpus
     workers = min(settings.workers or max(1, most), shards)
-    fewest = min(settings.min_workers, workers)
-    if not staged:
-        grown = shards if running.grows and not settings.workers else 0
-        return Pool(workers, fewest, cpus, gpus, most_workers=grown)
-    spare = running.cpus - workers * cpus
-    return Pool(workers, fewest, cpus, gpus, decoders=max(1, spare // workers), decoder_cpus=int(spare >= workers))
-
-
-def _starves_gpus(running: RunningRay, device: str) -> bool:
-    near = running.cpus_per_gpu * running.gpus
-    return device == "cuda" and running.cpus_per_gpu < FEW_CPUS_PER_GPU and running.cpus > near
+    grown = shards if running.grows and not settings.workers else 0
+    return Pool(workers, min(settings.min_workers, workers), cpus, gpus, most_workers=grown)
 
 
 def run_shards(
@@ -105,7 +85,7 @@ def run_shards(
     made_of: Any = worker or _Worker  # Ray's annotation knows functions only
     counts = shards.map(
         made_of,
-        fn_constructor_kwargs={"job": job | {"decoders": pool.decoders, "decoder_cpus": pool.decoder_cpus}},
+        fn_constructor_kwargs={"job": job},
         # A worker that dies is started again and its shard given to it again, without end: Ray Data's default. The
         # shard's own notes (ledger.Attempt) bound that, and step over what killed it.
         compute=ActorPoolStrategy(
@@ -136,12 +116,6 @@ def run_shards(
         rows.close()  # a job that stops before the end kills its workers now
 
 
-def _remote_reader(job: dict[str, Any], settings: ClassifySettings, pixels: PixelSettings) -> RemoteReader:
-    return RemoteReader(
-        settings, pixels, decoders=job["decoders"], cpus=job["decoder_cpus"], environment=job["environment"]
-    )
-
-
 def _is_lost(machine: str) -> bool:
     """Say whether Ray has given a node up, with every process on it."""
     return machine not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}
@@ -160,7 +134,6 @@ class _Worker:
             driver=job["driver"],
             machine=ray.get_runtime_context().get_node_id(),
             is_lost=_is_lost,
-            new_reader=partial(_remote_reader, job) if job["decoders"] else ImageReader,
         )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from carray.bundle.bundle_folder import INT8_MODEL, BundleInfo
 from carray.bundle.scorer import Scorer
 from carray.bundle.threshold import top_scores
-from carray.core.errors import BundleError, DecodeError, FetchError, SettingsError
+from carray.core.errors import BundleError, SettingsError
 from carray.core.progress import say
 from carray.core.store.files import absolute, delete, exists, join, read_json, write_bytes, write_json
 from carray.core.tables import table_from_rows, write_table
@@ -29,9 +29,9 @@ from carray.evaluation import metrics as measure
 from carray.evaluation.evaluation_folder import CONFUSION_PNG, METRICS_JSON, TABLES, VERSION, table_kind
 from carray.evaluation.figures import confusion_png
 from carray.evaluation.page import write_page
-from carray.evaluation.score import ScoredSplit, read_original, score_split, seen_before
-from carray.images.pixels import Box, PixelSettings, decode
-from carray.manifest.manifest_file import read_manifest, row_box
+from carray.evaluation.score import ScoredSplit, score_split, seen_before
+from carray.images.pixels import Box, PixelSettings
+from carray.manifest.manifest_file import read_manifest, read_row, row_box
 
 __all__ = ["evaluate", "summary_text", "take_examples", "write_evaluation"]
 
@@ -77,14 +77,12 @@ def _picture(row: Mapping[Any, Any], *, boxes: bool) -> dict[str, Any]:
 
     # Squashed to a square and stretched back: the one way of decoding that knows boxes, EXIF and every format.
     settings = PixelSettings(decode_size=LONG_SIDE, input_size=LONG_SIDE, aspect="squash")
-    box = row_box(row) if boxes else None
-    try:
-        found = decode(read_original(row), settings, box=box)
-    except (FetchError, DecodeError) as err:
-        return {"reason": str(err)}
-    width, height = _size(found.width, found.height, box)
+    read = read_row(row, settings, crop_boxes=boxes)
+    if read.pixels_HWC is None or read.width is None or read.height is None:
+        return {"reason": read.error}
+    width, height = _size(read.width, read.height, row_box(row) if boxes else None)
     buffer = io.BytesIO()
-    Image.fromarray(found.pixels_HWC).resize((width, height), Image.Resampling.BICUBIC).save(
+    Image.fromarray(read.pixels_HWC).resize((width, height), Image.Resampling.BICUBIC).save(
         buffer, "JPEG", quality=QUALITY, optimize=True
     )
     return {"jpeg": buffer.getvalue(), "width": width, "height": height}

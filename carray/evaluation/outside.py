@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,16 +24,14 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from carray.bundle.bundle_folder import BundleInfo
 from carray.bundle.scorer import Scorer, centred_energy
 from carray.core.errors import BudgetError, SchemaError, SettingsError
 from carray.core.store.files import absolute, is_s3, join
 from carray.core.store.image_bytes import is_image_key
 from carray.core.store.listing import list_keys
 from carray.core.tables import read_table
-from carray.evaluation.read_images import Refused, Row, read_batches, read_row, score_pixels
-from carray.images.pixels import decode, view
-from carray.manifest.manifest_file import row_box
+from carray.evaluation.read_images import Row, read_batches, score_pixels
+from carray.manifest.manifest_file import read_row
 
 __all__ = ["list_outside", "measure_outside", "outside_fingerprint"]
 
@@ -145,20 +144,16 @@ def _ood_scores(rows: Sequence[Row], scorer: Scorer, *, what: str) -> Values:
     """
     found: list[float] = []
     failed: Counter[str] = Counter()
-    for batch in read_batches(rows, lambda row: _see(row, scorer.info), what=what):
-        logits_BK, _ = score_pixels(scorer, [seen for _, seen in batch if not isinstance(seen, Refused)])
+    read = partial(read_row, settings=scorer.info.pixels, crop_boxes=scorer.info.uses_boxes, as_input=True)
+    for batch in read_batches(rows, read, what=what):
+        logits_BK, _ = score_pixels(scorer, [one.pixels_HWC for _, one in batch if one.pixels_HWC is not None])
         scores = iter(centred_energy(logits_BK, temperature=scorer.info.temperature).tolist())
-        found += [np.nan if isinstance(seen, Refused) else next(scores) for _, seen in batch]
-        failed.update(seen.code for _, seen in batch if isinstance(seen, Refused))
+        found += [np.nan if one.error_code else next(scores) for _, one in batch]
+        failed.update(one.error_code for _, one in batch if one.error_code)
     if failed.total() == len(rows):
         codes = ", ".join(f"{count} {code}" for code, count in failed.items())
         raise BudgetError(f"{what}: no image can be read ({codes}), the first is {rows[0]['uri']}; look where it lies.")
     return np.array(found, dtype=np.float64)
-
-
-def _see(row: Row, info: BundleInfo) -> npt.NDArray[np.uint8]:
-    box = row_box(row) if info.uses_boxes else None
-    return view(decode(read_row(row), info.pixels, box=box).pixels_HWC, info.pixels)
 
 
 def _from_folder(place: str) -> pd.DataFrame:

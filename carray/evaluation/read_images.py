@@ -1,16 +1,13 @@
-"""Reads images for measurements: which ones are drawn, their bytes, and the network's answer to their pixels.
+"""Reads images for measurements: which ones are drawn, their batches, and the network's answer to their pixels.
 
-From: rows of a manifest, or a list of other images. To: bytes, logits and embeddings.
-Invariants: which images are drawn depends on their contents and the seed, not on the order of rows; an image whose
-bytes are no longer those of the manifest is not measured.
+Which images are drawn depends on their contents and the seed, not on the order of rows.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,18 +15,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from carray.bundle.scorer import Scorer
-from carray.core.errors import DecodeError, FetchError
-from carray.core.progress import Progress
-from carray.core.store.image_bytes import fetch_image
+from carray.images.read import read_all
 
-__all__ = ["BATCH_IMAGES", "Refused", "Row", "draw_rows", "read_batches", "read_row", "score_pixels"]
+__all__ = ["BATCH_IMAGES", "Row", "draw_rows", "read_batches", "score_pixels"]
 
 BATCH_IMAGES = 16
 """Images in hand at once; with every corruption of each they are some hundred inputs of the network."""
 
 Floats = npt.NDArray[np.float32]
 Row = Mapping[Any, Any]
-Refused = FetchError | DecodeError
 T = TypeVar("T")
 
 
@@ -41,34 +35,13 @@ def draw_rows(rows: pd.DataFrame, images: int | None, *, seed: int) -> list[Row]
     return list(rows.iloc[chosen].to_dict("records"))
 
 
-def read_row(row: Row) -> bytes:
-    """Read the bytes of a manifest's row, or of any row with `uri` and `escaped`.
-
-    Raises:
-        FetchError: they cannot be read, or are not those of the row's `sha256`.
-    """
-    data = fetch_image(row["uri"], escaped=bool(row["escaped"])).data
-    if "sha256" in row and hashlib.sha256(data).hexdigest() != row["sha256"]:
-        raise FetchError("changed", "the bytes are no longer those of the manifest; prepare it again")
-    return data
-
-
-def read_batches(rows: Sequence[Row], see: Callable[[Row], T], *, what: str) -> Iterator[list[tuple[Row, T | Refused]]]:
-    """Give each row with what `see` makes of it, or why it cannot; a batch at a time, in order, showing progress."""
-
-    def try_row(row: Row) -> T | Refused:
-        try:
-            return see(row)
-        except (FetchError, DecodeError) as err:
-            return err
-
-    threads = min(16, 2 * len(os.sched_getaffinity(0)))  # decoding leaves the GIL; twice the cores hides the fetching
-    with Progress(what, total=len(rows)) as progress, ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(rows), BATCH_IMAGES):
-            batch = rows[start : start + BATCH_IMAGES]
-            seen = list(pool.map(try_row, batch))
-            yield list(zip(batch, seen, strict=True))
-            progress.advance(len(batch), errors=sum(isinstance(one, Refused) for one in seen))
+def read_batches(
+    rows: Sequence[Row], read: Callable[[Row], T], *, what: str, batch_images: int = BATCH_IMAGES
+) -> Iterator[list[tuple[Row, T]]]:
+    """Give each row with what `read` makes of its image, a batch at a time, in order, showing progress."""
+    found = zip(rows, read_all(rows, read, what=what, ahead=batch_images), strict=True)
+    while batch := list(islice(found, batch_images)):
+        yield batch
 
 
 def score_pixels(scorer: Scorer, pixels: Sequence[npt.NDArray[np.uint8]]) -> tuple[Floats, Floats]:

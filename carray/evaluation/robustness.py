@@ -18,10 +18,12 @@ import pyarrow as pa
 
 from carray.bundle.bundle_folder import BundleInfo
 from carray.bundle.scorer import Scorer
+from carray.core.errors import DecodeError
 from carray.evaluation.corruptions import CORRUPTIONS, NONE, as_picture
 from carray.evaluation.metrics import paired_drop, wilson_interval
-from carray.evaluation.read_images import Refused, Row, read_batches, read_row, score_pixels
+from carray.evaluation.read_images import Row, read_batches, score_pixels
 from carray.images.pixels import decode, decode_original, view
+from carray.images.read import ReadImage, failed_image, fetch_original
 from carray.manifest.manifest_file import row_box
 
 __all__ = ["ROBUSTNESS_SCHEMA", "VARIANTS", "corrupted_hits", "robustness_rows"]
@@ -60,8 +62,8 @@ def corrupted_hits(rows: Sequence[Row], scorer: Scorer) -> tuple[Bools, Counter[
     hits = [np.empty((len(VARIANTS), 0), dtype=bool)]
     unreadable: Counter[str] = Counter()
     for batch in read_batches(rows, lambda row: _variants(row, scorer.info), what="corrupting"):
-        unreadable.update(seen.code for _, seen in batch if isinstance(seen, Refused))
-        readable = [(index[row["label"]], seen) for row, seen in batch if not isinstance(seen, Refused)]
+        unreadable.update(str(seen.error_code) for _, seen in batch if isinstance(seen, ReadImage))
+        readable = [(index[row["label"]], seen) for row, seen in batch if not isinstance(seen, ReadImage)]
         truth_B = np.array([truth for truth, _ in readable], dtype=np.int64)
         logits_NK, _ = score_pixels(scorer, [pixels_HWC for _, variants in readable for pixels_HWC in variants])
         predicted_BV = logits_NK.argmax(axis=1).reshape(len(readable), len(VARIANTS))
@@ -69,14 +71,20 @@ def corrupted_hits(rows: Sequence[Row], scorer: Scorer) -> tuple[Bools, Counter[
     return np.concatenate(hits, axis=1), unreadable
 
 
-def _variants(row: Row, info: BundleInfo) -> list[Pixels]:
-    """Give the network's input for the image as it is, then for each of its corruptions."""
-    data, box = read_row(row), row_box(row) if info.uses_boxes else None
-    seen = [view(decode(data, info.pixels, box=box).pixels_HWC, info.pixels)]
-    picture = as_picture(decode_original(data, box=box), decode_size=info.pixels.decode_size)
-    for corruption in CORRUPTIONS:
-        # The box is cut already: what is corrupted is the picture of the car that the network would get to see.
-        seen.append(view(decode(corruption.apply(picture), info.pixels).pixels_HWC, info.pixels))
+def _variants(row: Row, info: BundleInfo) -> list[Pixels] | ReadImage:
+    """Give the network's input for the image as it is, then for each of its corruptions, or why it cannot be read."""
+    fetched = fetch_original(row["uri"], escaped=bool(row["escaped"]), sha256=row["sha256"])
+    if isinstance(fetched, ReadImage):
+        return fetched
+    box = row_box(row) if info.uses_boxes else None
+    try:
+        seen = [view(decode(fetched.data, info.pixels, box=box).pixels_HWC, info.pixels)]
+        picture = as_picture(decode_original(fetched.data, box=box), decode_size=info.pixels.decode_size)
+        for corruption in CORRUPTIONS:
+            # The box is cut already: what is corrupted is the picture of the car that the network would get to see.
+            seen.append(view(decode(corruption.apply(picture), info.pixels).pixels_HWC, info.pixels))
+    except DecodeError as err:
+        return failed_image(err, fetched)
     return seen
 
 

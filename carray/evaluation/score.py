@@ -1,17 +1,13 @@
-"""Scores one split of a manifest through the very path that classification takes.
+"""Scores one split of a manifest by the same code as classification.
 
-From: a split's rows and an opened bundle. To: one prediction a row, and the logits of those that could be read.
-Invariants: pixels, boxes and scores come from `pixels` and `bundle.scorer`, as in classify; rows out = rows in; an
-image that cannot be read now, or whose bytes are no longer those of the manifest, is a row with its reason.
+Rows out = rows in: an image that cannot be read, or changed since the manifest was prepared, is a row with its reason.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,17 +17,14 @@ import pandas as pd
 from carray.bundle.bundle_folder import BundleInfo
 from carray.bundle.scorer import Scorer, score_columns
 from carray.bundle.trained_on import mask_trained_on
-from carray.core.errors import BudgetError, DecodeError, FetchError, SchemaError
-from carray.core.progress import Progress, say
-from carray.core.store.image_bytes import fetch_image
-from carray.images.pixels import decode, view
-from carray.manifest.manifest_file import Manifest, row_box
+from carray.core.errors import BudgetError, SchemaError
+from carray.core.progress import say
+from carray.evaluation.read_images import Row, read_batches
+from carray.manifest.manifest_file import Manifest, read_row
 
-__all__ = ["ScoredSplit", "read_original", "score_split", "seen_before"]
+__all__ = ["ScoredSplit", "score_split", "seen_before"]
 
 BATCH_IMAGES = 64
-
-Row = Mapping[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -41,7 +34,7 @@ class ScoredSplit:
     rows: list[dict[Any, Any]]
     """Of the manifest."""
     predictions: list[dict[str, Any]]
-    """One a row of the manifest: uri, truth, status, and what `score_columns` gives or error_code and error."""
+    """One a row of the manifest: uri, truth, `ReadImage.columns`, and `score_columns` where it was read."""
     truth_N: npt.NDArray[np.int64]
     """Class indices."""
     logits_NK: npt.NDArray[np.float32]
@@ -89,18 +82,6 @@ def seen_before(scorer: Scorer, table: Manifest, split: str) -> tuple[str | None
     return "training" if trained_on else "selection" if same and split == "val" else None, trained_on
 
 
-def read_original(row: Row) -> bytes:
-    """Read one image's bytes, and check that they are those of the manifest.
-
-    Raises:
-        FetchError: they cannot be read, or they changed.
-    """
-    data = fetch_image(row["uri"], escaped=bool(row["escaped"])).data
-    if hashlib.sha256(data).hexdigest() != row["sha256"]:
-        raise FetchError("changed", "the bytes are no longer those of the manifest; prepare it again")
-    return data
-
-
 def _check_labels(labels: Any, info: BundleInfo, uri: str) -> None:
     unknown = sorted(set(labels) - set(info.classes))
     if unknown:
@@ -115,35 +96,21 @@ def _score_rows(rows: Sequence[Row], scorer: Scorer, other: Scorer | None) -> tu
     predictions: list[dict[str, Any]] = []
     logits = [np.empty((0, len(scorer.info.classes)), dtype=np.float32)]
     other_logits = list(logits)
-    threads = min(32, 2 * len(os.sched_getaffinity(0)))  # decoding leaves the GIL; twice the cores hides the fetching
-    with Progress("evaluating", total=len(rows)) as progress, ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(rows), BATCH_IMAGES):
-            batch = rows[start : start + BATCH_IMAGES]
-            seen = list(pool.map(lambda row: _see(row, scorer.info), batch))
-            pixels = [image for image in seen if isinstance(image, np.ndarray)]
-            scored: list[dict[str, Any]] = []
-            if pixels:
-                logits_BK, _ = scorer.score(np.stack(pixels))
-                logits.append(logits_BK)
-                if other is not None:
-                    other_logits.append(other.score(np.stack(pixels))[0])
-                columns = score_columns(logits_BK, scorer.info)
-                scored = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-            for row, image in zip(batch, seen, strict=True):
-                outcome = {"status": "ok", **scored.pop(0)} if isinstance(image, np.ndarray) else image
-                predictions.append({"uri": row["uri"], "truth": row["label"], **outcome})
-            progress.advance(len(batch), errors=len(batch) - len(pixels))
+    read = partial(read_row, settings=scorer.info.pixels, crop_boxes=scorer.info.uses_boxes, as_input=True)
+    for batch in read_batches(rows, read, what="evaluating", batch_images=BATCH_IMAGES):
+        pixels = [one.pixels_HWC for _, one in batch if one.pixels_HWC is not None]
+        scored: list[dict[str, Any]] = []
+        if pixels:
+            logits_BK, _ = scorer.score(np.stack(pixels))
+            logits.append(logits_BK)
+            if other is not None:
+                other_logits.append(other.score(np.stack(pixels))[0])
+            columns = score_columns(logits_BK, scorer.info)
+            scored = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        for row, one in batch:
+            scores = {} if one.pixels_HWC is None else scored.pop(0)
+            predictions.append({"uri": row["uri"], "truth": row["label"], **one.columns, **scores})
     return predictions, np.concatenate(logits), np.concatenate(other_logits)
-
-
-def _see(row: Row, info: BundleInfo) -> npt.NDArray[np.uint8] | dict[str, str]:
-    """Give the network's input for one row, input_size x input_size x 3 uint8, or the reason why there is none."""
-    try:
-        box = row_box(row) if info.uses_boxes else None
-        return view(decode(read_original(row), info.pixels, box=box).pixels_HWC, info.pixels)
-    except (FetchError, DecodeError) as err:
-        status = "fetch_error" if isinstance(err, FetchError) else "decode_error"
-        return {"status": status, "error_code": err.code, "error": str(err)}
 
 
 def _indices(labels: Sequence[str], classes: Sequence[str]) -> npt.NDArray[np.int64]:

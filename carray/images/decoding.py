@@ -1,13 +1,9 @@
-"""Opens the bytes of one image, and reads them: upright, 8-bit RGB, at full size or at a JPEG's reduced scale.
+"""Decodes the bytes of one image: upright, 8-bit RGB, at full size or at a JPEG's reduced scale.
 
-From: bytes that may be anything. To: uint8 RGB, or a `DecodeError`.
-Invariants: a broken or truncated file is an error, never a grey square, and so is one whose decoder or checksums speak
-of damage (`images.jpegs`, `_check_chunks`, `_check_strips`); EXIF orientation is applied, or XMP's where EXIF has none;
-alpha is laid over white; the first frame stands for an animation. JPEGs are decoded by libjpeg-turbo; everything else
-by Pillow, which is asked for FORMATS only: it knows some forty, and hands one of them (EPS) to Ghostscript.
-Memory: `Opened.memory_bytes` says before the decoding what it will take, 0.65 GB at most.
-No evidence: BMP, uncompressed TIFF and WebP carry no checksum, so that bytes changed inside them may look like a
-picture; of fax (CCITT) libtiff writes what it sees to stderr alone.
+A truncated file is an error, never a grey square, and so is one whose decoder or checksums report damage; BMP,
+uncompressed TIFF and WebP have no checksum. EXIF orientation is applied, or XMP's where EXIF has none; alpha is laid
+over white; of an animation the first frame counts. JPEGs are decoded by libjpeg-turbo, everything else by Pillow,
+which is asked for FORMATS only: it knows some forty, and hands one of them (EPS) to Ghostscript.
 """
 
 from __future__ import annotations
@@ -25,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carray.core.errors import DecodeError
-from carray.images.jpegs import MAX_SCANS, count_scans, decode_samples, keeps_coefficients
+from carray.images.jpegs import MAX_SCANS, count_scans, decode_samples, has_several_scans
 
 __all__ = ["MAX_PIXELS", "Opened", "Pixels", "open_image"]
 
@@ -41,40 +37,40 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """Pillow's names of what is decoded, whatever the file is called."""
 
 _PIXEL_BYTES = 7
-"""What a pixel takes while it is decoded: up to 4 bytes at Pillow or of CMYK, and 3 as RGB."""
+"""Memory of a pixel while it is decoded: up to 4 bytes in Pillow or of CMYK, and 3 as RGB."""
 _MAX_BYTES = MAX_PIXELS * _PIXEL_BYTES
 
 _STRIP_PIXELS = 4_000_000
-"""What is turned into RGB at once, so that a large picture of a rare mode takes no more memory than a common one."""
+"""Pixels converted to RGB at once, so that a large image of a rare mode takes no more memory than a common one."""
 
 _PILLOW_BLOCK_BYTES = 1 << 26
 """Above 32 MB, which is the most that glibc takes from an arena (mallopt(3), M_MMAP_THRESHOLD)."""
 
 _REFUSALS = re.compile(r"unknown|not supported|unsupported|not available|not implemented|cannot find|conversion", re.I)
-"""Pillow's words where it cannot read a kind of image; what else it says of pixels means damage."""
+"""Pillow's messages where it cannot read a kind of image; any other error in pixel data means damage."""
 
-# What Pillow finds odd in metadata or size is told by a row's status, or means nothing: no line on a terminal.
+# Pillow's warnings about metadata or size repeat a row's status or mean nothing.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Holds one image whose header was read."""
+    """An image whose header was read."""
 
     data: bytes
     image: Any
     """Pillow's image; its pixels are not read yet."""
     stored_width: int
-    """As the file holds it, before it is turned upright, pixels."""
+    """Pixels, before the image is turned upright."""
     stored_height: int
     orientation: int
     """1 to 8 (JEITA CP-3451, tag 0x0112); any other value counts as 1."""
     several_scans: bool
-    """Whether it is a JPEG whose decoder holds all coefficients, 2 bytes each, at any scale."""
+    """Whether it is a JPEG whose decoder keeps all coefficients in memory, 2 bytes each, at any scale."""
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """Give the width and height once it is upright, pixels."""
+        """Give the width and height of the upright image, pixels."""
         size = self.stored_width, self.stored_height
         return size[::-1] if self.orientation in (5, 6, 7, 8) else size
 
@@ -136,7 +132,7 @@ class Opened:
 
 
 def open_image(data: bytes) -> Opened:
-    """Open an image's header, and refuse what is no image, has a damaged header, or costs too much to decode.
+    """Read an image's header.
 
     Raises:
         DecodeError: code empty, unsupported, too_large, truncated or damaged.
@@ -163,7 +159,7 @@ def open_image(data: bytes) -> Opened:
         width, height = int(image.tag_v2[256]), int(image.tag_v2[257])  # Pillow may have swapped its own
         _check_integers(image)
     elif image.format in ("JPEG", "MPO"):
-        several_scans = keeps_coefficients(data)
+        several_scans = has_several_scans(data)
         if several_scans and data.count(b"\xff\xda") > MAX_SCANS and count_scans(data) > MAX_SCANS:
             raise DecodeError(
                 "unsupported", f"the JPEG has over {MAX_SCANS} scans, each of which costs a whole decoding"
@@ -173,11 +169,11 @@ def open_image(data: bytes) -> Opened:
 
 @cache
 def _decoders() -> list[tuple[Callable[[io.BytesIO, str], Any], Callable[[bytes], bool | str]]]:
-    """Give how Pillow opens each of FORMATS, and what tells one by its first bytes.
+    """Give Pillow's decoder of each of FORMATS, and what recognises it by the first bytes.
 
-    `Image.open` does the same, but warns of large pictures or refuses them by their full size.
+    `Image.open` does the same, but warns of large images or refuses them by their full size.
     """
-    from PIL import (  # noqa: F401 they register  # noqa: F401
+    from PIL import (  # noqa: F401
         BmpImagePlugin,
         GifImagePlugin,
         Image,
@@ -193,7 +189,7 @@ def _decoders() -> list[tuple[Callable[[io.BytesIO, str], Any], Callable[[bytes]
 
 
 def _find_decoder(data: bytes) -> Callable[[io.BytesIO, str], Any] | None:
-    # An `accept` that gives text says that Pillow was built without the format.
+    # An `accept` that returns text means that Pillow was built without the format.
     return next((factory for factory, accept in _decoders() if accept(data[:16]) is True), None)
 
 
@@ -201,35 +197,35 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def _check_chunks(data: bytes) -> bytes:
-    """Check the CRC of a PNG's chunks that its pixels need, which Pillow does not of IDAT; drop others that are broken.
+    """Check the CRC of the PNG chunks that pixels need, which Pillow does not for IDAT; drop broken other chunks.
 
-    What tells the orientation behind the pixels is put before them: Pillow finds it there without decoding them.
+    Metadata behind the pixels is moved before them: Pillow finds the orientation there without decoding.
 
     Raises:
         DecodeError: code damaged or truncated.
     """
-    place, pixels, dropped, moved = len(_PNG), 0, [], []
-    while place + 8 <= len(data):
-        name, end = data[place + 4 : place + 8], place + 12 + int.from_bytes(data[place : place + 4], "big")
-        if name == b"IEND" or not name.isalpha():  # Pillow says what no chunk is
+    offset, pixels, dropped, moved = len(_PNG), 0, [], []
+    while offset + 8 <= len(data):
+        name, end = data[offset + 4 : offset + 8], offset + 12 + int.from_bytes(data[offset : offset + 4], "big")
+        if name == b"IEND" or not name.isalpha():  # Pillow reports what is no chunk
             break
         needed = name[:1].isupper() or name == b"tRNS"
         if end > len(data):
             if needed:
                 raise DecodeError("truncated", f"the file is truncated (it ends within its chunk {name.decode()})")
-            data = data[:place]
+            data = data[:offset]
             break
-        if zlib.crc32(memoryview(data)[place + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+        if zlib.crc32(memoryview(data)[offset + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
             if needed:
                 raise DecodeError(
                     "damaged", f"the image's data is damaged (the chunk {name.decode()} has another CRC than it says)"
                 )
-            dropped.append((place, end))
+            dropped.append((offset, end))
         elif name == b"IDAT":
-            pixels = pixels or place
+            pixels = pixels or offset
         elif pixels and name in (b"eXIf", b"iTXt", b"zTXt"):
-            moved.append(data[place:end])
-        place = end
+            moved.append(data[offset:end])
+        offset = end
     for start, end in reversed(dropped):
         data = data[:start] + data[end:]
         pixels -= (end - start) * (start < pixels)
@@ -237,7 +233,7 @@ def _check_chunks(data: bytes) -> bytes:
 
 
 def _ends_early(data: bytes) -> bool:
-    """Say whether a file whose header cannot be read lacks its end, as far as its format tells."""
+    """Say whether a file whose header cannot be read is truncated, as far as its format tells."""
     if data.startswith(b"\xff\xd8\xff"):
         return b"\xff\xd9" not in data[-64:]
     if data.startswith(_PNG[:4]):
@@ -252,7 +248,7 @@ def _ends_early(data: bytes) -> bool:
 
 
 def _check_integers(image: Any) -> None:
-    """Refuse the integers of a TIFF whose black and white are not known, or which Pillow gives turned round."""
+    """Refuse integers of a TIFF whose black and white are not known, or which Pillow inverts."""
     if 2 in _tag(image, 339, 1):
         raise DecodeError("unsupported", "the TIFF holds signed integers, whose black and white are not known")
     if image.mode.startswith("I") and _tag(image, 262, 0)[0] != 1:
@@ -266,7 +262,7 @@ def _exif_orientation(image: Any) -> int | None:
         # A PNG's own `getexif` would decode its pixels first.
         found = Image.Image.getexif(image).get(0x0112)
         return None if found is None else int(found)
-    except Exception:  # a damaged EXIF block says nothing about the pixels, which may be whole
+    except Exception:  # a damaged EXIF block says nothing about the pixels
         return None
 
 
@@ -285,11 +281,11 @@ def _orientation(image: Any) -> int:
 
 
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])")
-"""As an attribute or as an element; bytes, since writers put Latin-1 beside it where UTF-8 belongs."""
+"""As an attribute or an element; bytes, since some writers put Latin-1 beside it."""
 
 
 def _samples_per_pixel(layers: list[tuple[int, int, int, int]]) -> float:
-    """Give how many samples a JPEG stores for a pixel: 3 at 4:4:4, 1.5 at 4:2:0."""
+    """Give the samples that a JPEG stores per pixel: 3 at 4:4:4, 1.5 at 4:2:0."""
     areas = [vertical * horizontal for _, vertical, horizontal, _ in layers]
     largest = max((row[1] for row in layers), default=1) * max((row[2] for row in layers), default=1)
     return sum(areas) / max(1, largest)
@@ -343,20 +339,20 @@ def _read_pillow(image: Any, data: bytes) -> Pixels:
 
 
 def _check_strips(image: Any, data: bytes) -> None:
-    """Check the strips or tiles of a TIFF that libtiff decodes without a word: a deflated one ends with a checksum."""
+    """Check the strips or tiles of a TIFF whose damage libtiff does not report."""
     if image.format != "TIFF":
         return
-    places, sizes = _tag(image, 273) or _tag(image, 324), _tag(image, 279) or _tag(image, 325)
+    offsets, sizes = _tag(image, 273) or _tag(image, 324), _tag(image, 279) or _tag(image, 325)
     compression, tables = _tag(image, 259, 1)[0], _tag(image, 347, b"")[0]
-    for place, size in zip(places, sizes, strict=False):
-        strip = data[place : place + size]
+    for offset, size in zip(offsets, sizes, strict=False):
+        strip = data[offset : offset + size]
         if len(strip) < size:
             raise DecodeError("truncated", "the file is truncated (it lacks a strip of the TIFF)")
         if compression in (8, 32946):
             _check_deflated(strip)
         elif compression == 7:
             stream = tables[:-2] + strip[2:] if len(tables) > 4 else strip
-            decode_samples(stream, "GRAY", height=0, width=0, several_scans=keeps_coefficients(stream))
+            decode_samples(stream, "GRAY", height=0, width=0, several_scans=has_several_scans(stream))
 
 
 def _check_deflated(strip: bytes) -> None:
@@ -388,7 +384,7 @@ def _in_strips(height: int, width: int, to_rgb: Callable[[int, int], Pixels]) ->
 
 
 def _from_cmyk(samples_HWC: Pixels) -> Pixels:
-    """Turn a JPEG's CMYK into RGB; as all readers do, take it for inverted, which is how Adobe's programs write it."""
+    """Convert a JPEG's CMYK to RGB; it is inverted, as Adobe's programs write it."""
     from PIL import Image
 
     height, width = samples_HWC.shape[:2]
@@ -419,7 +415,7 @@ def _from_integers(values_HW: npt.NDArray[Any], bits: int) -> Pixels:
 
 def _turn_upright(pixels_HWC: Pixels, orientation: int) -> Pixels:
     """Apply EXIF orientation 1 to 8 (JEITA CP-3451, tag 0x0112)."""
-    turns = {
+    transforms = {
         2: lambda p: p[:, ::-1],
         3: lambda p: p[::-1, ::-1],
         4: lambda p: p[::-1],
@@ -428,8 +424,8 @@ def _turn_upright(pixels_HWC: Pixels, orientation: int) -> Pixels:
         7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
         8: lambda p: p.swapaxes(0, 1)[::-1],
     }
-    turn = turns.get(orientation)
-    return np.ascontiguousarray(turn(pixels_HWC)) if turn else pixels_HWC
+    transform = transforms.get(orientation)
+    return np.ascontiguousarray(transform(pixels_HWC)) if transform else pixels_HWC
 
 
 def _one_line(err: Exception) -> str:

@@ -1,9 +1,7 @@
-"""Decodes JPEGs with libjpeg-turbo, and tells damage to their pixels from what only looks odd.
+"""Decodes JPEGs with libjpeg-turbo, and tells damage to their pixels from harmless oddities.
 
-From: the bytes of a JPEG. To: its samples as libjpeg-turbo gives them, or a `DecodeError` with the decoder's own words.
-Invariants: a warning about pixels is an error, never dropped (WARNINGS says which is which); a progressive JPEG that
-lacks scans is damaged, although no decoder warns of that; a JPEG that lacks nothing but its end marker is whole.
-Cost: 4 microseconds an intact JPEG, for the walk over its header; a second decoding only where libjpeg warns.
+A warning about pixels is an error (see WARNINGS); a progressive JPEG that lacks scans is damaged, although no decoder
+warns of that; a JPEG that lacks only its end marker is whole.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import numpy.typing as npt
 
 from carray.core.errors import DecodeError
 
-__all__ = ["MAX_SCANS", "Samples", "count_scans", "decode_samples", "keeps_coefficients"]
+__all__ = ["MAX_SCANS", "Samples", "count_scans", "decode_samples", "has_several_scans"]
 
 Samples = npt.NDArray[np.uint8]
 
@@ -41,13 +39,13 @@ WARNINGS: tuple[tuple[str, Literal["damage", "look again", "harmless"], str], ..
     (r"Warning: unknown JFIF revision number", "harmless", "the pixels of all revisions are coded alike"),
     (r"Corrupt JPEG data: bad ICC marker", "harmless", "colour profiles are not applied"),
 )
-"""libjpeg's warnings (jerror.h, JWRN_*; it hands on the first of a file alone), what each means, and why."""
+"""libjpeg's warnings (jerror.h, JWRN_*; only the first of a file is reported), what each means, and why."""
 
 _REFUSALS = re.compile(
     r"tj\w+\(\)|Unsupported JPEG|Unsupported color conversion|Sorry|.*not supported|.*not implemented|Too many color"
     r"|Maximum supported|Image too wide|Sampling factors too large|.*compile time"
 )
-"""How libjpeg-turbo begins to say that it cannot read a kind of JPEG; every other error is of damaged data."""
+"""How libjpeg-turbo's messages about unsupported kinds of JPEG begin; every other error means damaged data."""
 
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
 """What begins a segment: in a scan's own bytes 0xff stands only before a zero or a restart, 0xd0 to 0xd7."""
@@ -59,7 +57,7 @@ _SCAN, _END = 0xDA, 0xD9
 def decode_samples(data: bytes, colorspace: str, *, height: int, width: int, several_scans: bool) -> Samples | None:
     """Decode a JPEG: height x width x channels of `colorspace`, uint8, the smallest that has `height` and `width`.
 
-    `several_scans` is what `keeps_coefficients` says. None where libjpeg-turbo cannot read this kind of JPEG, though
+    `several_scans` is what `has_several_scans` says. None where libjpeg-turbo cannot read this kind of JPEG, though
     another decoder may.
 
     Raises:
@@ -87,8 +85,8 @@ def count_scans(data: bytes) -> int:
     return sum(marker == _SCAN for marker, _, _ in _segments(data))
 
 
-def keeps_coefficients(data: bytes) -> bool:
-    """Say whether a JPEG comes in several scans, so that a decoder holds the coefficients of all of it."""
+def has_several_scans(data: bytes) -> bool:
+    """Say whether a JPEG has several scans, so that a decoder keeps all of its coefficients in memory."""
     components = 0
     for marker, start, _ in _segments(data):
         if marker in _PROGRESSIVE:
@@ -102,17 +100,17 @@ def keeps_coefficients(data: bytes) -> bool:
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Give (marker, first byte of its length, first byte behind it) of each segment; the end marker is the last."""
-    place = 2
-    while (found := _MARKER.search(data, place)) is not None:
+    offset = 2
+    while (found := _MARKER.search(data, offset)) is not None:
         marker, start = found[1][0], found.end()
-        place = start + int.from_bytes(data[start : start + 2], "big")
-        yield marker, start, place
+        offset = start + int.from_bytes(data[start : start + 2], "big")
+        yield marker, start, offset
         if marker == _END:
             return
 
 
 def _look_again(data: bytes, words: str, decode: Callable[[bytes], Samples]) -> Samples | None:
-    """Decode what libjpeg warned of without what is no pixel: its next warning is then one about pixels."""
+    """Decode a JPEG that libjpeg warned of again, without its metadata: its next warning is then one about pixels."""
     meaning = next((meaning for start, meaning, _ in WARNINGS if re.match(start, words)), None)
     if meaning is None and _REFUSALS.match(words):
         return None
@@ -144,7 +142,7 @@ def _is_closed(data: bytes) -> bool:
 
 
 def _without_oddities(data: bytes) -> bytes:
-    """Leave out of a JPEG what is not its pixels, and mend what libjpeg warns of without need; close it."""
+    """Drop a JPEG's metadata, mend what libjpeg warns of without need, and add the end marker."""
     parts, sequential = [data[:2]], True
     for marker, start, end in _segments(data):
         body = data[start:end]
@@ -167,7 +165,7 @@ def _without_oddities(data: bytes) -> bytes:
 
 
 def _padding(data: bytes, words: str) -> int:
-    """Count what a writer put between a scan's last row and the end marker: one byte's value, again and again.
+    """Count the padding bytes, all equal, that a writer put between a scan's last row and the end marker.
 
     libjpeg may have read up to eight bytes of it ahead. A longer run of that value is image data that was overwritten.
     """

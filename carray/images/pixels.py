@@ -1,12 +1,9 @@
 """Turns image bytes into pixels: the only definition, for training, evaluation and classification alike.
 
-From: the bytes of one image. To: uint8 RGB. `decode` gives `decode_size` pixels (what the shared block holds), `view`
-turns those into the network's input. Shape letters, here and everywhere: N images, B batch, H height, W width, C = 3
-channels, K classes, D features, E epochs.
-Invariants: the same bytes and settings give the same pixels in every process; a broken, damaged or truncated file is a
-`DecodeError`, never a grey square; EXIF orientation is applied; alpha is laid over white; the first frame stands for
-an animation (`images.decoding`). A colour JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 of its size that still
-covers `decode_size`. The threads of a process share one budget of memory, MEMORY_BYTES.
+`decode` gives the decoded square (what the shared block holds), `view` turns that into the network's input. The same
+bytes and settings give the same pixels in every process. A JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 of
+its size that still covers `decode_size`.
+Shape letters everywhere: N images, B batch, H height, W width, C = 3 channels, K classes, D features, E epochs.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ from carray.images.decoding import MAX_PIXELS, Opened, Pixels, open_image
 __all__ = ["MAX_PIXELS", "Box", "DecodedImage", "PixelSettings", "decode", "decode_original", "view"]
 
 MEMORY_BYTES = 1_000_000_000
-"""What the images that a process decodes at once take at most: one of the largest, or many of common sizes."""
+"""Memory of the images that a process decodes at once, at most: one of the largest, or many of common sizes."""
 _MEMORY = ByteBudget(MEMORY_BYTES)
 
 Box = tuple[int, int, int, int]
@@ -33,7 +30,7 @@ Box = tuple[int, int, int, int]
 
 
 class PixelSettings(Settings):
-    """Says how bytes become the network's input; travels in the bundle."""
+    """How bytes become the network's input; part of the bundle."""
 
     decode_size: int = Field(default=184, ge=8, le=2048)
     """Side of the decoded square, pixels; one shared block exists per value."""
@@ -63,7 +60,7 @@ class PixelSettings(Settings):
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """Holds one image's pixels and what was seen while decoding it."""
+    """An image's pixels and what was measured while decoding it."""
 
     pixels_HWC: Pixels
     """uint8, decode_size x decode_size x 3, RGB."""
@@ -90,7 +87,7 @@ def decode(data: bytes, settings: PixelSettings, *, box: Box | None = None) -> D
 
 
 def _decode_opened(image: Opened, settings: PixelSettings, box: Box | None, cover: int) -> DecodedImage:
-    """Decode within the memory that is held: what it took is given back when this returns."""
+    """Decode within held memory, which a function of its own frees before it is given back."""
     width, height = image.upright_size
     source_HWC = image.read_upright(cover)
     if box is not None:
@@ -101,7 +98,7 @@ def _decode_opened(image: Opened, settings: PixelSettings, box: Box | None, cove
 def decode_original(data: bytes, *, box: Box | None = None) -> Pixels:
     """Decode one image's bytes at full size, upright, cut to `box` if given: height x width x 3 uint8 RGB.
 
-    For who changes pictures before `decode` reads them; what a network sees comes from `decode` and `view` alone.
+    For corruptions of the original; what a network sees comes from `decode` and `view` alone.
 
     Raises:
         DecodeError: code empty, unsupported, too_large, truncated, damaged or bad_box.
@@ -114,7 +111,7 @@ def decode_original(data: bytes, *, box: Box | None = None) -> Pixels:
 
 
 def view(pixels_HWC: Pixels, settings: PixelSettings) -> Pixels:
-    """Give evaluation's one view of decoded pixels: input_size x input_size x 3 uint8, contiguous."""
+    """Crop and resize decoded pixels to the network's input: input_size x input_size x 3 uint8, contiguous."""
     side = max(1, round(settings.decode_size * settings.view_crop))
     top = (settings.decode_size - side) // 2
     cropped_HWC = pixels_HWC[top : top + side, top : top + side]
@@ -170,7 +167,7 @@ def _resize(pixels_HWC: Pixels, height: int, width: int, settings: PixelSettings
     if pixels_HWC.shape[:2] == (height, width):
         return np.ascontiguousarray(pixels_HWC)
     kinds = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
-    # OpenCV reads a cut-out where it lies; a copy of a large one would cost as much as its decoding.
+    # OpenCV reads a slice in place; a copy of a large one would cost as much as its decoding.
     resized = cv2.resize(pixels_HWC, (width, height), interpolation=kinds[settings.interpolation])
     return np.asarray(resized, dtype=np.uint8)
 

@@ -1,9 +1,7 @@
 """Reads make, model, body and year out of class names such as 'Acura RL Sedan 2012'.
 
-From: a class name in the grammar of Stanford Cars, `make model [body] year`. To: a `Vehicle`, or columns of parts.
-Invariants: nothing is guessed. A name that does not end in a year between 1900 and 2100, with a make and a model
-before it, gives nulls only; a name without a body word (`Chevrolet HHR SS 2010`) has a null body. All kinds of cab,
-and the word Pickup itself, are the body `Pickup`: which cab was ordered says little, that it is a pickup says much.
+A name that is not of the form `make model [body] year` gives nulls only; one without a body word
+(`Chevrolet HHR SS 2010`) has a null body. All kinds of cab are the body `Pickup`.
 """
 
 from __future__ import annotations
@@ -42,11 +40,11 @@ _YEAR = re.compile(r"[0-9]{4}")
 
 @dataclass(frozen=True, slots=True)
 class Vehicle:
-    """Holds the parts of one class name; all null when the name is not a vehicle's."""
+    """The parts of a class name; all null where it is no vehicle's."""
 
     make: str | None = None
     model: str | None = None
-    """What is left when make, body and year are taken away: `Ram Pickup 3500`, `G IPL`."""
+    """What is left without make, body and year: `Ram Pickup 3500`, `G IPL`."""
     body: str | None = None
     year: int | None = None
 
@@ -81,7 +79,7 @@ def vehicle_columns(labels: Iterable[str | None]) -> dict[str, list[Any]]:
 
 
 def _take_body(words: list[str]) -> tuple[list[str], str | None]:
-    """Split what stands between make and year into model and body: the last words, else the one body word inside."""
+    """Split the words between make and year into model and body: the last words, else the one body word inside."""
     for length in (2, 1):
         body = BODIES.get(" ".join(words[-length:]).lower())
         if body and len(words) >= length:

@@ -1,9 +1,7 @@
-"""Reads Stanford Cars' annotations: class names in index order, and each annotated image's name, class and box.
+"""Reads Stanford Cars' annotations: class names in index order, and each image's name, class and box.
 
-From: SOURCE/devkit/*.mat beside SOURCE/cars_train/ and SOURCE/cars_test/, or the first release's cars_annos.mat beside
-car_ims/, local or S3. To: annotations by split.
-Invariants: .mat files are read by scipy, which runs none of their content, in a process of its own (manifest.matlab);
-boxes there are 1-based and inclusive, and leave here 0-based with x2, y2 exclusive.
+They lie in SOURCE/devkit/*.mat beside cars_train/ and cars_test/, or in the first release's cars_annos.mat beside
+car_ims/, local or S3. Boxes there are 1-based and inclusive; here they are 0-based with x2, y2 exclusive.
 """
 
 from __future__ import annotations
@@ -29,10 +27,10 @@ _FIRST_RELEASE = "cars_annos.mat"
 
 @dataclass(frozen=True, slots=True)
 class CarsRelease:
-    """Names where the parts of a copy of Stanford Cars lie."""
+    """Where the parts of a copy of Stanford Cars lie."""
 
     root: tuple[str, ...]
-    """Folders from the source down to the one that holds all of it."""
+    """Folders from the source down to the copy."""
     devkit: tuple[str, ...] | None
     """Folders from the source down to the devkit; None for the first release, which has none."""
 
@@ -78,14 +76,14 @@ def read_release(source: str, release: CarsRelease) -> tuple[dict[str, list[Anno
     root = join(source, *release.root)
     if release.devkit is not None:
         return read_devkit(root, devkit=join(source, *release.devkit))
-    place = join(root, _FIRST_RELEASE)
-    classes = [str(name) for name in _variable(place, "class_names")]
+    uri = join(root, _FIRST_RELEASE)
+    classes = [str(name) for name in _variable(uri, "class_names")]
     annotated: dict[str, list[Annotation]] = {"train": [], "test": []}
-    for entry in _variable(place, "annotations"):
+    for entry in _variable(uri, "annotations"):
         fields = entry if isinstance(entry, dict) else {}
         entry = {**fields, "fname": fields["relative_im_path"]} if "relative_im_path" in fields else fields
         split = "test" if str(fields.get("test", 0)) == "1" else "train"
-        annotated[split].append(_annotation(entry, classes, place))
+        annotated[split].append(_annotation(entry, classes, uri))
     return annotated, classes
 
 
@@ -98,46 +96,44 @@ def read_devkit(source: str, *, devkit: str | None = None) -> tuple[dict[str, li
     """
     devkit = devkit or join(source, "devkit")
     classes = [str(name) for name in _variable(join(devkit, _CLASSES), "class_names")]
-    places = {
+    files = {
         "train": [join(devkit, "cars_train_annos.mat")],
         # The labelled file was published apart from the devkit, so it often lies beside it.
         "test": [join(devkit, _LABELLED), join(source, _LABELLED), join(devkit, "cars_test_annos.mat")],
     }
     annotated: dict[str, list[Annotation]] = {"train": [], "test": []}
-    for split, candidates in places.items():
-        found = next((place for place in candidates if exists(place)), None)
+    for split, candidates in files.items():
+        found = next((uri for uri in candidates if exists(uri)), None)
         if found is not None:
             annotated[split] = [_annotation(entry, classes, found) for entry in _variable(found, "annotations")]
     return annotated, classes
 
 
-def _variable(place: str, name: str) -> list[Any]:
-    data = read_bytes(place)
+def _variable(uri: str, name: str) -> list[Any]:
+    data = read_bytes(uri)
     try:
         values = read_variable(data, name)
     except ValueError as err:
-        raise SchemaError(
-            f"{place} is not a MATLAB file of version 4 to 7.2 ({err}); fetch the devkit again."
-        ) from None
+        raise SchemaError(f"{uri} is not a MATLAB file of version 4 to 7.2 ({err}); fetch the devkit again.") from None
     if values is None:
-        raise SchemaError(f"{place} has no variable {name}; it is not part of a Stanford Cars devkit.")
+        raise SchemaError(f"{uri} has no variable {name}; it is not part of a Stanford Cars devkit.")
     return values
 
 
-def _annotation(entry: Any, classes: list[str], place: str) -> Annotation:
+def _annotation(entry: Any, classes: list[str], uri: str) -> Annotation:
     fields = entry if isinstance(entry, dict) else {}
     missing = [name for name in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "fname") if name not in fields]
     if missing:
-        raise SchemaError(f"{place} has annotations without {', '.join(missing)}; it is not a Stanford Cars devkit's.")
+        raise SchemaError(f"{uri} has annotations without {', '.join(missing)}; it is not a Stanford Cars devkit's.")
     # Only the name counts: some copies write a path before it.
     name = str(fields["fname"]).rsplit("/", 1)[-1]
     try:
         x1, y1, x2, y2 = (int(fields[f"bbox_{corner}"]) for corner in ("x1", "y1", "x2", "y2"))
         index = int(fields["class"]) if "class" in fields else None
     except (ValueError, TypeError, OverflowError):
-        raise SchemaError(f"{place} gives {name!r} a box or a class that is no number; fetch it again.") from None
+        raise SchemaError(f"{uri} gives {name!r} a box or a class that is no number; fetch it again.") from None
     if index is None:
         return name, None, (x1 - 1, y1 - 1, x2, y2)
     if not 1 <= index <= len(classes):
-        raise SchemaError(f"{place} gives {name} the class {index}; the devkit has classes 1 to {len(classes)}.")
+        raise SchemaError(f"{uri} gives {name} the class {index}; the devkit has classes 1 to {len(classes)}.")
     return name, classes[index - 1], (x1 - 1, y1 - 1, x2, y2)

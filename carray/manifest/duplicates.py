@@ -1,9 +1,8 @@
 """Finds images that show the same picture: equal bytes, or difference hashes that differ in few bits.
 
-From: sha256 and phash of each image. To: a group number for each image.
-Invariants: the groups depend on the set of images only, not on their order; without quadratic work (banding). Why 4
-bits: among 6,516 photographs of Stanford Cars all 17 pairs at distance 0 to 4 show the same photograph (looked at one
-by one), of the 4 pairs at distance 5 only 2 do, and at 6 none of 2.
+The groups do not depend on the images' order; hashes are compared by bands, without quadratic work. Why 4 bits: among
+6,516 photographs of Stanford Cars all 17 pairs at distance 0 to 4 show the same photograph, of the 4 pairs at distance
+5 only 2 do, and at 6 none of 2.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ NEAR_BITS = 4
 """Near duplicates differ in at most so many of the 64 bits."""
 
 FLAT_BITS = 8
-"""A hash with fewer bits set, or fewer unset, shows next to no structure (a blank wall, a gradient) and is near
-nothing; photographs of cars have 14 to 47 set."""
+"""A hash with fewer bits set, or unset, shows no structure (a blank wall, a gradient) and is near nothing; photographs
+of cars have 14 to 47 set."""
 
 _BLOCK_PAIRS = 4_000_000
-"""Comparisons at once: 64 MB of working memory."""
+"""Comparisons at once: 64 MB."""
 
 Indices = npt.NDArray[np.int64]
 
@@ -53,7 +52,7 @@ def group_duplicates(sha256: Sequence[str], phash: Sequence[int]) -> Indices:
 def near_pairs(hashes: npt.NDArray[np.uint64]) -> Indices:
     """Find the pairs of different hashes at most NEAR_BITS apart: indices, int64 of shape pairs x 2.
 
-    Cut into NEAR_BITS + 1 bands, two such hashes agree in at least one band whole, so only those are compared.
+    Of NEAR_BITS + 1 bands, two such hashes agree in at least one, so only those with an equal band are compared.
     """
     structured = np.flatnonzero(_is_structured(hashes))
     found = [np.zeros((0, 2), dtype=np.int64)]

@@ -1,8 +1,4 @@
-"""Says how healthy a manifest is: what is unreadable, rare, repeated or contradictory, and whether it can be tuned on.
-
-From: a manifest's rows and duplicate groups. To: a `HealthReport`, as words and as JSON.
-Invariants: it only reports; no image is dropped, moved or relabelled here.
-"""
+"""Reports on a manifest: what is unreadable, rare, repeated or contradictory, and whether it can be tuned on."""
 
 from __future__ import annotations
 
@@ -13,25 +9,25 @@ from typing import Any
 import pandas as pd
 
 from carray.core.text import readable
-from carray.manifest.balance import SET_ASIDE
 from carray.manifest.labels import similar_labels, unsure_labels
 from carray.manifest.layouts import shown
 from carray.manifest.manifest_file import SPLITS
+from carray.manifest.splits import SET_ASIDE
 
 __all__ = ["HealthReport", "report_health"]
 
 EXAMPLES = 5
-"""Groups, classes and errors shown of each kind; the manifest holds them all."""
+"""Groups, classes and errors shown of each kind."""
 
 BOXES_USUAL = 0.01
-"""Share of boxes that may reach beyond their image before it is a concern: annotators draw over the edge."""
+"""Share of boxes that may reach beyond their image before it is a concern."""
 
 _QUANTILES = {"min": 0.0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 
 
 @dataclass(frozen=True)
 class HealthReport:
-    """Holds what `prepare` found; `text` and `as_dict` show it."""
+    """What `prepare` found."""
 
     source: str
     layout: str
@@ -44,16 +40,16 @@ class HealthReport:
     """Unreadable images by error code."""
     error_examples: list[str]
     skipped: dict[str, int]
-    """Keys left out, by suffix, since they are no images by name."""
+    """Keys that are no images by name, by suffix."""
     left_out: dict[str, int]
     """Hidden keys, keys that tools left behind and masks, by name."""
     unlabelled_in: dict[str, int]
     """Images without a label, readable or not, by the folder they lie in."""
     doubts: list[str]
-    """What looks wrong in how the source was read, and what was lost on the way."""
+    """What looks wrong in how the source was read, and what was left out."""
     classes: int
     images_per_class: dict[str, float]
-    """min, median and max over the classes that have a readable image, those set aside not counted."""
+    """min, median and max over the classes with a readable image, without those set aside."""
     empty_classes: list[str]
     single_image_classes: list[str]
     classes_without_train: list[str]
@@ -64,7 +60,7 @@ class HealthReport:
     exact_groups: int
     """Groups of rows with equal bytes (and box, where images are cut to it)."""
     near_groups: int
-    """Groups that hold different bytes of what looks like one picture."""
+    """Groups of different bytes that look like one picture."""
     crossing_groups: int
     """Duplicate groups with images in more than one split."""
     crossing_examples: list[dict[str, str]]
@@ -74,13 +70,13 @@ class HealthReport:
     conflicting_examples: list[dict[str, str]]
     """Each maps uri to label."""
     label_changes: dict[str, int] = field(default_factory=dict)
-    """Labels that were given another spelling, by what changed: blank (no label at all), blanks, unicode form."""
+    """Normalised labels, by what changed: blank (no label at all), blanks, unicode form."""
     similar_classes: list[list[str]] = field(default_factory=list)
-    """Groups of classes whose names differ only by case, compatible letters or how one number is written."""
+    """Groups of classes whose names differ only by case, compatible letters or the writing of a number."""
     unsure_classes: list[str] = field(default_factory=list)
     """Classes whose names look like a missing label: None, NULL, nan."""
     boxes: dict[str, int] = field(default_factory=dict)
-    """Readable images that were cut to a box, and those whose box was clamped, or is one pixel wide or high."""
+    """Readable images cut to a box, and those whose box was clamped, or is one pixel wide or high."""
     boxes_left_out: str | None = None
     """Why a table's boxes are not in the manifest, where images are not cut to them."""
     empty_boxes: int = 0
@@ -98,7 +94,7 @@ class HealthReport:
 
     @property
     def unusable(self) -> str | None:
-        """Say why `tune` cannot work with this manifest; None when it can."""
+        """Say why `tune` cannot use this manifest; None when it can."""
         if self.empty_boxes == self.rows:
             return self._empty_boxes_text()
         if not self.ok:
@@ -114,9 +110,9 @@ class HealthReport:
 
     @property
     def concerns(self) -> list[str]:
-        """List what deserves a look before days of training, the worst first, a sentence each."""
+        """List what to look at before training, the worst first, a sentence each."""
         failed = self.rows - self.ok
-        places = f" ({_pairs(dict(list(self.unlabelled_in.items())[:EXAMPLES]))})" if self.unlabelled_in else ""
+        folders = f" ({_pairs(dict(list(self.unlabelled_in.items())[:EXAMPLES]))})" if self.unlabelled_in else ""
         found = [
             *((True, doubt) for doubt in self.doubts),
             (self.conflicting_groups, f"copies carry different labels in {_count(self.conflicting_groups, 'group')}"),
@@ -131,7 +127,11 @@ class HealthReport:
                 f"({shown(self.classes_without_train)})",
             ),
             (self.changed_labels, f"{_count(len(self.changed_labels), 'image')} labelled otherwise in {self.extended}"),
-            (self.similar_classes, self._similar_text()),
+            (
+                self.similar_classes,
+                f"{_count(len(self.similar_classes), 'group')} of classes whose names look alike "
+                f"({'; '.join(shown(group) for group in self.similar_classes[:EXAMPLES])})",
+            ),
             (self.unsure_classes, f"classes that look like a missing label ({shown(self.unsure_classes)})"),
             (self.empty_boxes, self._empty_boxes_text()),
             *self._box_concerns(),
@@ -141,11 +141,14 @@ class HealthReport:
             ),
             (self.single_image_classes, f"{_count(len(self.single_image_classes), 'class')} with one image"),
             (self.classes_without_val, f"{_count(len(self.classes_without_val), 'class')} without a val image"),
-            (self._is_imbalanced(), "the largest class has over 10 times the images of the median class"),
+            (
+                self.images_per_class and self.images_per_class["max"] > 10 * self.images_per_class["median"],
+                "the largest class has over 10 times the images of the median class",
+            ),
             (not self.splits["test"], "no test split, so no final score can be given"),
             (
                 self.unlabelled,
-                f"{_count(self.unlabelled, 'readable image')} without a label, left out of every split{places}",
+                f"{_count(self.unlabelled, 'readable image')} without a label, left out of every split{folders}",
             ),
         ]
         return [text for present, text in found if present]
@@ -173,14 +176,18 @@ class HealthReport:
             f"  splits       {_pairs(self.splits)}",
             f"  boxes        {_pairs(self.boxes)}" if self.boxes else "",
             f"  boxes        left out: {readable(self.boxes_left_out)}" if self.boxes_left_out else "",
-            self._balance_line(),
+            f"  set aside    {_count(self.set_aside, 'image')} over {self.balance:,} train images a class"
+            if self.balance is not None
+            else "",
             *(f"  {name:<12} {_pairs(quantiles)}" for name, quantiles in self.sizes.items()),
             f"  duplicates   {_count(self.exact_groups, 'exact group')}, {_count(self.near_groups, 'near group')}",
             *_listed("crossing", self.crossing_groups, self.crossing_examples),
             *_listed("conflicting", self.conflicting_groups, self.conflicting_examples),
             *(_names("no image", self.empty_classes), _names("one image", self.single_image_classes)),
             *(_names("not in train", self.classes_without_train), _names("not in val", self.classes_without_val)),
-            self._extended_line(),
+            f"  extends      {self.extended}; {_count(self.old_rows_absent, 'old row')} not in this source"
+            if self.extended
+            else "",
             *(f"  new label    {readable(change)}" for change in self.changed_labels[:EXAMPLES]),
             self.verdict,
         ]
@@ -189,10 +196,6 @@ class HealthReport:
     def as_dict(self) -> dict[str, Any]:
         """Give the report as plain values for JSON."""
         return {**asdict(self), "usable": self.unusable is None, "concerns": self.concerns, "verdict": self.verdict}
-
-    def _similar_text(self) -> str:
-        groups = "; ".join(shown(group) for group in self.similar_classes[:EXAMPLES])
-        return f"{_count(len(self.similar_classes), 'group')} of classes whose names look alike ({groups})"
 
     def _box_concerns(self) -> list[tuple[bool, str]]:
         """Say what is wrong with many boxes; a few that reach over the edge are usual."""
@@ -213,24 +216,11 @@ class HealthReport:
             "and height)"
         )
 
-    def _is_imbalanced(self) -> bool:
-        return bool(self.images_per_class) and self.images_per_class["max"] > 10 * self.images_per_class["median"]
-
-    def _balance_line(self) -> str:
-        if self.balance is None:
-            return ""
-        return f"  set aside    {_count(self.set_aside, 'image')} over {self.balance:,} train images a class"
-
-    def _extended_line(self) -> str:
-        if not self.extended:
-            return ""
-        return f"  extends      {self.extended}; {_count(self.old_rows_absent, 'old row')} not in this source"
-
 
 def report_health(
     rows: pd.DataFrame, groups: Sequence[int], *, classes: list[str], crop_boxes: bool, **context: Any
 ) -> HealthReport:
-    """Count what a manifest's rows show; `groups` numbers duplicates, `context` holds the report's remaining fields."""
+    """Report on a manifest's rows; `groups` numbers duplicates, `context` holds the report's remaining fields."""
     ok = rows[rows["status"] == "ok"].assign(
         group=[g for g, s in zip(groups, rows["status"], strict=True) if s == "ok"]
     )
@@ -337,10 +327,7 @@ def _pairs(values: dict[str, Any]) -> str:
 
 
 def _names(what: str, names: list[str]) -> str:
-    if not names:
-        return ""
-    more = f" and {len(names) - EXAMPLES:,} more" if len(names) > EXAMPLES else ""
-    return f"  {what:<12} {', '.join(map(readable, names[:EXAMPLES]))}{more}"
+    return f"  {what:<12} {shown(names)}" if names else ""
 
 
 def _listed(what: str, number: int, examples: list[dict[str, str]]) -> list[str]:

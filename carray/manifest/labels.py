@@ -1,8 +1,7 @@
-"""Gives labels one spelling, and says which of them look like mistakes; the same for every source of labels.
+"""Normalises labels, and reports those that look like mistakes; the same for every source of labels.
 
-Invariants: a label that is null, NaN or blank is none; blanks at the ends go, doubled ones and odd ones (a no-break
-space, a line end) become one plain blank; Unicode is composed (NFC). Nothing else of a label changes: labels that may
-mean the same are named, not merged.
+A null, NaN or blank label is none; runs of white space become one space, none at the ends; Unicode is composed (NFC).
+Nothing else changes: labels that may mean the same are reported, not merged.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ import pandas as pd
 __all__ = ["normalise_labels", "similar_labels", "unsure_labels", "whole_number_labels"]
 
 _UNSEEN = str.maketrans("", "", "\u200b\u2060\ufeff")
-"""Blanks without width: a break, a joiner, a byte order mark in the middle of a file."""
+"""Spaces without width: a break, a joiner, a byte order mark."""
 _NO_LABELS = {
     *("none", "null", "nil", "nan", "-nan", "nat", "na", "n/a", "n.a.", "<na>", "#n/a", "#na", "\\n"),
     *("?", "-", "--", ".", "undefined", "missing", "unlabelled", "unlabeled"),
 }
-"""What programs write for a missing label, in small letters."""
+"""What programs write for a missing label, in lower case."""
 
 
 def normalise_labels(labels: pd.Series) -> tuple[pd.Series, dict[str, int]]:
-    """Give each label its one spelling, null where there is none, and how many were changed, by what changed.
+    """Normalise labels, null where there is none, and count the changed ones by what changed.
 
-    The second value's keys are `blank` (no label at all), `blanks` and `unicode form`; zero counts are left out.
+    The counts' keys are `blank` (no label at all), `blanks` and `unicode form`; zeros are left out.
     """
     spelled: dict[str, str | None] = {}
     changed: dict[str, int] = defaultdict(int)
@@ -43,10 +42,7 @@ def normalise_labels(labels: pd.Series) -> tuple[pd.Series, dict[str, int]]:
 
 
 def whole_number_labels(labels: pd.Series) -> pd.Series:
-    """Take the point from whole numbers that a missing one beside them has made fractions of: `1` for `1.0`.
-
-    Pandas writes a column of whole numbers with a gap in this way. Anything else stays as it is.
-    """
+    """Write whole numbers without a point, `1` for `1.0`, as pandas writes them in a column with a gap."""
     texts = labels.dropna().drop_duplicates()
     if labels.isna().any() and len(texts) and texts.str.fullmatch(r"-?\d+\.0").all():
         return labels.str.removesuffix(".0")
@@ -62,12 +58,12 @@ def similar_labels(labels: Iterable[str]) -> list[list[str]]:
 
 
 def unsure_labels(labels: Iterable[str]) -> list[str]:
-    """Give the labels that look like a missing one: None, NULL, nan and their like."""
+    """Give the labels that look like a missing one, such as None, NULL or nan."""
     return [label for label in labels if label.casefold() in _NO_LABELS]
 
 
 def same_spelling(names: Sequence[str]) -> list[str]:
-    """Give the names of classes in their one spelling, each once, in their order; sorted ones stay sorted."""
+    """Normalise class names, each once, in their order; sorted ones stay sorted."""
     spelled, _ = normalise_labels(pd.Series(names, dtype="string"))
     classes = list(dict.fromkeys(spelled.dropna()))
     return sorted(classes) if list(names) == sorted(names) else classes

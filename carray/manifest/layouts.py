@@ -1,13 +1,12 @@
-"""Reads folder names: which folder is a split, which a class, which only wraps the others.
+"""Infers from folder names which folders are splits, which are classes and which only wrap others.
 
-From: how many pictures lie directly in each folder. To: a `FolderLayout`, which gives each folder's label and split.
-Invariants: works on names and counts alone, so a folder on disk and a prefix on S3 read the same; a folder that names
-a split is never a part of a class; what was guessed and looks wrong is a sentence in `doubts`.
+It uses names and counts alone, so that local folders and prefixes on S3 are read alike. What was inferred and looks
+wrong is a sentence in `FolderLayout.doubts`.
 
     1. images/ beside masks/            the pictures are those of images/; masks/ is left out
     2. data/data/...                    a folder that is alone and holds folders is descended
     3. train/CLASS, CLASS/train         the level where most folders name a split
-    4. cars_train/cars_train/...        a split's name, or a wrapper, that stands twice is taken once
+    4. cars_train/cars_train/...        a repeated split's name or wrapper counts once
     5. MAKE/MODEL                       the class is the path down to the folder that holds the pictures
 """
 
@@ -26,7 +25,7 @@ __all__ = [
     "COMPANION_FOLDERS",
     "Folder",
     "FolderLayout",
-    "Place",
+    "FolderRole",
     "name_doubts",
     "parse_label_from",
     "read_layout",
@@ -39,35 +38,35 @@ Folder = tuple[str, ...]
 SHOWN = 5
 
 HOLDER_FOLDERS = set("images image imgs img jpegimages photos pictures pics".split())
-"""Folders that only hold pictures: their name says nothing of what is seen."""
+"""Folders that only hold pictures, whatever they show."""
 COMPANION_FOLDERS = set(
     "masks mask labels label annotations annotation annos segmentation segmentations segmentationclass gt groundtruth "
     "ground_truth trimaps depth bboxes boxes metadata meta devkit docs doc scripts code".split()
 )
-"""Folders that accompany pictures: masks, annotations and the like."""
+"""Folders that accompany pictures."""
 _PICTURE_WORDS = HOLDER_FOLDERS | set("mask masks annotation annotations label labels sample samples".split())
 _PICTURE_WORDS |= set("photo picture pic example examples thumbnail thumbnails thumbs preview previews".split())
 _NEUTRAL_WORDS = _PICTURE_WORDS | set("set sets data dataset split folder dir files".split())
-"""Words that may stand beside a split's name: training_set, test-images."""
+"""Words allowed beside a split's name: training_set, test-images."""
 _ENDINGS = re.compile("(set|data|images|imgs?)$")
-"""What stands right behind a split's name: trainset, testdata."""
+"""Endings of a split's name: trainset, testdata."""
 _YEAR = re.compile(r"(19|20)\d\d")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Says what a folder tells about the pictures directly in it."""
+class FolderRole:
+    """The label and split of the pictures directly in a folder."""
 
     label: str | None = None
     split: str | None = None
     above: Folder | None = None
-    """Where pictures have no label: the folder to name; else None."""
+    """The folder to name where pictures have no label; else None."""
     left_out: bool = False
-    """Whether the pictures are masks and the like, which are no candidates."""
+    """Whether the pictures are masks or the like."""
 
 
 class _Tree:
-    """Counts the pictures in folders and below them."""
+    """Counts of the pictures in folders and below them."""
 
     def __init__(self, pictures: Mapping[Folder, int]) -> None:
         self.direct, self.total = Counter(pictures), Counter[Folder]()
@@ -83,7 +82,7 @@ class _Tree:
         return 0 < self.total[folder] <= 2 * self.direct[folder]
 
     def wrappers(self, stop: Callable[[str], bool]) -> Folder:
-        """Give the folders that are alone in the one above them and hold folders themselves."""
+        """Give the chain of folders from the source, each the only one in its parent and holding folders itself."""
         inside: Folder = ()
         while len(names := self.children.get(inside, set())) == 1:
             (name,) = names
@@ -96,15 +95,15 @@ class _Tree:
 
 @dataclass
 class FolderLayout:
-    """Gives each folder's label and split; made by `read_layout`."""
+    """The label and split of every folder, as `read_layout` infers them."""
 
     kind: str = "images"
-    """images: no folders, or none that counts; folder: class folders; splits: split folders."""
+    """images (no folders that count), folder (class folders) or splits (split folders)."""
     inside: Folder = ()
     """The wrappers that were descended from the source."""
     label_from: int | str = "auto"
     level: int | None = None
-    """Where a path, below `inside`, names the split; None where no folder does."""
+    """The level below `inside` whose folders name splits; None where there is none."""
     splits: dict[str, str] = field(default_factory=dict)
     """Folder names at that level, and the split that each means."""
     doubts: list[str] = field(default_factory=list)
@@ -117,22 +116,22 @@ class FolderLayout:
     _classes: _Tree = field(default_factory=lambda: _Tree({}))
     _tail: int = 0
 
-    def place(self, folder: Folder) -> Place:
-        """Give what a folder tells, also of one that holds no picture."""
+    def role(self, folder: Folder) -> FolderRole:
+        """Give a folder's label and split, also where it holds no picture."""
         reduced = self._reduce(folder)
         if reduced is None:
-            return Place(above=folder, left_out=True)
+            return FolderRole(above=folder, left_out=True)
         if self.kind == "images":
-            return Place(above=folder)
+            return FolderRole(above=folder)
         parts = self._under(reduced, self.inside)
         split, rest = self._divide(parts)
         if rest is None:
             outside = (*self.inside, *parts[: (self.level or 0) + 1])
-            return Place(above=outside)
+            return FolderRole(above=outside)
         if rest[:1] and rest[0] in self._unlabelled_tops:
-            return Place(above=folder)
+            return FolderRole(above=folder)
         label = self._label(rest)
-        return Place(label, split if label is not None else None, None if label is not None else folder)
+        return FolderRole(label, split if label is not None else None, None if label is not None else folder)
 
     def _reduce(self, folder: Folder) -> Folder | None:
         """Take out folders like images/; None below folders like masks/."""
@@ -309,7 +308,7 @@ def _take_level(tree: _Tree, found: FolderLayout, level: int, splits: dict[str, 
 
 
 def _split_words(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """Give the split that a name holds and its other words, those that say nothing left out; None if it holds none."""
+    """Give the split in a name and its other words, without _NEUTRAL_WORDS; None where it names no split."""
     if (exact := given_split(name)) is not None:
         return exact, ()
     words = [word.casefold() for word in re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", name) if word]
@@ -326,7 +325,7 @@ def _split_words(name: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def _split_names(names: Iterable[str], *, lenient: bool = False) -> dict[str, str]:
-    """Give the names that stand for splits; unless `lenient`, one like cars_train only beside cars_test, or alone."""
+    """Give the names of splits; unless `lenient`, one like cars_train only beside cars_test, or alone."""
     by_rest: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
     count = 0
     for name in names:
@@ -344,7 +343,7 @@ def _split_names(names: Iterable[str], *, lenient: bool = False) -> dict[str, st
 
 
 def _check_classes(found: FolderLayout) -> None:
-    """Say what looks wrong in the class folders, and take off the last name where all of them share it."""
+    """Report what looks wrong in the class folders, and drop the last name where all of them share it."""
     tree = found._classes
     folders = {folder for rest in tree.direct if (folder := found.class_folder((*found._below, *rest)))}
     while len(folders) > 1 and all(len(folder) > 1 for folder in folders) and len({f[-1] for f in folders}) == 1:
@@ -373,12 +372,22 @@ def _check_classes(found: FolderLayout) -> None:
 
 
 def name_doubts(classes: Iterable[str], above: Iterable[str] = ()) -> list[str]:
-    """Say which names of classes look like a split's or like those of images and masks, a sentence each.
+    """Report class names that look like a split's or like those of images and masks, a sentence each.
 
-    `above` are names of folders above class folders, which are part of the class's name.
+    `above` are the names of folders above class folders, which are part of the class's name.
     """
-    like_splits, like_images = _called_like_no_class(classes, above)
-    found = []
+    split_like: dict[str, tuple[str, ...]] = {}
+    splits, like_images, above, found = set(), [], set(above), []
+    for name in sorted({*classes, *above}):
+        if split_and_rest := _split_words(name):
+            splits.add(split_and_rest[0])
+            split_like[name] = split_and_rest[1]
+        elif (
+            _PICTURE_WORDS.intersection(re.split(r"[\W\d_]+", name.casefold())) or name.casefold() in COMPANION_FOLDERS
+        ):
+            like_images.append(name)
+    # A single class with a word like test among others may be a car; names for two splits are none.
+    like_splits = [name for name, rest in split_like.items() if len(splits) > 1 or not rest or name in above]
     if like_splits:
         found.append(
             f"part of a class is called like a split ({shown(like_splits)}); if it is one, say --layout splits and let "
@@ -387,25 +396,6 @@ def name_doubts(classes: Iterable[str], above: Iterable[str] = ()) -> list[str]:
     if like_images:
         found.append(f"part of a class is called like what shows no class of cars ({shown(like_images)})")
     return found
-
-
-def _called_like_no_class(names: Iterable[str], above: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Give the names of classes that are like a split's, and those like images or masks.
-
-    `above` are names of folders above class folders, which are part of the class's name.
-    """
-    like_splits: dict[str, tuple[str, tuple[str, ...]]] = {}
-    like_images = []
-    above = set(above)
-    for name in sorted({*names, *above}):
-        words = {word.casefold() for word in re.split(r"[\W\d_]+", name) if word}
-        if found := _split_words(name):
-            like_splits[name] = found
-        elif words & _PICTURE_WORDS or name.casefold() in COMPANION_FOLDERS:
-            like_images.append(name)
-    # A single class with a word like test among others may be a car; names for two splits are none.
-    several = len({split for split, _ in like_splits.values()}) > 1
-    return [name for name, (_, more) in like_splits.items() if several or not more or name in above], like_images
 
 
 def shown(names: Iterable[str]) -> str:

@@ -1,8 +1,8 @@
-"""Says what a manifest is: a Parquet table, one row an image (or a box of one), and how it is read.
+"""A manifest: a Parquet table, one row an image (or a box of one), its schema, reader and writer.
 
-Invariants: (uri, box) is unique; an image that could not be read, or that `prepare --balance` set aside, is a row with
-its reason and no split, and status says only whether it could be read; the file's metadata holds `classes` in index
-order, `crop_boxes` and the settings it was built with. Version 1.
+(uri, box) is unique. An image that could not be read, or that `prepare --balance` set aside, is a row with its reason
+and no split; status says only whether it could be read. The file's metadata holds `classes` in index order,
+`crop_boxes` and the settings it was built with. Version 1.
 """
 
 from __future__ import annotations
@@ -17,11 +17,23 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from carray.core.errors import SchemaError
+from carray.core.errors import DataError, SchemaError
 from carray.core.tables import read_table, table_metadata, write_table
-from carray.images.pixels import Box
+from carray.images.decoding import Pixels
+from carray.images.pixels import Box, PixelSettings
+from carray.images.read import ReadImage, read_image
 
-__all__ = ["MANIFEST_SCHEMA", "SPLITS", "Manifest", "given_split", "read_manifest", "row_box", "write_manifest"]
+__all__ = [
+    "MANIFEST_SCHEMA",
+    "SPLITS",
+    "Manifest",
+    "given_split",
+    "read_manifest",
+    "read_row",
+    "require_row",
+    "row_box",
+    "write_manifest",
+]
 
 VERSION = 1
 SPLITS = ("train", "val", "test")
@@ -43,7 +55,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("x2", pa.int32()),
         ("y2", pa.int32()),
         ("status", pa.string()),  # ok, fetch_error or decode_error
-        ("error_code", pa.string()),  # why there is no split: core.store.image_bytes' and pixels' codes, or set_aside
+        ("error_code", pa.string()),  # why there is no split: an image's code, or set_aside
         ("error", pa.string()),  # the same as a sentence
         ("size_bytes", pa.int64()),
         ("width", pa.int32()),  # of the upright image, pixels
@@ -57,21 +69,21 @@ _BOX = ["x1", "y1", "x2", "y2"]
 
 
 def given_split(name: str) -> str | None:
-    """Give the split that a folder or a table's cell names, in any case; None when it names none."""
+    """Give the split that a name stands for, in any case; None when it stands for none."""
     return next((split for split, names in _SPLIT_NAMES.items() if name.casefold() in names), None)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Holds a manifest's rows and what its metadata says."""
+    """A manifest's rows and metadata."""
 
     uri: str
     rows: pd.DataFrame
     """Columns as MANIFEST_SCHEMA; box columns Int32, phash UInt64, all nullable."""
     classes: list[str]
-    """Class names; a label's index is its place here."""
+    """Class names in the order of their indices."""
     crop_boxes: bool
-    """Whether images are cut to their boxes before anything looks at them."""
+    """Whether images are cut to their boxes."""
 
     @property
     def usable(self) -> pd.DataFrame:
@@ -81,15 +93,14 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Hash what training sees (content, box, label, split, class order): 16 hex digits, whatever the row order."""
+        """Hash content, box, label, split and class order, whatever the row order: 16 hex digits."""
         text = json.dumps([sorted(_identities(self.usable)), self.classes, self.crop_boxes])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def by_content(self, *splits: str) -> pd.DataFrame:
         """Give the usable rows of splits, ordered by what the fingerprint hashes, then by uri; the index stays.
 
-        Manifests of one fingerprint give the same pixels, labels and splits in the same order, however their tables are
-        ordered. The order of train and val together is that of a decoded block.
+        Manifests of one fingerprint give the same pixels, labels and splits in the same order.
         """
         rows = self.usable[self.usable["split"].isin(splits)]
         keys = (rows["uri"].to_numpy(dtype=np.str_), _identities(rows).to_numpy(dtype=np.str_))
@@ -112,7 +123,7 @@ class Manifest:
 
 
 def _identities(rows: pd.DataFrame) -> pd.Series[str]:
-    """Give what training sees of each row (content, box, label, split) as one string."""
+    """Give content, box, label and split of each row as one string."""
     seen = rows[["sha256", *_BOX, "label", "split"]].astype("string").fillna("")
     return seen["sha256"].str.cat(seen[[*_BOX, "label", "split"]], sep="|")
 
@@ -122,6 +133,30 @@ def row_box(row: Mapping[str, Any]) -> Box | None:
     if any(name not in row or pd.isna(row[name]) for name in _BOX):
         return None
     return int(row["x1"]), int(row["y1"]), int(row["x2"]), int(row["y2"])
+
+
+def read_row(row: Mapping[Any, Any], settings: PixelSettings, *, crop_boxes: bool, as_input: bool = False) -> ReadImage:
+    """Read the image of a row with uri and escaped; bytes that do not hash to its sha256, if any, are a fetch_error."""
+    return read_image(
+        row["uri"],
+        settings,
+        escaped=bool(row["escaped"]),
+        box=row_box(row) if crop_boxes else None,
+        sha256=row.get("sha256"),
+        as_input=as_input,
+    )
+
+
+def require_row(row: Mapping[Any, Any], settings: PixelSettings, *, crop_boxes: bool, as_input: bool = False) -> Pixels:
+    """Give the pixels of a row's image, which must be as they were when the manifest was prepared.
+
+    Raises:
+        DataError: the image cannot be read, or changed.
+    """
+    read = read_row(row, settings, crop_boxes=crop_boxes, as_input=as_input)
+    if read.pixels_HWC is None:
+        raise DataError(f"{row['uri']!r} cannot be used: {read.error}; run carray prepare again.")
+    return read.pixels_HWC
 
 
 def write_manifest(rows: pd.DataFrame, uri: str, *, classes: list[str], crop_boxes: bool, **provenance: Any) -> None:
@@ -136,7 +171,7 @@ def write_manifest(rows: pd.DataFrame, uri: str, *, classes: list[str], crop_box
 
 
 def read_manifest(uri: str) -> Manifest:
-    """Read a manifest and check that each (uri, box) stands once.
+    """Read a manifest and check it.
 
     Raises:
         SchemaError: not a manifest, a missing column, the same uri and box twice, or a label outside its classes.
@@ -166,7 +201,7 @@ def read_manifest(uri: str) -> Manifest:
 
 
 def check_unique(rows: pd.DataFrame, uri: str) -> None:
-    """Check that no (uri, box) stands twice.
+    """Check that no (uri, box) is repeated.
 
     Raises:
         SchemaError: names the first repetition and counts them all.

@@ -1,8 +1,7 @@
-"""Reads one variable of a MATLAB file in a process of its own: scipy's reader ends its process on some damaged files.
+"""Reads a variable of a MATLAB file in a child process: scipy's reader crashes on some damaged files.
 
-From: the bytes of a .mat file. To: plain values, as JSON carries them: a list of texts and numbers, or of structs.
-Invariants: the child has SECONDS of a core and 4 GB of addresses; its end is a reason, never its caller's end.
-Cost: a second for starting Python and scipy.
+The child, which imports this module alone, has SECONDS of a core and 4 GB of addresses. Its end is an error, never its
+caller's end. Cost: a second for starting Python and scipy.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _BYTES = 4 << 30
 
 
 def read_variable(data: bytes, name: str) -> list[Any] | None:
-    """Give a variable as a list, None where the file has none of that name.
+    """Read a variable as a list of texts, numbers or mappings; None where the file has none of that name.
 
     Raises:
         ValueError: the file cannot be read; says why.

@@ -1,10 +1,7 @@
-"""Builds a manifest: opens every image of a source once, measures it, and divides the images into splits.
+"""Builds a manifest: reads every image of a source once, measures it, and divides the images into splits.
 
-From: `manifest/sources.py`'s candidates. To: one manifest (`manifest/manifest_file.py`) and a `HealthReport`.
-Invariants: rows out = candidates in; an unreadable image is a row with its reason, and so is one over `balance`;
-nothing in the source is changed.
-Cost: threads, since both decoders release the interpreter's lock: on two cores 419 images a second with one thread,
-1,021 with two, 1,107 with four (photographs of 23 KB, 256 pixels high).
+Rows out = candidates in: an unreadable image is a row with its reason, and so is one over `balance`.
+Cost: on two cores 419 images a second with one thread, 1,021 with two, 1,107 with four (photographs of 23 KB).
 """
 
 from __future__ import annotations
@@ -12,40 +9,36 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import pandas as pd
 
-from carray.core.errors import DecodeError, FetchError, SettingsError
-from carray.core.progress import Progress
+from carray.core.errors import SettingsError
 from carray.core.store.files import absolute, is_folder, is_s3
-from carray.core.store.image_bytes import fetch_image
-from carray.images.pixels import PixelSettings, decode
-from carray.manifest.balance import cap_classes
+from carray.images.pixels import PixelSettings
+from carray.images.read import ReadImage, decode_fetched, fetch_original, read_all
 from carray.manifest.duplicates import group_duplicates
 from carray.manifest.health import HealthReport, report_health
 from carray.manifest.labels import normalise_labels, same_spelling
 from carray.manifest.manifest_file import MANIFEST_SCHEMA, read_manifest, row_box, write_manifest
 from carray.manifest.sources import Candidates, list_candidates
-from carray.manifest.splits import SplitSettings, assign_splits, changed_labels, kept_splits
+from carray.manifest.splits import SplitSettings, assign_splits, cap_classes, changed_labels, kept_splits
 
 __all__ = ["prepare"]
 
 THREADS_PER_CORE = 2
-"""Local reads: the second thread of a core fills the waits of the first (about 8 % more)."""
+"""For local reads; the second thread of a core adds about 8 %."""
 S3_THREADS = 32
-"""Reads over a network mostly wait; core.store.image_bytes pools 64 connections."""
+"""For reads over a network, which mostly wait."""
 
-_AT_ONCE = 2_048
-"""Images handed to the threads at once, so that millions of them do not become millions of futures."""
+_AHEAD = 2_048
+"""Images submitted to the threads at once, so that millions of them do not become millions of futures."""
 
 _MEASURED = PixelSettings()
-"""Only size and hash are kept, but hashes compare best when made at classify's default scale."""
+"""Hashes compare best with those of classify when made at its default scale."""
 
 
 def prepare(
@@ -64,11 +57,10 @@ def prepare(
 ) -> HealthReport:
     """Build the manifest of a source at `out`.
 
-    `layout` and `label_from` say how folder names are read, and `show` is told what was understood before any image is
-    opened.
-    `workers` is a number of threads, `extend` a manifest whose splits stay, `balance` how many training images a class
-    may have: the others are rows without a split. Of an extended manifest, training images stay before new ones.
-    `column` says which column of a table is which, such as {"uri": "path"}. Labels get one spelling from every source.
+    `layout` and `label_from` say how folder names are read; `show` is told what was understood before any image is
+    read. `workers` is a number of threads, `extend` a manifest whose splits stay, `balance` how many training images a
+    class may have, those of an extended manifest first; the others are rows without a split. `column` says which
+    column of a table is which, such as {"uri": "path"}.
 
     Raises:
         SettingsError: an unknown layout or `label_from`, a source not laid out so, `out` is a folder, or `workers` or
@@ -84,7 +76,7 @@ def prepare(
     out = absolute(out)
     if is_folder(out):
         raise SettingsError(f"{out} is a folder; name the manifest's file, such as {out.rstrip('/')}/manifest.parquet.")
-    # Read before hours of decoding: a wrong manifest should not be found out after them.
+    # A wrong manifest is refused before hours of decoding.
     old = read_manifest(extend).rows if extend else None
     candidates = list_candidates(source, layout=layout, label_from=label_from, column=column, crop_boxes=crop_boxes)
     candidates, label_changes = _spell_labels(candidates)
@@ -113,7 +105,7 @@ def prepare(
 
 
 def _spell_labels(candidates: Candidates) -> tuple[Candidates, dict[str, int]]:
-    """Give every label its one spelling, and count what changed; an image without a label has no split."""
+    """Normalise labels and count the changes; an image without a label has no split."""
     labels, changes = normalise_labels(candidates.rows["label"])
     rows = candidates.rows.assign(label=labels, split=candidates.rows["split"].mask(labels.isna()))
     unlabelled_in = candidates.unlabelled_in | ({"blank labels": changes["blank"]} if changes.get("blank") else {})
@@ -122,19 +114,23 @@ def _spell_labels(candidates: Candidates) -> tuple[Candidates, dict[str, int]]:
 
 
 def _measure(candidates: Candidates, *, crop_boxes: bool, workers: int | None) -> pd.DataFrame:
-    """Open every candidate; columns as MANIFEST_SCHEMA, split as given."""
+    """Read every candidate; columns as MANIFEST_SCHEMA, split as given."""
     threads = workers or (
         S3_THREADS if is_s3(candidates.rows["uri"].iloc[0]) else THREADS_PER_CORE * len(os.sched_getaffinity(0))
     )
     listed = candidates.rows.to_dict("records")
-    remaining = iter(listed)
-    measured: list[dict[str, Any]] = []
-    with Progress("prepare", total=len(listed)) as progress, ThreadPoolExecutor(threads) as pool:
-        while batch := list(islice(remaining, _AT_ONCE)):
-            for row in pool.map(partial(_measure_image, crop_boxes=crop_boxes), batch):
-                progress.advance(errors=int(row["status"] != "ok"))
-                measured.append(row)
-    # Column by column: a frame of dictionaries makes floats of integers beside a null, and loses a hash's low bits.
+    measure = partial(_measure_image, crop_boxes=crop_boxes)
+    measured = list(
+        read_all(
+            listed,
+            measure,
+            what="prepare",
+            threads=threads,
+            ahead=_AHEAD,
+            is_failed=lambda row: row["status"] != "ok",
+        )
+    )
+    # Column by column: a frame of dictionaries turns integers beside a null into floats, which lose a hash's low bits.
     found = pd.DataFrame(
         {name: pd.Series([row.get(name) for row in measured], dtype=kind) for name, kind in _MEASURED_TYPES.items()}
     )
@@ -151,16 +147,11 @@ _MEASURED_TYPES = {
 
 
 def _measure_image(row: dict[str, Any], *, crop_boxes: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    try:
-        fetched = fetch_image(row["uri"], escaped=row["escaped"])
-        found["etag"], found["size_bytes"] = fetched.etag, len(fetched.data)
-        found["sha256"] = hashlib.sha256(fetched.data).hexdigest()
-        image = decode(fetched.data, _MEASURED, box=row_box(row) if crop_boxes else None)
-    except (FetchError, DecodeError) as err:
-        status = "fetch_error" if isinstance(err, FetchError) else "decode_error"
-        return {**found, "status": status, "error_code": err.code, "error": str(err)}
-    return {**found, "status": "ok", "width": image.width, "height": image.height, "phash": image.phash}
+    fetched = fetch_original(row["uri"], escaped=row["escaped"])
+    if isinstance(fetched, ReadImage):
+        return fetched.columns
+    read = decode_fetched(fetched, _MEASURED, box=row_box(row) if crop_boxes else None)
+    return read.columns | {"sha256": hashlib.sha256(fetched.data).hexdigest()}
 
 
 def _group(rows: pd.DataFrame) -> list[int]:

@@ -1,10 +1,7 @@
-"""Turns a source into candidate rows: which images there are, with what label, box and given split. Opens no image.
+"""Lists a source's images with the labels, boxes and splits that it gives, without reading any image.
 
-From: class folders, split folders, a copy of Stanford Cars, a table of URIs or a bare folder, local or S3. To:
-`Candidates`.
-Invariants: each (uri, box) stands once; a key without an image's suffix is counted by suffix, a hidden one and what
-tools leave behind by its name, never silently lost (a table is taken whole); a label never becomes a path, so `/` in
-it is only a character.
+Each (uri, box) stands once. A key without an image's suffix is counted by suffix, hidden ones and what tools leave
+behind by name (a table is taken whole). A label never becomes a path, so `/` in it is only a character.
 
     layout          recognised by                               label from            split from
     table           a file .parquet, .csv or .tsv               column label          column split
@@ -15,7 +12,7 @@ it is only a character.
     folder          images below other subfolders               the folders           none
     images          images directly in the folder               none                  none
 
-How folder names are read stands in `manifest/layouts.py`; its labels are made in `_rows_of_folders`.
+How folder names are read: `manifest/layouts.py`.
 """
 
 from __future__ import annotations
@@ -25,6 +22,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import combinations
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -42,7 +40,6 @@ from carray.manifest.layouts import (
     COMPANION_FOLDERS,
     Folder,
     FolderLayout,
-    Place,
     name_doubts,
     parse_label_from,
     read_layout,
@@ -63,21 +60,21 @@ _JUNK_NAMES = set(
     "__macosx thumbs.db ehthumbs.db desktop.ini @eadir $recycle.bin #recycle @recycle @tmp #snapshot lost+found "
     "__pycache__".split()
 ) | {"system volume information"}
-"""What file managers, archives and network drives leave behind, in lower case; hidden names are junk, too."""
+"""What file managers, archives and network drives leave behind, in lower case; hidden names are junk as well."""
 _TEXT_SUFFIXES = set(
     ".txt .csv .tsv .json .jsonl .xml .yaml .yml .toml .ini .cfg .md .rst .html .htm .pdf .mat .parquet .db .log .py "
     ".ipynb .sh .names .lst .url .md5 .sha256".split()
 )
 _TEXT_NAMES = set("readme license licence copying changelog makefile _success".split())
 _NO_PICTURES = _TEXT_SUFFIXES | _TEXT_NAMES
-"""Files that hold no picture: none of them is missed."""
+"""Files that hold no picture."""
 _CONVERT = set(".heic .heif .avif .jxl .jp2 .ppm .pgm .pbm .pnm .tga .psd .svg .ico .cr2 .cr3 .nef .arw .dng".split())
 _UNPACK = set(".zip .tar .gz .tgz .bz2 .7z .rar .xz .zst".split())
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Holds what a source offers, before any image was opened."""
+    """A source's images, before any was read."""
 
     source: str
     layout: str
@@ -88,21 +85,21 @@ class Candidates:
     skipped: dict[str, int] = field(default_factory=dict)
     """How many keys were left out, by their suffix."""
     boxes_left_out: str | None = None
-    """Why a table's boxes were not taken, where they are not needed."""
+    """Why a table's boxes, where they are not needed, were not taken."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """How many hidden keys, keys that tools left behind and masks were left out, by name."""
+    """How many hidden keys, keys of tools and masks were left out, by name."""
     label_from: str = "auto"
-    """Which folder names make the label."""
+    """Which folder names make the label (layouts.parse_label_from)."""
     inside: str = ""
-    """The folders that were descended from the source, since each was the only one."""
+    """The folders from the source down, each the only one in its parent."""
     unlabelled_in: dict[str, int] = field(default_factory=dict)
     """How many images have no label, by the folder they lie in."""
     doubts: list[str] = field(default_factory=list)
-    """What looks wrong in the layout or was lost on the way, a sentence each."""
+    """What looks wrong in the layout or was left out, a sentence each."""
 
     @property
     def report_fields(self) -> dict[str, Any]:
-        """Give what the health report repeats."""
+        """Give the fields that the health report repeats."""
         names = ("source", "layout", "classes", "skipped", "left_out", "unlabelled_in", "doubts")
         return {name: getattr(self, name) for name in names}
 
@@ -145,9 +142,8 @@ def list_candidates(
 ) -> Candidates:
     """List a source's images with the labels, boxes and splits that it gives.
 
-    `label_from` says which folder names make the class: `manifest/layouts.py`. `column` says which column of a table is
+    `label_from` says which folder names make the class (layouts.parse_label_from), `column` which column of a table is
     which; a table's boxes must be right only with `crop_boxes`.
-
 
     Raises:
         SettingsError: the layout or `label_from` is unknown, or the source is not laid out in that way.
@@ -160,7 +156,7 @@ def list_candidates(
     parse_label_from(label_from)
     if layout == "auto" and is_table(source):
         layout = "table"
-    _check_place(source, layout)
+    _check_source(source, layout)
     if column and layout != "table":
         raise SettingsError(f"column is {dict(column)}, but {source} is no table; leave it out.")
     if layout == "table":
@@ -173,7 +169,7 @@ def list_candidates(
             "leave it out."
         )
     if candidates.rows.empty:
-        raise SchemaError(f"{source} holds no image ({_nothing_text(candidates)}); give a place that holds some.")
+        raise SchemaError(f"{source} holds no image ({_nothing_text(candidates)}); give a source that holds some.")
     check_unique(candidates.rows, source)
     return candidates
 
@@ -183,7 +179,7 @@ def is_table(source: str) -> bool:
     return source.lower().endswith(TABLE_SUFFIXES)
 
 
-def _check_place(source: str, layout: str) -> None:
+def _check_source(source: str, layout: str) -> None:
     if layout == "table":
         if not is_table(source):
             raise SettingsError(
@@ -217,19 +213,19 @@ def _from_table(source: str, column: Mapping[str, str] | None, crop_boxes: bool)
 
 @dataclass
 class _Files:
-    """Holds a source's files, sorted into images and others."""
+    """A source's files, sorted into images and others."""
 
     images: list[tuple[Folder, ListedImage]] = field(default_factory=list)
     skipped_in: dict[Folder, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """Files that are no images by name: by folder and suffix."""
     left_out: Counter[str] = field(default_factory=Counter)
     folders: set[Folder] = field(default_factory=set)
-    """Folders that are known to be there though they may hold no file."""
+    """Folders that exist though they may hold no file."""
     matlab: set[Folder] = field(default_factory=set)
     """Paths of the .mat files."""
 
     def pictures(self) -> Counter[Folder]:
-        """Count, in each folder, the images and the files that may be pictures under a foreign name."""
+        """Count the images of each folder, and the files that may be pictures of another suffix."""
         counts = Counter(folder for folder, _ in self.images)
         for folder, suffixes in self.skipped_in.items():
             if count := sum(number for suffix, number in suffixes.items() if suffix not in _NO_PICTURES):
@@ -266,7 +262,7 @@ def _is_junk(name: str) -> bool:
 
 
 def _suffix(name: str) -> str:
-    """Give a name's suffix in lower case; README and the like stand for themselves."""
+    """Give a name's suffix in lower case; for README and the like the name itself."""
     _stem, dot, suffix = name.rpartition(".")
     if not dot:
         return suffix.lower() if suffix.lower() in _TEXT_NAMES else "(none)"
@@ -351,17 +347,11 @@ def _from_release(source: str, release: CarsRelease, files: _Files) -> Candidate
 
 
 def _from_folders(source: str, found: FolderLayout, files: _Files, *, by_hand: bool) -> Candidates:
-    places: dict[Folder, Place] = {}
-
-    def place(folder: Folder) -> Place:
-        if folder not in places:
-            places[folder] = found.place(folder)
-        return places[folder]
-
+    role = cache(found.role)
     left_out, unlabelled = files.left_out.copy(), Counter[str]()
     rows = []
     for folder, image in files.images:
-        here = place(folder)
+        here = role(folder)
         if here.left_out:
             left_out[_folder_name(folder)] += 1
             continue
@@ -372,7 +362,7 @@ def _from_folders(source: str, found: FolderLayout, files: _Files, *, by_hand: b
     per_class = Counter(row["label"] for row in rows if row["label"] is not None)
     lost: dict[str, Counter[str]] = defaultdict(Counter)
     for folder in {*files.skipped_in, *files.folders, *_empty_folders(source)} if found.kind != "images" else ():
-        label = place(folder).label
+        label = role(folder).label
         if label is not None and not any(part.casefold() in COMPANION_FOLDERS for part in folder):
             lost[label] += files.skipped_in.get(folder, Counter())
     classes, skipped = sorted(per_class), sum(files.skipped_in.values(), Counter())
@@ -397,7 +387,7 @@ def _from_folders(source: str, found: FolderLayout, files: _Files, *, by_hand: b
 
 
 def _split_doubts(rows: pd.DataFrame) -> list[str]:
-    """Say where the given splits do not hold the same classes."""
+    """Report given splits that do not hold the same classes."""
     given = rows[rows["label"].notna() & rows["split"].notna()]
     classes = {split: set(given.loc[given["split"] == split, "label"]) for split in SPLITS}
     classes = {split: labels for split, labels in classes.items() if labels}
@@ -418,11 +408,12 @@ def _split_doubts(rows: pd.DataFrame) -> list[str]:
 def _loss_doubts(
     images: int, skipped: Mapping[str, int], lost: Mapping[str, Counter[str]], per_class: Counter[str]
 ) -> list[str]:
-    """Say which classes have no image by name, and how many files were skipped, if it is more than a few."""
+    """Report classes without an image by name, and skipped files if they are more than a few."""
     found = []
     if emptied := sorted(label for label in lost if label not in per_class):
         names = shown([f"{label}: {count_text(lost[label]) or 'empty'}" for label in emptied])
-        found.append(f"{len(emptied):,} class {_plural('folder', len(emptied))} without any image file ({names})")
+        folders = "folder" if len(emptied) == 1 else "folders"
+        found.append(f"{len(emptied):,} class {folders} without any image file ({names})")
     pictures = {suffix: count for suffix, count in skipped.items() if suffix not in _NO_PICTURES}
     count = sum(pictures.values())
     of_class = {
@@ -454,18 +445,14 @@ def _remedy(suffixes: Iterable[str]) -> str:
     return ", ".join(text.format(shown(names)) for text, names in kinds.items())
 
 
-def _plural(noun: str, number: int) -> str:
-    return noun if number == 1 else f"{noun}s"
-
-
 def _relative_path(image: ListedImage, source: str) -> list[str]:
-    """Give the folders below the source and the name; keys may hold `//`, whose empty folder names nothing."""
+    """Give the folders below the source and the name, without the empty ones of `//`."""
     parts = [part for part in image.uri.split("/")[len(source.rstrip("/").split("/")) :] if part]
-    return [_plain_name(part) for part in parts] if image.escaped else parts
+    return [_unescape(part) for part in parts] if image.escaped else parts
 
 
-def _plain_name(part: str) -> str:
-    # The whole path of an escaped image is escaped, its class folder too, though that may be good UTF-8 by itself.
+def _unescape(part: str) -> str:
+    # The whole path of an escaped image is escaped, also folders that are valid UTF-8 by themselves.
     try:
         return unquote_to_bytes(part).decode()
     except UnicodeDecodeError:

@@ -1,16 +1,13 @@
-"""Decides which image trains, validates and tests, by content.
+"""Assigns images to train, val and test by content, and caps the training images of a class.
 
-From: rows with sha256, label, box, given split and duplicate group. To: one split a row.
-Invariants:
-- The place of an image depends on its bytes, never on its path: hash(salt, sha256) is a position in 0..1; the first
-  `test_fraction` of it is test, the next `val_fraction` is val, the rest train, for every class alike.
-- Images of one duplicate group share the position of their lowest sha256, so copies never straddle splits.
+- hash(salt, sha256) is an image's position in 0..1: the first `test_fraction` is test, the next `val_fraction` val, the
+  rest train. It never depends on a path.
+- Images of one duplicate group share the position of their lowest sha256, so copies never cross splits.
 - A given test or val split is kept whole, and the hash adds nothing to it; what it would have put there trains.
 - A class keeps an image in train, and has one in val where it has three images (in two groups at least) outside a
   given test split; the images nearest to the thresholds are moved for it.
-Adding images therefore moves an old one only if the new one joins its group, or fills the val place that it had been
-moved to. With an old manifest (`prepare --extend`) nothing moves at all: every assigned split is kept, a new image
-joins its duplicates, and only then the hash decides.
+- With an older manifest (`prepare --extend`) every assigned split is kept, a new image joins its duplicates, and only
+  then the hash decides.
 """
 
 from __future__ import annotations
@@ -20,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from pydantic import Field, model_validator
 
@@ -28,13 +26,16 @@ from carray.core.settings import Settings
 from carray.manifest.labels import normalise_labels
 from carray.manifest.manifest_file import SPLITS
 
-__all__ = ["SplitSettings", "assign_splits", "changed_labels", "kept_splits", "parse_split"]
+__all__ = ["SET_ASIDE", "SplitSettings", "assign_splits", "cap_classes", "changed_labels", "kept_splits", "parse_split"]
 
 _BOX = ["x1", "y1", "x2", "y2"]
 
+SET_ASIDE = "set_aside"
+"""The error_code of a readable, labelled image over the cap of its class."""
+
 
 class SplitSettings(Settings):
-    """Says how images without a given split are divided."""
+    """How images without a given split are divided."""
 
     val_fraction: float = Field(default=0.15, ge=0.0, le=1.0)
     """Share of images that choose among trials; of the train part where a test split is given."""
@@ -53,7 +54,7 @@ class SplitSettings(Settings):
 
     @property
     def train_fraction(self) -> float:
-        """Give the share that is left to train on."""
+        """Give the share of training images."""
         rest = 1 - self.val_fraction - self.test_fraction
         return rest if rest > 1e-9 else 0.0
 
@@ -77,7 +78,7 @@ def parse_split(text: str, *, salt: str = "") -> SplitSettings:
 
 @dataclass
 class _Unit:
-    """Is what moves as one: the images of one duplicate group whose split nothing has fixed."""
+    """The images of one duplicate group whose split is not fixed; they move together."""
 
     members: list[int]
     labels: Counter[str]
@@ -139,6 +140,39 @@ def kept_splits(rows: pd.DataFrame, old: pd.DataFrame) -> tuple[list[str | None]
     return kept, old[[content not in here for content in old_contents]]
 
 
+def cap_classes(
+    rows: pd.DataFrame, groups: Sequence[int], *, balance: int, kept: Sequence[str | None] | None = None
+) -> pd.DataFrame:
+    """Take training images over the cap out of their split, with the reason in error_code and error.
+
+    Which images stay depends on their content; the first image of a duplicate group stays before the second of any.
+
+    Args:
+        rows: columns as MANIFEST_SCHEMA, splits assigned; not changed.
+        groups: numbers duplicates; may go on beyond `rows`.
+        balance: how many training images a class may have.
+        kept: splits of an older manifest, whose training images stay before new ones.
+    """
+    train = rows.loc[rows["split"] == "train", ["sha256", *_BOX, "label", "uri"]]
+    at = train.index.to_numpy()
+    was_train = np.array([split == "train" for split in kept or [None] * len(rows)], dtype=bool)
+    train = train.assign(group=np.asarray(groups)[at], is_new=~was_train[at])
+    # A hash is as good as a draw, and the same wherever the image lies; uri only tells exact copies apart.
+    train = train.sort_values(["is_new", "sha256", *_BOX, "uri"])
+    train["copy"] = train.groupby(["label", "group"]).cumcount()
+    train = train.sort_values(["is_new", "copy"], kind="stable")
+    over = train[train.groupby("label").cumcount() >= balance]
+    counts = train["label"].value_counts()
+    reasons = [
+        f"{label!r} has {counts[label]:,} images to train on; balance keeps {balance:,}" for label in over["label"]
+    ]
+    changed = rows.copy()
+    changed.loc[over.index, "split"] = pd.NA
+    changed.loc[over.index, "error_code"] = SET_ASIDE
+    changed.loc[over.index, "error"] = reasons
+    return changed
+
+
 def changed_labels(rows: pd.DataFrame, old: pd.DataFrame) -> list[str]:
     """Name the images, by sha256 and box, that an older manifest labels otherwise: `uri: old label -> new label`."""
     old, before = old[(old["status"] == "ok") & old["label"].notna()], defaultdict(set)
@@ -158,7 +192,7 @@ def _contents(rows: pd.DataFrame) -> list[tuple[str, ...]]:
 
 
 def _attractions(kept: Sequence[str | None], groups: Sequence[int], whole: set[str]) -> dict[int, str]:
-    """Give the split that each group's new images join; never one that was given whole."""
+    """Give the split that each group's new images join; never one that is given whole."""
     found: dict[int, Counter[str]] = defaultdict(Counter)
     for group, split in zip(groups, kept, strict=True):
         if split is not None and split not in whole:

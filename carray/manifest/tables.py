@@ -1,8 +1,6 @@
-"""Reads a user's table of images: CSV, TSV or Parquet with a uri and a label, perhaps a box and a split.
+"""Reads a user's table of images (CSV, TSV or Parquet, local or S3): uri and label, perhaps a box and a split.
 
-From: one table, local or S3 (`core.uri_tables`). To: candidate rows (`manifest/sources.py`).
-Invariants: every row of the table is a row here; text is taken as it stands, so a class called `NA` or `None` is a
-class (`manifest/labels.py` names it); only an empty cell is null.
+Every row of the table is a row here. Text is taken as it is, so a class called `NA` is a class; an empty cell is null.
 """
 
 from __future__ import annotations
@@ -29,12 +27,12 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class SourceTable:
-    """Holds a table's rows, and what was left out of them."""
+    """A table's rows, and what was left out of them."""
 
     rows: pd.DataFrame
     """Columns uri, escaped, label, split, x1, y1, x2, y2 (Int32)."""
     boxes_left_out: str | None = None
-    """Why the table's boxes were not taken, where they are not needed; None where they were, or where it has none."""
+    """Why boxes that are not needed were not taken; None where they were, or where there are none."""
 
 
 def read_source_table(uri: str, *, named: Mapping[str, str] | None = None, crop_boxes: bool = False) -> SourceTable:
@@ -74,7 +72,7 @@ def read_source_table(uri: str, *, named: Mapping[str, str] | None = None, crop_
 
 
 def table_splits(rows: TableRows) -> pa.Array:
-    """Give the split that each row of a table names, null where its cell is empty.
+    """Read the split of each row of a table, null where its cell is empty.
 
     Raises:
         SchemaError: a cell names no split.

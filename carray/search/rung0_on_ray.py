@@ -32,7 +32,7 @@ from carray.search.rung0 import (
 )
 from carray.search.space import TuneSettings
 from carray.search.train.hyperparameters import CnnHyper, TransferHyper, read_hyper
-from carray.tensors.decode_block import ensure_block
+from carray.tensors.block import ensure_block
 
 __all__ = ["rank_trials"]
 

@@ -25,7 +25,7 @@ from carray.search.curves import plot_curves
 from carray.search.run_log import SearchLog, check_search, open_run
 from carray.search.train.trial_files import Kept
 from carray.search.train_settings import TrainSettings
-from carray.tensors.decode_block import ensure_block
+from carray.tensors.block import ensure_block
 
 __all__ = ["TRAINING", "refit_run", "train"]
 

@@ -32,7 +32,7 @@ from carray.search.run_log import METRIC
 from carray.search.space import TuneSettings
 from carray.search.train.hyperparameters import read_hyper
 from carray.search.train.trial_files import Kept
-from carray.tensors.decode_block import ensure_block
+from carray.tensors.block import ensure_block
 
 __all__ = ["TrialRunner"]
 

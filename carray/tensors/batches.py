@@ -1,8 +1,6 @@
-"""Gives batches of a block: shuffled for training, in order and viewed for evaluation.
+"""Batches of a block: shuffled for training; in order and as the network's input for evaluation.
 
-Invariants: an epoch's order depends on (seed, epoch) only, and on the weights where there are any: without them it is
-a permutation, with them as many draws with replacement; evaluation's pixels are `pixels.view`, the same bytes that
-classify scores.
+An epoch's order depends on seed, epoch and weights only. Evaluation's pixels are those of classify, byte for byte.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ Weights = npt.NDArray[np.float64]
 
 
 def balanced_weights(labels_N: Rows) -> Weights:
-    """Weigh images, float64 (N,) of sum 1, so that every class that occurs weighs the same."""
+    """Weight images, float64 (N,) of sum 1, so that every class that occurs weighs the same."""
     classes, class_N, counts = np.unique(labels_N, return_inverse=True, return_counts=True)
     return 1.0 / (len(classes) * counts[class_N])
 
@@ -31,8 +29,7 @@ def balanced_weights(labels_N: Rows) -> Weights:
 def epoch_order(rows_N: Rows, *, seed: int, epoch: int, weights_N: Weights | None = None) -> Rows:
     """Permute row numbers, int64 (N,): same seed and epoch, same order.
 
-    With weights (of the same rows, of any sum) it draws N rows with replacement, each in proportion to its weight: a
-    rare class then comes as often as the others, and of a common one some images wait for another epoch.
+    With weights (of the same rows, of any sum) it draws N rows with replacement, in proportion to their weights.
     """
     random = np.random.default_rng([seed, epoch])
     if weights_N is None:
@@ -74,7 +71,7 @@ def view_batches(
 
 
 def view_batch(block: Block, rows_B: Rows, pixels: PixelSettings) -> Pixels:
-    """Give evaluation's view of some rows: pixels_BHWC, uint8, input_size."""
+    """Give the network's input for some rows: pixels_BHWC, uint8, input_size."""
     size = pixels.input_size
     views = [view(block.pixels_NHWC[i], pixels) for i in rows_B]
     return np.stack(views) if views else np.empty((0, size, size, 3), dtype=np.uint8)

@@ -1,40 +1,48 @@
-"""Says what a block is: a folder with decoded pixels and labels, complete exactly when `tensors.json` exists.
+"""A manifest's training and validation images, decoded once a machine into a folder that every process maps.
 
     pixels.npy    uint8 (N, decode_size, decode_size, 3), mapped read-only by every process of the machine
     labels.npy    int64 (N,), index into the manifest's classes
     splits.npy    int8 (N,), index into manifest SPLITS
     tensors.json  the marker: counts, pixel settings, manifest fingerprint
 
-Place: `$CARRAY_CACHE/tensors/KEY` (default `~/.cache/carray`), where KEY hashes the manifest's content and what
-decides decoded pixels. A block is only a cache: deleting its folder while nothing runs costs one decode, and `rm -r`
-of the whole `tensors` folder is the clean-up. Beside it lies `KEY.lock`, held while it is built.
-Invariants: rows are in the order of `Manifest.by_content("train", "val")`, so that manifests of one fingerprint share
-a block however their tables are ordered; a block is never changed once its marker exists. Version 2.
+It lies in `$CARRAY_CACHE/tensors/KEY` (default `~/.cache/carray`), KEY hashing the manifest's content and what decides
+decoded pixels; beside it `KEY.lock`, held while it is built. It is only a cache: delete it while nothing runs.
+Rows are in the order of `Manifest.by_content("train", "val")`, so that manifests of one fingerprint share a block; it
+never changes once its marker exists. An image that changed stops the build, since such a search could not be repeated.
+Cost: 970 photographs of Stanford Cars a second on two cores, decode_size^2 x 3 bytes an image. Version 2.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from carray.core.environment import cache_home
+from carray.core.errors import DataError
+from carray.core.leftovers import remove_leftovers
 from carray.images.pixels import PixelSettings
-from carray.manifest.manifest_file import SPLITS
+from carray.images.read import read_all
+from carray.manifest.manifest_file import SPLITS, Manifest, require_row
 
-__all__ = ["Block", "block_key", "block_place", "open_block"]
+__all__ = ["Block", "block_folder", "block_key", "ensure_block", "open_block"]
 
 VERSION = 2
 MARKER = "tensors.json"
+_UNFINISHED = ".building-"
+"""Begins the name of the folder in which a block is made; its key, and so its lock, follows."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Holds one machine's decoded images; arrays are read-only maps of files, shared by every process."""
+    """One machine's decoded images, as read-only maps of files that processes share."""
 
     pixels_NHWC: npt.NDArray[np.uint8]
     labels_N: npt.NDArray[np.int64]
@@ -54,18 +62,91 @@ def block_key(fingerprint: str, pixels: PixelSettings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def block_place(key: str) -> Path:
+def block_folder(key: str) -> Path:
     """Give a block's folder on this machine, whether or not it exists."""
     return cache_home() / "tensors" / key
 
 
-def open_block(place: Path) -> Block | None:
+def open_block(folder: Path) -> Block | None:
     """Map a finished block; None when its marker is absent."""
-    if not (place / MARKER).exists():
+    if not (folder / MARKER).exists():
         return None
     return Block(
-        pixels_NHWC=np.load(place / "pixels.npy", mmap_mode="r", allow_pickle=False),
-        labels_N=np.load(place / "labels.npy", allow_pickle=False),
-        splits_N=np.load(place / "splits.npy", allow_pickle=False),
-        key=place.name,
+        pixels_NHWC=np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False),
+        labels_N=np.load(folder / "labels.npy", allow_pickle=False),
+        splits_N=np.load(folder / "splits.npy", allow_pickle=False),
+        key=folder.name,
     )
+
+
+def ensure_block(manifest: Manifest, pixels: PixelSettings) -> Block:
+    """Open this machine's block of a manifest's train and val images, building it first if it is not there.
+
+    Raises:
+        DataError: an image changed or became unreadable since the manifest was prepared, the disk is full, or the cache
+            cannot be written.
+    """
+    folder = block_folder(block_key(manifest.fingerprint, pixels))
+    block = open_block(folder)
+    if block is not None:
+        return block
+    from filelock import FileLock
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise DataError(
+            f"the cache {folder.parent} cannot be made ({err.strerror}); set CARRAY_CACHE to another folder."
+        ) from None
+    remove_leftovers(folder.parent.glob(f"{_UNFINISHED}*"), _lock_of)
+    with FileLock(f"{folder}.lock"):
+        block = open_block(folder)
+        if block is None:
+            _build(manifest, pixels, folder)
+            block = open_block(folder)
+    if block is None:
+        raise DataError(
+            f"the decoded block {folder} vanished while it was built; do not clean the cache during a search."
+        )
+    return block
+
+
+def _build(manifest: Manifest, pixels: PixelSettings, folder: Path) -> None:
+    rows = manifest.by_content("train", "val")
+    size = pixels.decode_size
+    _check_space(folder.parent, len(rows) * size * size * 3)
+    unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        shape = (len(rows), size, size, 3)
+        target_NHWC = np.lib.format.open_memmap(unfinished / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
+        # Read in the table's order, which is that of its storage; written to where each row belongs.
+        order = np.argsort(rows.index.to_numpy(), kind="stable")
+        read = partial(require_row, settings=pixels, crop_boxes=manifest.crop_boxes)
+        listed = rows.iloc[order].to_dict("records")
+        for i, pixels_HWC in zip(order, read_all(listed, read, what="decoding once"), strict=True):
+            target_NHWC[i] = pixels_HWC
+        target_NHWC.flush()
+        index = {name: i for i, name in enumerate(manifest.classes)}
+        np.save(unfinished / "labels.npy", np.array([index[label] for label in rows["label"]], dtype=np.int64))
+        np.save(unfinished / "splits.npy", np.array([SPLITS.index(split) for split in rows["split"]], dtype=np.int8))
+        note = {"images": len(rows), "manifest": manifest.fingerprint, "pixels": pixels.model_dump(mode="json")}
+        (unfinished / MARKER).write_text(json.dumps(note, indent=1))
+        shutil.rmtree(folder, ignore_errors=True)  # a folder without its marker is the rest of a crash
+        os.replace(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _lock_of(unfinished: Path) -> Path:
+    return unfinished.with_name(f"{unfinished.name.removeprefix(_UNFINISHED)}.lock")
+
+
+def _check_space(folder: Path, needed_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(folder).free
+    if needed_bytes > free_bytes * 0.95:
+        raise DataError(
+            f"the decoded block needs {needed_bytes / 1e9:.1f} GB, but {folder} has {free_bytes / 1e9:.1f} GB free; "
+            "set CARRAY_CACHE to a larger disk or lower pixels.decode_size."
+        )

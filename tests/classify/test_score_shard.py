@@ -23,11 +23,12 @@ from carray.bundle.scorer import Scorer
 from carray.classify import read_images, score_shard
 from carray.classify.attempts import Attempt, Overtaken, check_turn, forget_attempt, read_attempt, write_attempt
 from carray.classify.ledger import read_entry, read_run
-from carray.classify.predictions_folder import PREDICTION_SCHEMA, ClassifySettings, PlannedImage
+from carray.classify.predictions_folder import PREDICTION_SCHEMA, ClassifySettings
 from carray.core.errors import BudgetError, BundleError
 from carray.core.store.files import read_json
 from carray.core.store.image_bytes import fetch_image
 from carray.images.pixels import decode, view
+from carray.images.read import ReadImage, read_image
 from carray.queries import read_predictions
 
 
@@ -71,7 +72,7 @@ def test_scores_do_not_depend_on_batches_or_shards(score_all, begin_run, image_f
 
 
 def test_scored_pixels_are_the_decoded_ones(begin_run, image_folder, small_bundle, monkeypatch):
-    """What reaches the network, not only what decode_image gives, is the evaluation view."""
+    """What reaches the network, not only what the reader gives, is the evaluation view."""
     _, scorer, _ = begin_run(image_folder, batch_images=5)
     batches, score = [], Scorer.score
 
@@ -94,7 +95,7 @@ def test_pixels_are_those_of_the_training_block(image_folder, small_bundle, tmp_
     from carray.manifest.manifest_file import read_manifest
     from carray.manifest.prepare import prepare
     from carray.tensors.batches import view_batch
-    from carray.tensors.decode_block import ensure_block
+    from carray.tensors.block import ensure_block
 
     monkeypatch.setenv("CARRAY_CACHE", str(tmp_path / "cache"))
     prepare(str(image_folder), out=str(tmp_path / "manifest.parquet"))
@@ -105,7 +106,7 @@ def test_pixels_are_those_of_the_training_block(image_folder, small_bundle, tmp_
     trained_NHWC = view_batch(block, np.arange(len(rows)), settings)
     assert len(rows) >= 6
     for uri, trained_HWC in zip(rows["uri"], trained_NHWC, strict=True):
-        seen = read_images.decode_image(fetch_image(uri), PlannedImage(uri), settings)
+        seen = read_image(uri, settings, as_input=True)
         assert seen.pixels_HWC.tobytes() == trained_HWC.tobytes()
 
 
@@ -186,12 +187,14 @@ def test_retry_reads_only_what_failed_to_be_fetched(begin_run, image_folder):
 def test_a_bug_stops_the_shard_and_names_the_image(begin_run, image_folder, monkeypatch):
     _, scorer, out = begin_run(image_folder)
 
-    def broken(fetched, image, settings):
-        if image.uri.endswith("05.jpg"):
-            raise ZeroDivisionError("ours")
-        return read_images.SeenImage({"uri": image.uri, "status": "ok"}, np.zeros((40, 40, 3), np.uint8))
+    bytes_05 = (image_folder / "a" / "05.jpg").read_bytes()
 
-    monkeypatch.setattr(read_images, "decode_image", broken)
+    def broken(fetched, settings, *, box, as_input):
+        if fetched.data == bytes_05:
+            raise ZeroDivisionError("ours")
+        return ReadImage(np.zeros((40, 40, 3), np.uint8))
+
+    monkeypatch.setattr(read_images, "decode_fetched", broken)
     with pytest.raises(RuntimeError, match=r"reading '.*05\.jpg' failed with ZeroDivisionError: ours"):
         scorer.score_shard(0)
     assert os.listdir(f"{out}/_carray/attempts") == [], "the worker lives: nothing to remember"
@@ -208,20 +211,20 @@ def test_another_bundle_under_the_same_name_is_refused(begin_run, image_folder):
 
 WORKER = """
     import json, os, sys
-    from carray.classify import read_ahead, read_images, score_shard
+    from carray.classify import read_images, score_shard
     from carray.classify.predictions_folder import ClassifySettings
     from carray.classify.ledger import read_run
 
     out, bundle, deadly, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
-    read_ahead.WINDOW_IMAGES, read_ahead.NOTE_IMAGES = 2, 4
-    decode = read_images.decode_image
+    read_images.WINDOW_IMAGES, read_images.NOTE_IMAGES = 2, 4
+    decode = read_images.ImageReader._decode
 
-    def die(fetched, image, pixels):
+    def die(self, image, fetched, held):
         if os.path.basename(image.uri) in deadly:
             os._exit(9)
-        return decode(fetched, image, pixels)
+        return decode(self, image, fetched, held)
 
-    read_images.decode_image = die
+    read_images.ImageReader._decode = die
     scorer = score_shard.ShardScorer(bundle, out=out, run=read_run(out), settings=ClassifySettings(**settings))
     print(scorer.score_shard(0).model_dump_json())
     print(sorted(set(sys.modules) & {"torch", "timm", "ray"}))

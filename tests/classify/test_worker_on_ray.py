@@ -25,13 +25,10 @@ LONELY_GPU = RunningRay(private=True, cpus=4, node_cpus=4, gpus=1, cpus_per_gpu=
         (FOUR_MACHINES, "cpu", {"threads": 16, "min_workers": 2}, Pool(4, 2, 8)),
         (RICH_GPUS, "cuda", {}, Pool(4, 1, 16, 1)),
         (RICH_GPUS, "cpu", {}, Pool(64, 1, 1)),
-        (POOR_GPU, "cuda", {}, Pool(1, 1, 4, 1, decoders=32)),
-        (POOR_GPU, "cuda", {"layout": "fused"}, Pool(1, 1, 4, 1)),
+        (POOR_GPU, "cuda", {}, Pool(1, 1, 4, 1)),
         (LONELY_GPU, "cuda", {}, Pool(1, 1, 4, 1)),
         (GROWING, "cpu", {}, Pool(4, 1, 1, most_workers=1_000)),
         (GROWING, "cpu", {"workers": 64}, Pool(64, 1, 1)),
-        (FOUR_MACHINES, "cpu", {"layout": "staged"}, Pool(8, 1, 1, decoders=3)),
-        (ONE, "cpu", {"layout": "staged"}, Pool(1, 1, 1, decoders=1, decoder_cpus=0)),
     ],
 )
 def test_a_pool_fits_its_cluster(running, device, settings, pool):

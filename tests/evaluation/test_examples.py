@@ -63,7 +63,7 @@ def test_an_image_that_is_gone_or_changed_is_a_row_with_its_reason(
     Path(scored.rows[4]["uri"]).write_bytes(make_image(77))
     gone, changed, there = take_examples(scored, PAIR, INFO)
     assert gone["reason"] == "the file does not exist" and "jpeg" not in gone
-    assert "no longer those of the manifest" in changed["reason"]
+    assert "changed since the manifest was prepared" in changed["reason"]
     assert there["jpeg"]
 
 

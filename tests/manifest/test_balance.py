@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from carray.core.tables import table_metadata
-from carray.manifest.balance import cap_classes
 from carray.manifest.manifest_file import read_manifest
 from carray.manifest.prepare import prepare
+from carray.manifest.splits import cap_classes
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ from carray.images.pixels import PixelSettings, decode, view
 from carray.manifest.manifest_file import Manifest, read_manifest
 from carray.manifest.prepare import prepare
 from carray.tensors.batches import balanced_weights, batch_rows, epoch_order, train_batches, view_batches
-from carray.tensors.block import block_key, block_place
-from carray.tensors.decode_block import ensure_block
+from carray.tensors.block import block_folder, block_key, ensure_block
 
 PIXELS = PixelSettings(decode_size=48, input_size=40)
 
@@ -68,13 +67,13 @@ def test_many_ask_and_one_decodes(manifest: Manifest) -> None:
     with ThreadPoolExecutor(4) as pool:
         blocks = list(pool.map(lambda _: ensure_block(manifest, PIXELS), range(4)))
     assert all(np.array_equal(blocks[0].pixels_NHWC, block.pixels_NHWC) for block in blocks)
-    folder = block_place(block_key(manifest.fingerprint, PIXELS)).parent
+    folder = block_folder(block_key(manifest.fingerprint, PIXELS)).parent
     assert [path for path in folder.iterdir() if path.name.startswith(".building")] == []
 
 
 def test_what_a_killed_decode_left_goes_and_what_a_living_one_makes_stays(manifest: Manifest) -> None:
     key = block_key(manifest.fingerprint, PIXELS)
-    folder = block_place(key).parent
+    folder = block_folder(key).parent
     shutil.rmtree(folder, ignore_errors=True)
     for name in (key, "0123", "4567"):
         (folder / f".building-{name}").mkdir(parents=True)
@@ -87,7 +86,7 @@ def test_what_a_killed_decode_left_goes_and_what_a_living_one_makes_stays(manife
 
 def test_folder_without_marker_is_built_again(manifest: Manifest) -> None:
     ensure_block(manifest, PIXELS)
-    place = block_place(block_key(manifest.fingerprint, PIXELS))
+    place = block_folder(block_key(manifest.fingerprint, PIXELS))
     (place / "tensors.json").unlink()
     (place / "pixels.npy").write_bytes(b"half")
     assert ensure_block(manifest, PIXELS).pixels_NHWC.shape[1:] == (48, 48, 3)

@@ -20,7 +20,7 @@ from carray.bundle.bundle_folder import open_bundle
 from carray.classify.ledger import RunRecord
 from carray.classify.plan import describe_run
 from carray.classify.predictions_folder import ClassifySettings
-from carray.classify.read_ahead import NOTE_IMAGES
+from carray.classify.read_images import NOTE_IMAGES
 from carray.classify.shards import shard_images
 from carray.core.errors import SettingsError
 from carray.core.progress import say
@@ -204,22 +204,20 @@ def estimate_classify(
         out: Where its results are to go, whose requests count where that is S3; beside the images when None.
 
     Raises:
-        SettingsError: no image, no such runtime, a layout that is not measured, or a job that is part of a run.
+        SettingsError: no image, no such runtime, a GPU, or a job that is part of a run.
         BundleError: the bundle is damaged, or computes other logits on this machine.
         SchemaError: a table of images cannot be read as one.
         StorageError: the source cannot be listed.
         BudgetError: a process that was to measure died.
     """
-    if settings.layout == "staged" or settings.device == "cuda":
-        raise SettingsError(
-            f"layout is {settings.layout!r} and device {settings.device!r}; an estimate measures layout fused on cpu."
-        )
+    if settings.device == "cuda":
+        raise SettingsError("device is 'cuda', but an estimate measures on cpu; set device to cpu or auto.")
     if settings.since or settings.retry_failed:
         named = "since" if settings.since else "retry_failed"
         raise SettingsError(f"{named} is set, but an estimate is of a whole run; leave it out, and take its share.")
     probe, threads = probe or Probe(), settings.threads or 1
     bundle, source = (absolute(uri).rstrip("/") or "/" for uri in (bundle, source))
-    settings = settings.model_copy(update={"layout": "fused", "device": "cpu", "threads": threads})
+    settings = settings.model_copy(update={"device": "cpu", "threads": threads})
     info = open_bundle(bundle)
     run = describe_run(info, bundle, source, settings)
     processes = probe.workers or max(1, min(_MOST_WORKERS, int(usable_cores()) // threads))

@@ -25,13 +25,14 @@ import pyarrow as pa
 from carray.classify.ledger import RunRecord
 from carray.classify.plan import open_plan
 from carray.classify.predictions_folder import ClassifySettings, PlannedImage
-from carray.classify.read_images import Arrival, ImageReader, SeenImage
+from carray.classify.read_images import Arrival, ImageReader
 from carray.classify.score_shard import ShardScorer
 from carray.classify.shards import BOX, SHARD_SCHEMA, ShardCutter, ShardNote, read_notes, read_shard
 from carray.core.errors import SettingsError
 from carray.core.progress import say
 from carray.core.store.files import is_s3
 from carray.core.store.listing import Piece
+from carray.images.read import ReadImage
 from carray.preflight.estimate.parallel import run_in_parallel, wait_for_others
 from carray.preflight.estimate.ranges import Range, middle
 
@@ -225,7 +226,7 @@ class _Timing:
     def put(self, item: Arrival) -> None:
         index, finish = item
 
-        def timed() -> SeenImage:
+        def timed() -> ReadImage:
             started = time.perf_counter()
             try:
                 return finish()

@@ -7,7 +7,6 @@ the same order. What only some trials pay, the features of a frozen trunk, is me
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import statistics
@@ -15,16 +14,14 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from carray.core.errors import DataError, DecodeError, FetchError
 from carray.core.settings import parse_settings
 from carray.core.store.files import is_s3
-from carray.core.store.image_bytes import fetch_image
-from carray.images.pixels import decode
-from carray.manifest.manifest_file import SPLITS, Manifest, read_manifest, row_box
+from carray.manifest.manifest_file import SPLITS, Manifest, read_manifest, require_row
 from carray.preflight.estimate.parallel import run_in_parallel, wait_for_others
 from carray.preflight.estimate.ranges import Range
 from carray.search.space import TuneSettings
@@ -191,27 +188,16 @@ def _small_block(manifest: Manifest, settings: TuneSettings) -> tuple[Block, Pai
         for row in manifest.of_split(split).sample(frac=1.0, random_state=0).head(most).to_dict("records")
     ]
     index = {name: i for i, name in enumerate(manifest.classes)}
-
-    def read(row: Mapping[Any, Any]) -> tuple[Any, int]:
-        data = fetch_image(row["uri"], escaped=bool(row["escaped"])).data
-        hashlib.sha256(data).hexdigest()  # which the build of a block compares
-        box = row_box(row) if manifest.crop_boxes else None
-        return decode(data, settings.pixels, box=box).pixels_HWC, len(data)
-
+    read = partial(require_row, settings=settings.pixels, crop_boxes=manifest.crop_boxes)
     used, started = time.process_time(), time.monotonic()
-    try:
-        with ThreadPoolExecutor(2) as pool:
-            found = list(pool.map(read, chosen))
-    except (FetchError, DecodeError) as err:
-        raise DataError(
-            f"an image of {manifest.uri} was readable when it was prepared and is not now ({err}); prepare it again."
-        ) from err
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(read, chosen))
     clock, core = time.monotonic() - started, time.process_time() - used
     core = core if not is_s3(chosen[0]["uri"]) else max(core, clock / 2)
     block = Block(
-        pixels_NHWC=np.stack([pixels for pixels, _ in found]),
+        pixels_NHWC=np.stack(found),
         labels_N=np.array([index[row["label"]] for row in chosen], dtype=np.int64),
         splits_N=np.array([SPLITS.index(row["split"]) for row in chosen], dtype=np.int8),
     )
-    size = statistics.fmean(size for _, size in found)
+    size = statistics.fmean(row["size_bytes"] for row in chosen)
     return block, (core / len(found), max(core, clock) / len(found)), size

@@ -127,8 +127,7 @@ def test_a_bundle_that_is_damaged_is_its_own_error(small_bundle, image_folder, t
 @pytest.mark.parametrize(
     ("wanted", "complaint"),
     [
-        ({"layout": "staged"}, "measures layout fused on cpu"),
-        ({"device": "cuda"}, "measures layout fused on cpu"),
+        ({"device": "cuda"}, "an estimate measures on cpu"),
         ({"since": "before"}, "since is set, but an estimate is of a whole run"),
         ({"retry_failed": True}, "retry_failed is set, but an estimate is of a whole run"),
     ],
