@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from carray.core.telemetry import send_nothing
+from carray.core.environment import turn_telemetry_off
 
 if TYPE_CHECKING:
     from carray.bundle.scorer import Classifier
@@ -26,7 +26,7 @@ __all__ = ["Classifier", "__version__", "read_predictions"]
 
 __version__ = "0.1.0"
 
-send_nothing()  # before anything imports onnxruntime, Ray, MLflow or the hub's client
+turn_telemetry_off()  # before anything imports onnxruntime, Ray, MLflow or the hub's client
 
 
 def __getattr__(name: str) -> Any:

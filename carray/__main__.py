@@ -1,9 +1,8 @@
 """The `carray` command: lists the subcommands of `carray.cli`, and turns errors into sentences and exit codes.
 
-Invariants: a user's mistake is one sentence and an exit code (core.errors), never a traceback; the last lines say what
-happened and what to do, whatever ended the command (core.exit_lines); results go to standard output, progress to
-standard error. Exit codes: 0 done, 1 a bug, or machines lost, 2 settings or tables, 3 bundle, 4 storage, 5 budget,
-6 search, 129, 130 and 143 stopped.
+A user's mistake is one sentence, never a traceback; results go to standard output, progress to standard error.
+Exit codes: 0 done, 1 a bug, or machines lost, 2 settings or tables, 3 bundle, 4 storage, 5 budget, 6 search, 129, 130
+and 143 stopped by a signal.
 """
 
 from __future__ import annotations
@@ -15,15 +14,14 @@ from typing import Annotated
 import typer
 
 from carray import __version__
-from carray.cli.before import doctor, estimate
 from carray.cli.data import demo, prepare
 from carray.cli.options import Command
 from carray.cli.pages import report
+from carray.cli.preflight import doctor, estimate
 from carray.cli.questions import compare, query
-from carray.cli.score import calibrate, classify, compact, evaluate, predict, quantize
+from carray.cli.score import calibrate, classify, compact, evaluate, predict, quantize, stress
 from carray.cli.search import export, leaderboard, train, tune
-from carray.cli.stress import stress
-from carray.core.exit_lines import end_in_words, run_watched
+from carray.core.exit_lines import run_command, run_watched
 
 __all__ = ["app", "main"]
 
@@ -51,7 +49,7 @@ def _root(
     """Find the best car-image classifier by a search, then classify whole image buckets with it."""
 
 
-# In the order in which a user meets them, which is the order of `carray --help`.
+# In the order of a user's work, which is the order of `carray --help`.
 for command in (
     *(prepare, tune, train, leaderboard, export, quantize, calibrate),
     *(evaluate, stress, classify, compact, predict, query, report, compare, doctor, demo),
@@ -61,14 +59,13 @@ app.add_typer(estimate, name="estimate")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line, this process's own or the one given; ends the process with an exit code.
+    """Run the command line of this process, or `arguments`; ends the process with an exit code.
 
-    The process's own runs in a child, so that a signal to the shell's process group does not end its Ray first, and
-    even a lost Ray has a last word.
+    The command line of this process runs in a child process (core.exit_lines says why).
     """
     command = partial(app, args=arguments, prog_name="carray")
-    watched = arguments is None and hasattr(os, "fork")
-    raise SystemExit(run_watched(command) if watched else end_in_words(command))
+    in_child = arguments is None and hasattr(os, "fork")
+    raise SystemExit(run_watched(command) if in_child else run_command(command))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from carray.__main__ import app, main
-from carray.cli.before import estimate
+from carray.cli.preflight import estimate
 from carray.core.environment import check_variables
 from carray.testing.predictions import row, write_predictions
 

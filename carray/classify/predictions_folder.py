@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from carray.core.limits import MOST_WORKERS
-from carray.core.settings import Place, Settings
+from carray.core.settings import PathOrUri, Settings
 from carray.core.store.files import join
 from carray.images.pixels import Box, PixelSettings
 
@@ -122,7 +122,7 @@ class ClassifySettings(Settings):
     """Which column of a table is which, where their names do not say it, such as {uri: path}."""
     retry_failed: bool = False
     """Whether rows with status fetch_error are scored again, in a run that already has them."""
-    since: Place | None = None
+    since: PathOrUri | None = None
     """Folder of earlier predictions: what it has, scored by the same bundle under the same etag, is left out."""
     max_failed_fraction: float | None = Field(default=None, ge=0.0, lt=1.0)
     """The job stops once more than this fraction of its images failed; never when None."""

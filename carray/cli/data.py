@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from carray.cli.options import Column, new_file, path
+from carray.cli.options import Column, new_file, path_argument, path_option
 from carray.core.limits import MOST_COUNT
 
 __all__ = ["demo", "prepare"]
@@ -15,8 +15,8 @@ __all__ = ["demo", "prepare"]
 def prepare(
     source: Annotated[
         str,
-        typer.Argument(
-            help="Folders by class or split, Stanford Cars, a CSV/Parquet table, or a prefix.", parser=path("SOURCE")
+        path_argument(
+            "SOURCE", "Folders by class or by split, Stanford Cars, a CSV or Parquet table, or a bucket prefix."
         ),
     ],
     out: Annotated[
@@ -29,34 +29,34 @@ def prepare(
     ],
     layout: Annotated[
         str,
-        typer.Option(help="auto, folder (no folder is a split), splits, stanford-cars, table or images (no labels)."),
+        typer.Option(
+            help="How SOURCE is organised: auto, folder (by class), splits, stanford-cars, table, images (no labels)."
+        ),
     ] = "auto",
     label_from: Annotated[
         str,
         typer.Option(
             metavar="WHICH",
-            help="Folder names of the class: auto, path (all), N (the first N below the split) or -N (the last N).",
+            help="Folders that name the class: auto, path (all), N (the first N below the split) or -N (the last N).",
         ),
     ] = "auto",
     split: Annotated[
-        str, typer.Option(help="Shares of train/val/test in percent, where the source gives no test split.")
+        str, typer.Option(help="Percentages of train/val/test, where the source gives no test split.")
     ] = "70/15/15",
     crop_boxes: Annotated[
-        bool, typer.Option("--crop-boxes", help="Cut every image to its box, if it has one.")
+        bool, typer.Option("--crop-boxes", help="Crop every image to its bounding box, if it has one.")
     ] = False,
-    extend: Annotated[
-        str | None, typer.Option(help="Older manifest whose images keep their splits.", parser=path("--extend"))
-    ] = None,
+    extend: Annotated[str | None, path_option("--extend", "Earlier manifest; its images keep their splits.")] = None,
     column: Column = None,
     balance: Annotated[
-        int | None, typer.Option(metavar="N", max=MOST_COUNT, help="Keep at most N training images of a class.")
+        int | None, typer.Option(metavar="N", max=MOST_COUNT, help="Use at most N training images of a class.")
     ] = None,
 ) -> None:
-    """Read labelled images and write the manifest: one row an image, checked, hashed and split.
+    """Read labelled images and write the manifest: one row an image, checked, hashed and assigned to a split.
 
-    Says first how the folders were read (layout, splits, classes, what was skipped), then how healthy the images are.
+    Prints how the source was understood (layout, splits, classes, skipped files), then a report on the images.
 
-    Reads every image once; writes one Parquet file; deletes nothing. An unreadable image is a row with its reason.
+    Reads every image once. Writes one Parquet file; deletes nothing. An unreadable image becomes a row with the reason.
 
     Cost: about 400 photographs a second and core.
 
@@ -82,11 +82,9 @@ def prepare(
 
 
 def demo(
-    out: Annotated[
-        str, typer.Option("--out", help="Folder for everything the demo makes.", parser=path("--out"))
-    ] = "carray-demo",
+    out: Annotated[str, path_option("--out", "Folder for everything the demo makes.")] = "carray-demo",
 ) -> None:
-    """Run everything once on drawn cars: prepare, tune, evaluate, classify, and three questions in pandas.
+    """Run the whole flow on drawn cars: prepare, tune, evaluate, classify, and three questions in pandas.
 
     Reads nothing from outside; writes only below OUT; needs no download.
 

@@ -1,7 +1,7 @@
-"""Declares how arguments are read: one reader for every path, one for every fraction and price, no option twice.
+"""Arguments and options that several commands share, and how their texts are read.
 
-Invariants: a path is absolute from here on; one that is empty or misspelled is refused before anything starts, and so
-is a number that is NaN, infinite or out of range.
+A path is made absolute here; an empty or misspelled path, and a number that is NaN, infinite or out of range, are
+refused before a command starts.
 """
 
 from __future__ import annotations
@@ -25,18 +25,23 @@ __all__ = [
     "ManifestOption",
     "Predictions",
     "Run",
+    "SearchEpochs",
+    "SearchSeed",
+    "SearchTrials",
     "SeedOption",
     "Settings",
     "Source",
     "new_file",
-    "number",
+    "number_option",
     "path",
+    "path_argument",
+    "path_option",
     "short_for",
 ]
 
 
 def path(name: str) -> Callable[[str], str]:
-    """Make the reader of an option or argument that is a path or an s3:// URI: it gives the path absolute."""
+    """Make the parser of an option or argument that is a path or URI; it returns the path absolute."""
 
     def read(text: str) -> str:
         from carray.core.store.files import absolute
@@ -50,44 +55,54 @@ def path(name: str) -> Callable[[str], str]:
 
 
 def new_file(name: str, *, suffix: str | None = None) -> Callable[[str], str]:
-    """Make the reader of an option that names a file to write, which ends in `suffix` where that is given."""
+    """Make the parser of an option that names a file to write, which must end in `suffix` if that is given."""
     read_path = path(name)
 
     def read(text: str) -> str:
-        place = read_path(text)
+        uri = read_path(text)
         if text.endswith("/"):
             raise SettingsError(f"{name}: {text!r} is a folder; give the file's own name, such as {text}out{suffix}.")
-        if suffix and not place.lower().endswith(suffix):
+        if suffix and not uri.lower().endswith(suffix):
             raise SettingsError(f"{name}: {text!r} does not end in {suffix}, which is what is written; name it so.")
-        return place
+        return uri
 
     return read
 
 
-def number(name: str, *, least: float = 0.0) -> Callable[[str | float], float]:
-    """Make the reader of an option that is a number from `least` to MOST_COUNT."""
+def path_argument(metavar: str, help: str, **more: Any) -> Any:
+    """Declare an argument that is a path or URI."""
+    return typer.Argument(metavar=metavar, help=help, parser=path(metavar.strip("[].")), **more)
+
+
+def path_option(flag: str, help: str, **more: Any) -> Any:
+    """Declare an option that is a path or URI."""
+    return typer.Option(flag, help=help, parser=path(flag), **more)
+
+
+def number_option(flag: str, help: str, *, least: float = 0.0) -> Any:
+    """Declare an option that is a number from `least` to MOST_COUNT."""
 
     def read(text: str | float) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not least <= value <= MOST_COUNT:  # nor is NaN
-            raise SettingsError(f"{name} is {str(text)!r}; allowed is a number from {least:g} to {MOST_COUNT:,}.")
+        if not least <= value <= MOST_COUNT:  # also false for NaN
+            raise SettingsError(f"{flag} is {str(text)!r}; allowed is a number from {least:g} to {MOST_COUNT:,}.")
         return value
 
-    return read
+    return typer.Option(flag, help=help, parser=read)
 
 
 class Command(TyperCommand):
-    """A command that refuses an option given twice, of which the first would be lost, and a bad variable."""
+    """A command that refuses an option given twice (Typer would drop the first) and checks carray's own variables."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments.
 
         Raises:
-            SettingsError: an option that takes one value is given twice, an argument is refused by its reader, or a
-                variable of carray's own cannot be used.
+            SettingsError: an option that takes one value is given twice, an argument is refused by its parser, or an
+                environment variable of carray's has a value that cannot be used.
         """
         from carray.core.environment import check_variables
 
@@ -96,41 +111,38 @@ class Command(TyperCommand):
             if times > 1 and not getattr(param, "multiple", False):
                 raise SettingsError(f"{param.opts[0]} is given {times} times; give it once.")
 
-        left = super().parse_args(ctx, args)
-        check_variables()  # not before --help, which ends in the line above
-        return left
+        remaining = super().parse_args(ctx, args)
+        check_variables()  # after the line above, in which --help ends
+        return remaining
 
 
-def _argument(metavar: str, help: str) -> Any:
-    return typer.Argument(metavar=metavar, help=help, parser=path(metavar))
-
-
-Bundle = Annotated[str, _argument("BUNDLE", "Bundle folder, such as RUN/bundle; local or s3://.")]
-Run = Annotated[str, _argument("RUN", "Folder that carray tune wrote; local or s3://.")]
+Bundle = Annotated[str, path_argument("BUNDLE", "Bundle folder, such as RUN/bundle; local or s3://.")]
+Run = Annotated[str, path_argument("RUN", "Run folder, the --out of carray tune or train; local or s3://.")]
 Source = Annotated[
-    str,
-    _argument("SOURCE", "Folder, s3://bucket/prefix, table of URIs, or an S3 Inventory's manifest.json."),
+    str, path_argument("SOURCE", "Folder, s3://bucket/prefix, table of URIs, or the manifest.json of an S3 Inventory.")
 ]
-Predictions = Annotated[str, _argument("PREDICTIONS", "Folder that carray classify wrote; local or s3://.")]
-ManifestOption = Annotated[
-    str,
-    typer.Option("--manifest", help="Table written by carray prepare; local or s3://.", parser=path("--manifest")),
+Predictions = Annotated[
+    str, path_argument("PREDICTIONS", "Predictions folder, the --out of carray classify; local or s3://.")
 ]
-Config = Annotated[
-    str | None, typer.Option("--config", help="YAML file of settings; see jobs/configs.", parser=path("--config"))
-]
+ManifestOption = Annotated[str, path_option("--manifest", "Manifest that carray prepare wrote; local or s3://.")]
+Config = Annotated[str | None, path_option("--config", "YAML file of settings; see jobs/configs.")]
 Column = Annotated[
     list[str] | None,
-    typer.Option("--column", metavar="NAME=COLUMN", help="Of a table: which column is which, uri=path; repeatable."),
+    typer.Option(
+        "--column", metavar="NAME=COLUMN", help="Which column of the table holds what, such as uri=path; repeatable."
+    ),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as search.seed=1; repeatable.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, max=MOST_SEED, help="Decides what is drawn at random.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=MOST_SEED, help="Seed of what is drawn at random.")]
+SearchTrials = Annotated[int | None, typer.Option("--trials", help="Short for --set search.trials=N.")]
+SearchEpochs = Annotated[int | None, typer.Option("--epochs", help="Short for --set search.epochs=N.")]
+SearchSeed = Annotated[int | None, typer.Option("--seed", help="Short for --set search.seed=N.")]
 
 
 def short_for(settings: list[str] | None, **named: object) -> list[str]:
-    """Join `--set` texts with options that are short for one; `search__seed=1` is search.seed=1, None is not said."""
+    """Join `--set` texts with options that are short for one: `search__seed=1` is search.seed=1; None is left out."""
     return [
         *(settings or []),
         *(f"{key.replace('__', '.')}={value}" for key, value in named.items() if value is not None),

@@ -1,9 +1,8 @@
-"""The commands that use a bundle: measure it, classify a bucket with it, look at a few images."""
+"""The commands that use a bundle: complete and measure it, and classify images with it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -13,31 +12,37 @@ from carray.cli.options import (
     Column,
     Config,
     ManifestOption,
+    SeedOption,
     Settings,
     Source,
-    number,
-    path,
+    number_option,
+    path_argument,
+    path_option,
     short_for,
 )
+from carray.core.errors import DataError, SettingsError
 from carray.core.limits import MOST_COUNT
 
-__all__ = ["calibrate", "classify", "compact", "evaluate", "predict", "quantize"]
+__all__ = ["calibrate", "classify", "compact", "evaluate", "predict", "quantize", "stress"]
+
+AnySplit = Annotated[str, typer.Option("--split", help="train, val or test.")]
+MeasuredRuntime = Annotated[str, typer.Option("--runtime", help="fp32, int8, torch-bf16, or auto.")]
 
 
 def quantize(
     bundle: Bundle,
     manifest: ManifestOption,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the file even if its certificate fails; only --runtime int8 takes it.")
+        bool, typer.Option("--keep", help="Keep int8 even if its certificate fails; only --runtime int8 will use it.")
     ] = False,
-    split: Annotated[str, typer.Option(help="Labelled images to judge by: val or test.")] = "val",
+    split: Annotated[str, typer.Option(help="Labelled images for the certificate: val or test.")] = "val",
 ) -> None:
-    """Add the int8 runtime to a bundle that has none, with a certificate of what it loses against fp32.
+    """Add the int8 runtime to a bundle that has none, with a certificate of its accuracy compared with fp32.
 
-    Reads the bundle and some of the manifest's training images and of those of --split. Writes model.int8.onnx into
-    the bundle, unless it loses too much, and the certificate into bundle.json; the bundle's id stays. Images that the
-    network was trained on do not judge: after a refit no validation image is left. Every newly packed bundle has been
-    through this already, a refit with the network before it.
+    Reads the bundle, and training images and images of --split of the manifest. Writes model.int8.onnx into the
+    bundle, unless it loses too much accuracy, and the certificate into bundle.json; the bundle_id stays. Images that
+    the network was trained on do not count; after a refit no validation image is left. Every new bundle has been
+    quantized when it was packed.
 
     Cost: about a minute for EfficientNet-Lite0 at 160 pixels, on one core.
 
@@ -55,18 +60,15 @@ def calibrate(
     bundle: Bundle,
     manifest: ManifestOption,
     target_precision: Annotated[
-        float,
-        typer.Option(
-            help="Share of accepted labels that are to be right, such as 0.98.", parser=number("--target-precision")
-        ),
+        float, number_option("--target-precision", "Wanted fraction of right labels among the accepted, such as 0.98.")
     ] = 0.95,
-    split: Annotated[str, typer.Option(help="Labelled images that the bundle has not learned from.")] = "val",
+    split: Annotated[str, typer.Option(help="Labelled images that the bundle was not trained on.")] = "val",
 ) -> None:
-    """Choose from which score a bundle's labels are accepted without a look, so that a stated share is right.
+    """Choose the score from which a bundle's labels are accepted without review, for a stated precision.
 
-    Reads the split's images; writes the threshold and what it promises into bundle.json; the bundle's id stays. Where
-    the precision cannot be shown with 95 % confidence, says why, and leaves the bundle as it is. A classification
-    begun with another threshold is not continued with this one.
+    Reads the split's images. Writes the threshold and its expected precision into bundle.json; the bundle_id stays.
+    Where the precision cannot be shown with 95 % confidence, prints why and leaves the bundle as it is. A
+    classification that began with another threshold cannot be resumed with the new one.
 
     Cost: that of classifying the split once.
 
@@ -76,31 +78,23 @@ def calibrate(
     from carray.evaluation.recalibrate import recalibrate
 
     info = recalibrate(bundle, manifest, target_precision=target_precision, split=split)
-    promised = info.acceptance.model_dump(mode="json") if info.acceptance else None
-    print_result(
-        {
-            "bundle": bundle,
-            "bundle_id": info.bundle_id,
-            "accept_threshold": info.accept_threshold,
-            "acceptance": promised,
-        }
-    )
+    acceptance = info.acceptance.model_dump(mode="json") if info.acceptance else None
+    found = {"accept_threshold": info.accept_threshold, "acceptance": acceptance}
+    print_result({"bundle": bundle, "bundle_id": info.bundle_id, **found})
 
 
 def evaluate(
     bundle: Bundle,
     manifest: ManifestOption,
-    out: Annotated[
-        str, typer.Option("--out", help="Folder for report.html, metrics.json and tables.", parser=path("--out"))
-    ],
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    runtime: Annotated[str, typer.Option(help="fp32, int8, torch-bf16, or auto.")] = "fp32",
+    out: Annotated[str, path_option("--out", "Folder for report.html, metrics.json and tables.")],
+    split: AnySplit = "test",
+    runtime: MeasuredRuntime = "fp32",
 ) -> None:
-    """Measure a bundle on a labelled split: how often it is right, where it is wrong, and what can be trusted.
+    """Measure a bundle on a labelled split: accuracy, kinds of mistakes, calibration, and what can be accepted.
 
-    Reads the split's images; writes report.html, one page with accuracies and their intervals, kinds of mistakes with
-    pictures, calibration, and what can be accepted without a look; the same as metrics.json and Parquet tables. Where
-    the bundle has int8, it scores the same pixels, too, and stands beside its certificate.
+    Reads the split's images. Writes report.html, one page with accuracies and their intervals, mistakes with pictures,
+    calibration and coverage, and the same as metrics.json and Parquet tables. Where the bundle has int8, int8 scores
+    the same pixels, and the result is compared with its certificate.
 
     Cost: that of classifying the split once; with int8 in the bundle, 40 % more.
 
@@ -116,39 +110,80 @@ def evaluate(
     print_result({key: metrics[key] for key in keys if key in metrics} | {"out": out})
 
 
+def stress(
+    bundle: Bundle,
+    manifest: ManifestOption,
+    out: Annotated[str, path_option("--out", "Folder for the tables; may be that of carray evaluate.")],
+    outside: Annotated[
+        str | None,
+        path_option("--outside", "Images that are no vehicles: a folder, or a Parquet table with uri, kind, source."),
+    ] = None,
+    images: Annotated[
+        int, typer.Option(min=0, max=MOST_COUNT, help="Number of images of the split, drawn at random; 0 is all.")
+    ] = 500,
+    split: AnySplit = "test",
+    seed: SeedOption = 0,
+    runtime: MeasuredRuntime = "fp32",
+) -> None:
+    """Measure a bundle's accuracy on corrupted images, and how well ood_score detects images that are no vehicles.
+
+    Reads the split's images and those of --outside. Writes robustness.parquet: top-1 under blur, JPEG compression, low
+    resolution, crop, grey, rotation and light, with intervals. With --outside it writes outside.json: the probability
+    that such an image has a higher ood_score than one of the split (AUROC). Results that exist are read, not measured
+    again.
+
+    Cost: that of classifying 22 times as many images as --images.
+
+    Example: `carray stress run/bundle --manifest manifest.parquet --out evaluation --outside no-cars`
+    """
+    from carray.core.progress import print_result
+    from carray.evaluation.stress import stress as measure
+    from carray.evaluation.stress import summary_text
+
+    found = measure(
+        bundle, manifest, out=out, outside=outside, split=split, images=images or None, seed=seed, runtime=runtime
+    )
+    typer.echo(summary_text(found))
+    robustness = found["robustness"]
+    result = {"images": robustness["images"], "top1": robustness["top1"], "out": out}
+    result |= {"worst_top1": {name: row["top1"] for name, row in robustness["worst"].items()}}
+    if "outside" in found:
+        result |= {"auroc": {kind: own["auroc"] for kind, own in found["outside"]["kinds"].items()}}
+    print_result(result)
+
+
 def classify(
     bundle: Bundle,
     source: Source,
     out: Annotated[
-        str,
-        typer.Option("--out", help="Predictions folder; local or s3://. Repeat to continue.", parser=path("--out")),
+        str, path_option("--out", "Predictions folder; local or s3://. An unfinished run there is resumed.")
     ],
-    split: Annotated[str | None, typer.Option(help="Of a manifest, this split only.")] = None,
+    split: Annotated[str | None, typer.Option(help="Where SOURCE is a manifest: this split only.")] = None,
     column: Column = None,
-    all_files: Annotated[bool, typer.Option("--all-files", help="Take every key, whatever its suffix.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Score fetch_error rows again.")] = False,
+    all_files: Annotated[bool, typer.Option("--all-files", help="Take every file, whatever its suffix.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Fetch and score rows with status fetch_error again.")
+    ] = False,
     only_new: Annotated[
-        bool, typer.Option("--only-new", help="Leave out what --since has, unchanged and by this bundle.")
+        bool, typer.Option("--only-new", help="Skip images that the run --since has, if unchanged and by this bundle.")
     ] = False,
     since: Annotated[
-        str | None, typer.Option(help="Folder of an earlier run, for --only-new.", parser=path("--since"))
+        str | None, path_option("--since", "Predictions folder of an earlier run, for --only-new.")
     ] = None,
     max_failed_fraction: Annotated[
         float | None,
-        typer.Option(
-            help="Stop once more than this fraction of the images failed, such as 0.2.",
-            parser=number("--max-failed-fraction"),
-        ),
+        number_option("--max-failed-fraction", "Stop once more than this fraction of the images failed, such as 0.2."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Scoring processes at most; as the CPUs allow if unset.")] = None,
+    workers: Annotated[int | None, typer.Option(help="The most scoring processes; default: as the CPUs allow.")] = None,
     runtime: Annotated[str | None, typer.Option(help="auto, or one of the bundle's runtimes.")] = None,
     config: Config = None,
     settings: Settings = None,
 ) -> None:
     """Classify every image of a folder, bucket or table into Parquet, one row an image.
 
-    Reads the images and the bundle; writes OUT/*.parquet, and its ledger under OUT/_carray/. A broken image is a row
-    with its reason. The same command again does only what is missing. The last line of output is one JSON document.
+    Reads the images and the bundle. Writes OUT/*.parquet, and its ledger under OUT/_carray/. A broken image becomes a
+    row with the reason. The same command again resumes an interrupted run. The last line of output is one JSON
+    document.
 
     Cost: see results/classify.csv; one GET an image on S3.
 
@@ -160,7 +195,7 @@ def classify(
     from carray.core.settings import load_settings
     from carray.core.uri_tables import parse_columns
 
-    _check_pair(only_new, since)
+    _check_since(only_new, since)
     overrides = short_for(
         settings,
         all_files=all_files or None,
@@ -176,24 +211,20 @@ def classify(
     print_result(run_classify(bundle, source, out=out, settings=chosen))
 
 
-def _check_pair(only_new: bool, since: str | None) -> None:
-    from carray.core.errors import SettingsError
-
+def _check_since(only_new: bool, since: str | None) -> None:
     if only_new != (since is not None):
         given, missing = ("--only-new", "--since") if only_new else ("--since", "--only-new")
         raise SettingsError(f"{given} is given without {missing}; the two belong together.")
 
 
 def compact(
-    out: Annotated[
-        str, typer.Argument(metavar="OUT", help="Folder of a finished classify; local or s3://.", parser=path("OUT"))
-    ],
-    to: Annotated[str, typer.Option("--to", help="Folder for the merged files; local or s3://.", parser=path("--to"))],
+    out: Annotated[str, path_argument("OUT", "Predictions folder of a finished classify; local or s3://.")],
+    to: Annotated[str, path_option("--to", "Folder for the merged files; local or s3://.")],
     rows_per_file: Annotated[int, typer.Option(min=1, max=MOST_COUNT, help="Rows of one file.")] = 1_000_000,
 ) -> None:
-    """Merge a finished run's many Parquet files into few large ones, in another folder.
+    """Merge the many Parquet files of a finished run into few large ones, in another folder.
 
-    Reads OUT/*.parquet; writes TO/compact-*.parquet. OUT stays as it is: delete it when nobody reads it any more.
+    Reads OUT/*.parquet. Writes TO/compact-*.parquet. OUT stays as it is: delete it once it is no longer used.
 
     Cost: that of reading and writing the tables once; memory for one file of rows.
 
@@ -207,15 +238,13 @@ def compact(
 
 def predict(
     bundle: Bundle,
-    images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="Image files; local or s3://.", parser=path("IMAGE"))
-    ],
+    images: Annotated[list[str], path_argument("IMAGE...", "Image files; local or s3://.")],
 ) -> None:
-    """Classify a few images and print a table with the five likeliest classes of each.
+    """Classify a few images and print the five likeliest classes of each.
 
     Reads the bundle and the images; writes nothing; needs no Ray.
 
-    Exit code: 0 when any image was scored, 2 when none could be read.
+    Exit code: 0 when at least one image was scored, 2 when none could be.
 
     Cost: about a second to start; images are scored one after another.
 
@@ -225,12 +254,9 @@ def predict(
 
     predictions = Classifier.load(bundle).predict(images)
     typer.echo(prediction_text(predictions))
-    _check_any_scored(predictions["status"])
+    _check_any_scored(predictions["status"].tolist())
 
 
-def _check_any_scored(status: Iterable[str]) -> None:
-    from carray.core.errors import DataError
-
-    states = list(status)
-    if "ok" not in states:
-        raise DataError(f"none of {len(states):,} images could be scored; the lines above say why.")
+def _check_any_scored(statuses: list[str]) -> None:
+    if "ok" not in statuses:
+        raise DataError(f"none of {len(statuses):,} images could be scored; the lines above say why.")

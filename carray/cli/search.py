@@ -6,37 +6,44 @@ from typing import Annotated
 
 import typer
 
-from carray.cli.options import Config, ManifestOption, Run, Settings, path, short_for
+from carray.cli.options import (
+    Config,
+    ManifestOption,
+    Run,
+    SearchEpochs,
+    SearchSeed,
+    SearchTrials,
+    Settings,
+    path_option,
+    short_for,
+)
 from carray.core.errors import SettingsError
 
 __all__ = ["export", "leaderboard", "train", "tune"]
 
+RunFolder = Annotated[str, path_option("--out", "Run folder; local or s3://. An unfinished run there is resumed.")]
+
 
 def tune(
     manifest: ManifestOption,
-    out: Annotated[
-        str,
-        typer.Option(
-            "--out", help="Run folder; local or s3://. Repeat the command to continue it.", parser=path("--out")
-        ),
-    ],
+    out: RunFolder,
     config: Config = None,
     settings: Settings = None,
-    trials: Annotated[int | None, typer.Option(help="Short for --set search.trials=N.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Short for --set search.epochs=N.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Short for --set search.seed=N.")] = None,
+    trials: SearchTrials = None,
+    epochs: SearchEpochs = None,
+    seed: SearchSeed = None,
 ) -> None:
     """Search for the best network with Ray Tune, stop weak trials early, and pack the winner into OUT/bundle.
 
-    Reads the manifest's training and validation images once a machine, into a block of decoded pixels under
+    Reads the training and validation images of the manifest once on each machine, into a block of decoded pixels under
     $CARRAY_CACHE (default ~/.cache/carray). Writes trials.parquet, epochs.parquet, leaderboard.html, curves.png and
     bundle/.
 
-    After an interruption the same command goes on where the search was; a larger --trials adds to a finished one, and
-    a better winner is packed anew. `--set search.refit=true` trains the winner once more, on train and val, first.
+    The same command resumes an interrupted search. With more --trials it adds to a finished one, and packs the winner
+    again if it is better. `--set search.refit=true` trains the winner again on train and val before it is packed.
 
-    Cost: trials x epochs at most; ASHA stops weak trials early, and the first of search.time_budget_minutes,
-    search.device_hours_budget and search.money_budget that is used up ends the search; a refit comes on top.
+    Cost: at most trials x epochs; ASHA stops weak trials early, and the search ends when the first of
+    search.time_budget_minutes, search.device_hours_budget and search.money_budget is used up. A refit is extra.
 
     Example: `carray tune --manifest manifest.parquet --out run --trials 8 --epochs 6`
     """
@@ -58,44 +65,35 @@ def tune(
 
 def train(
     manifest: ManifestOption,
-    out: Annotated[
-        str,
-        typer.Option(
-            "--out", help="Run folder; local or s3://. Repeat the command to continue it.", parser=path("--out")
-        ),
-    ],
+    out: RunFolder,
     config: Annotated[
-        str | None,
-        typer.Option(
-            "--config",
-            help="YAML with hyper, epochs, seed, pixels; or one of carray tune.",
-            parser=path("--config"),
-        ),
+        str | None, path_option("--config", "YAML file with hyper, epochs, seed, pixels; or one for carray tune.")
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as hyper.learning_rate=0.001; repeatable."),
     ] = None,
     source: Annotated[
-        str | None,
-        typer.Option("--from", metavar="RUN", help="Run to take a row's setting from.", parser=path("--from")),
+        str | None, path_option("--from", "Run folder with the trial whose settings to use.", metavar="RUN")
     ] = None,
-    row: Annotated[str, typer.Option(help="Of that run's leaderboard: its place, 1 is the best, or its trial.")] = "1",
+    row: Annotated[
+        str, typer.Option(help="That trial: its rank on the leaderboard (1 is the best), or its id, such as t00003.")
+    ] = "1",
     refit: Annotated[
-        bool, typer.Option("--refit", help="Train that row on train and val; the last epoch counts.")
+        bool, typer.Option("--refit", help="Train that trial again on train and val, and pack the last epoch.")
     ] = False,
     epochs: Annotated[int | None, typer.Option(help="Short for --set epochs=N.")] = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set seed=N.")] = None,
 ) -> None:
     """Train one configuration without a search, on all cores or the GPU of this machine, and pack it into OUT/bundle.
 
-    Reads the training and validation images as carray tune does. Writes a run folder like that of a search of one
-    trial: trials.parquet, epochs.parquet, curves.png and bundle/. The same command again goes on where it was.
+    Reads the training and validation images as carray tune does. Writes a run folder like that of a search with one
+    trial: trials.parquet, epochs.parquet, curves.png and bundle/. The same command again resumes.
 
-    A file of carray tune stands for its first family's default. A refit has no validation figures; its bundle keeps
-    the temperature of the row before it, and says so.
+    From a --config for carray tune it takes the default of the first family. A refit has no validation results; its
+    bundle keeps the temperature of the trial that it refits, and says so.
 
-    Cost: epochs times the images; a line an epoch tells the rate and the time that is left.
+    Cost: epochs times images; after each epoch a line says the rate and the time left.
 
     Example: `carray train --manifest manifest.parquet --out refit --from run --row 1 --refit`
     """
@@ -119,24 +117,24 @@ def _check_one_source(source: str | None, *, config: str | None, refit: bool, ch
         raise SettingsError(f"--from {source} and --config {config} both name a configuration; give one of them.")
     if refit and (source is None or changed):
         raise SettingsError(
-            "--refit trains a row as it was, once more, so it needs --from RUN and takes neither --set nor --seed; "
-            "without --refit, --from RUN --set KEY=VALUE trains a changed row."
+            "--refit trains a trial again with its own settings, so it needs --from RUN and takes neither --set nor "
+            "--seed; without --refit, --from RUN --set KEY=VALUE trains it with changed settings."
         )
 
 
 def leaderboard(
     run: Run,
     measure: Annotated[
-        bool, typer.Option("--measure", help="First measure each network's images a second, decode included.")
+        bool, typer.Option("--measure", help="First measure each network's images a second, decoding included.")
     ] = False,
-    page: Annotated[bool, typer.Option("--page/--no-page", help="Write the page RUN/leaderboard.html, too.")] = True,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Also write the page RUN/leaderboard.html.")] = True,
 ) -> None:
-    """Print a search's trials, best first, and write them as one page that any browser shows.
+    """Print a search's trials, best first, and write them as a page for the browser.
 
-    Reads RUN's tables, or the log of a search that still runs or was killed. Writes RUN/leaderboard.html: curves, who
-    was stopped where, what mattered, accuracy against speed.
+    Reads RUN's tables, or the log of a search that still runs or was killed. Writes RUN/leaderboard.html: learning
+    curves, where trials were stopped, which hyperparameters mattered, accuracy against speed.
 
-    Cost: about 10 s; with --measure 15 s to start and 4 s for each distinct network, which is measured once.
+    Cost: about 10 s; with --measure 15 s to start and 4 s for each different network, measured once.
 
     Example: `carray leaderboard run`
     """
@@ -156,17 +154,18 @@ def leaderboard(
 
 def export(
     run: Run,
-    trial: Annotated[str, typer.Option("--trial", metavar="ID", help="Trial such as t00003, or its place, such as 2.")],
-    out: Annotated[
-        str | None, typer.Option("--out", help="Bundle folder to write; default RUN/bundle.", parser=path("--out"))
-    ] = None,
+    trial: Annotated[
+        str,
+        typer.Option("--trial", metavar="ID", help="Trial id, such as t00003, or rank on the leaderboard, such as 2."),
+    ],
+    out: Annotated[str | None, path_option("--out", "Bundle folder to write; default: RUN/bundle.")] = None,
 ) -> None:
-    """Pack any trial of a search as a bundle; in RUN/bundle it stays, even if the search goes on and finds better.
+    """Pack any trial of a search as a bundle; a search that goes on does not replace it in RUN/bundle.
 
-    Reads the trial's best weights and the validation images, on which its temperature is fitted. Writes a bundle. The
-    search may still run, or have been killed.
+    Reads the trial's best weights, and the validation images to fit the temperature. Writes a bundle. The search may
+    still run, or have been killed.
 
-    Cost: about 20 seconds, and the validation images are classified once.
+    Cost: about 20 s, and classifying the validation images once.
 
     Example: `carray export run --trial t00003 --out fast-bundle`
     """

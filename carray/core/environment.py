@@ -1,37 +1,49 @@
-"""Reads carray's own environment variables, each checked before anything starts.
+"""Environment variables: carray's own, checked before a command starts, and those that turn telemetry off.
 
-From: the environment. To: absolute paths and numbers.
-Invariants: no other module of carray reads a variable whose name begins with CARRAY_; a relative path is made absolute
-once, in this process's environment, so that workers, which run in folders of their own, see the same place.
+No other module reads a variable whose name begins with CARRAY_. A relative path is made absolute once, in this
+process's environment, so that workers, which run in other folders, use the same path.
+
+onnxruntime (since 1.29), Ray (a private one too), MLflow and the model hub's client report usage to their makers by
+default. Each reads one variable, which carray sets when it is imported, unless the user has set it.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from pathlib import Path
 
 from carray.core.errors import SettingsError
-from carray.core.progress import say
-from carray.core.store.files import absolute, is_s3
 
-__all__ = ["cache_home", "check_variables", "features_bytes"]
+__all__ = ["TELEMETRY_OFF", "cache_home", "check_variables", "features_bytes", "turn_telemetry_off"]
 
 CACHE, FEATURES_GB = "CARRAY_CACHE", "CARRAY_FEATURES_GB"
 _DEFAULT_FEATURES_GB = "20"
 _KNOWN = (CACHE, FEATURES_GB, "CARRAY_CARS", "CARRAY_DRILL", "CARRAY_PREDICTIONS", "CARRAY_TEST_CLUSTER")
-"""Those after the first two belong to benchmarks, tests and the notebook."""
+"""All but the first two are for benchmarks, tests and the notebook."""
+TELEMETRY_OFF = {
+    "ORT_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+def turn_telemetry_off() -> None:
+    """Turn the libraries' reports off, in this process and in those that it starts."""
+    for name, value in TELEMETRY_OFF.items():
+        os.environ.setdefault(name, value)
 
 
 def check_variables() -> None:
-    """Check every variable, and make the paths among them absolute for this process and those that it starts.
-
-    Says so of a variable whose name carray does not know.
+    """Check every variable, make paths absolute for this process and its children, and warn of unknown names.
 
     Raises:
         SettingsError: one sentence for each variable that cannot be used.
     """
+    from carray.core.progress import say
+    from carray.core.text import did_you_mean
+
     problems = []
     for check in (cache_home, features_bytes):
         try:
@@ -44,36 +56,37 @@ def check_variables() -> None:
         os.environ[CACHE] = str(cache_home())
     for name in sorted(os.environ):
         if name.startswith("CARRAY_") and name not in _KNOWN:
-            close = difflib.get_close_matches(name, _KNOWN, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it reads {CACHE} and {FEATURES_GB}."
+            hint = did_you_mean(name, _KNOWN, f"it reads {CACHE} and {FEATURES_GB}.")
             say(f"warning: carray reads no variable {name}; {hint}")
 
 
 def cache_home() -> Path:
-    """Give this machine's cache folder, absolute: $CARRAY_CACHE, else ~/.cache/carray.
+    """Find this machine's cache folder, absolute: $CARRAY_CACHE, else ~/.cache/carray.
 
     Raises:
         SettingsError: CARRAY_CACHE names no folder of this machine.
     """
+    from carray.core.store.files import absolute, is_s3
+
     given = os.environ.get(CACHE)
     if not given:
-        shared = os.environ.get("XDG_CACHE_HOME", "")  # which counts only where it is absolute, says its standard
+        shared = os.environ.get("XDG_CACHE_HOME", "")  # by its standard, ignored where it is relative
         return Path(shared if os.path.isabs(shared) else os.path.expanduser("~/.cache"), "carray")
     try:
-        place = absolute(given)
+        path = absolute(given)
     except SettingsError as err:
         raise SettingsError(f"{CACHE}: {err}") from None
-    if is_s3(place):
+    if is_s3(path):
         raise SettingsError(f"{CACHE} is {given!r}, but the cache is read by mapping files; name a local folder.")
-    home = Path(place)
-    there = next(path for path in (home, *home.parents) if os.path.lexists(path))
-    if not there.is_dir():
-        raise SettingsError(f"{CACHE} is {given!r}, but {there} is a file; name a folder.")
+    home = Path(path)
+    existing = next(folder for folder in (home, *home.parents) if os.path.lexists(folder))
+    if not existing.is_dir():
+        raise SettingsError(f"{CACHE} is {given!r}, but {existing} is a file; name a folder.")
     return home
 
 
 def features_bytes() -> int:
-    """Give what all kept features of a machine may take: $CARRAY_FEATURES_GB, else 20 GB.
+    """Read the size limit of a machine's cached features: $CARRAY_FEATURES_GB, else 20 GB.
 
     Raises:
         SettingsError: CARRAY_FEATURES_GB is no number from 0 up.

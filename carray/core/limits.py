@@ -1,4 +1,4 @@
-"""Bounds of numbers that a user gives: beyond them lies a slip of the keyboard, or what a library cannot count."""
+"""Upper bounds of numbers that a user gives; a larger one is a typing error, or more than a library can count."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ MOST_COUNT = 10**12
 MOST_WORKERS = 1_000_000
 """Of processes, threads, images of a batch, or megabytes of one."""
 MOST_SEED = 10**14
-"""A training's generators take seeds of 64 bits, and an epoch's is 100,003 times the search's."""
+"""PyTorch's generators take seeds of 64 bits, and an epoch's seed is 100,003 times the search's."""

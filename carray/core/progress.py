@@ -1,7 +1,6 @@
-"""Shows long work: a bar on a terminal, plain lines (done/total, rate, errors, ETA) in a log.
+"""Shows progress on standard error: a bar on a terminal, plain lines (done/total, rate, errors, ETA) in a log.
 
-Invariants: everything goes to standard error, so that standard output holds results only; the last line of a command's
-standard output is one JSON document when the command says so.
+Standard output holds results only; its last line is one JSON document where the command's help says so.
 """
 
 from __future__ import annotations
@@ -20,52 +19,52 @@ from carray.core.text import readable
 __all__ = ["Progress", "breaking_silence", "print_result", "say"]
 
 LOG_EVERY_SECONDS = 10.0
-"""A plain line at most this often: a ten-hour job writes 3,600 lines, not millions."""
+"""Time between plain lines: a ten-hour job writes 3,600 of them."""
 SILENCE_SECONDS = 60.0
-"""Of a job that does not get on: its log must not look like that of one that hangs."""
+"""Time without progress after which a job says so: its log must not look like that of one that hangs."""
 
 
 def say(text: str) -> None:
-    """Write one line for the person who watches, to standard error; what foreign text it holds is shown, not obeyed."""
+    """Write one line to standard error, with unprintable characters spelled out."""
     print(readable(text), file=sys.stderr, flush=True)
 
 
 @contextmanager
 def breaking_silence(text: Callable[[], str], *, each_seconds: float = SILENCE_SECONDS) -> Iterator[Callable[[], None]]:
-    """Say how long nothing has happened, and `text`, once a minute; gives what to call when something does."""
-    heard, ended = [time.monotonic()], threading.Event()
+    """Say once a minute how long nothing has happened, and `text`; gives a function to call when something does."""
+    last_event, ended = [time.monotonic()], threading.Event()
 
     def watch() -> None:
-        said = heard[0]
+        last_line = last_event[0]
         while not ended.wait(each_seconds / 4):
             now = time.monotonic()
-            if now - max(said, heard[0]) >= each_seconds:
-                said = now
-                say(f"nothing for {now - heard[0]:,.0f} s: {text()}")
+            if now - max(last_line, last_event[0]) >= each_seconds:
+                last_line = now
+                say(f"nothing for {now - last_event[0]:,.0f} s: {text()}")
 
-    def hear() -> None:
-        heard[0] = time.monotonic()
+    def note_event() -> None:
+        last_event[0] = time.monotonic()
 
     thread = threading.Thread(target=watch, name="silence", daemon=True)
     thread.start()
     try:
-        yield hear
+        yield note_event
     finally:
         ended.set()
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """Write the command's outcome as one JSON line, the last of standard output."""
+    """Write a command's result as one JSON line, the last of standard output."""
     sys.stderr.flush()
     text = json.dumps(result, ensure_ascii=False, sort_keys=False)
-    # JSON itself lets through what ends a line, or moves a cursor, in Unicode's newer ways.
+    # JSON leaves Unicode's own line ends and direction marks as they are.
     print("".join(letter if readable(letter) == letter else json.dumps(letter)[1:-1] for letter in text), flush=True)
 
 
 class Progress:
-    """Counts done images (or epochs, or trials) against a total; use as a context manager.
+    """A count of done images (or epochs, or trials) out of a total; use as a context manager, from one thread.
 
-    Not thread-safe: one thread advances it. The total may change while it runs, as a listing's does.
+    The total may be changed while it runs.
     """
 
     _bars: ClassVar[list[Progress]] = []
@@ -73,12 +72,12 @@ class Progress:
     def __init__(self, what: str, *, total: int | None, unit: str = "images") -> None:
         self.what, self.total, self.unit = what, total, unit
         self.done = self.errors = 0
-        self._started = self._said = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty() and not Progress._bars:  # a terminal has room for one; what runs beside it writes lines
+        if sys.stderr.isatty() and not Progress._bars:  # one bar at a time; another Progress writes lines
             self._open_bar()
         return self
 
@@ -92,22 +91,22 @@ class Progress:
 
     @property
     def elapsed_seconds(self) -> float:
-        """Give the seconds since the work began."""
+        """Time since the work began."""
         return time.monotonic() - self._started
 
     @property
     def rate(self) -> float:
-        """Give the units done a second, 0 at the start."""
+        """Units done a second."""
         return self.done / max(self.elapsed_seconds, 1e-9)
 
     def advance(self, done: int = 1, *, errors: int = 0) -> None:
-        """Count finished units, and how many of them are error rows."""
+        """Count finished units, `errors` of which are error rows."""
         self.done += done
         self.errors += errors
         if self._bar is not None:
             self._bar.update(self._task, total=self.total, completed=self.done, errors=self.errors, rate=self.rate)
-        elif time.monotonic() - self._said >= LOG_EVERY_SECONDS:
-            self._said = time.monotonic()
+        elif time.monotonic() - self._last_line >= LOG_EVERY_SECONDS:
+            self._last_line = time.monotonic()
             say(self._line(finished=False))
 
     def _open_bar(self) -> None:

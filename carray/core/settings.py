@@ -1,13 +1,8 @@
-"""Reads settings: a YAML file, then `--set key=value`, checked by pydantic with every problem said at once.
-
-From: a YAML file (local or S3) and dotted overrides. To: a frozen pydantic model.
-Invariants: an unknown key is an error with a did-you-mean; no problem hides another.
-"""
+"""Reads settings: a YAML file, then `--set key=value`, checked by pydantic; all problems are reported at once."""
 
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,9 +13,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from carray.core.errors import SettingsError, StorageError
 from carray.core.limits import MOST_SEED
+from carray.core.text import did_you_mean, one_line
 
 __all__ = [
-    "Place",
+    "PathOrUri",
     "Seed",
     "Settings",
     "absolute_value",
@@ -33,10 +29,10 @@ __all__ = [
 
 
 def absolute_value(text: str) -> str:
-    """Make a setting's path absolute: where the work is done, the current folder is another.
+    """Make a setting's path absolute, since workers run in other folders.
 
     Raises:
-        ValueError: it is no path, which pydantic collects with its other problems.
+        ValueError: it is no path; pydantic collects this with its other problems.
     """
     from carray.core.store.files import absolute
 
@@ -46,13 +42,12 @@ def absolute_value(text: str) -> str:
         raise ValueError(str(err).rstrip(".")) from None
 
 
-Place = Annotated[str, AfterValidator(absolute_value)]
-"""A setting that is a path or an s3:// URI."""
+PathOrUri = Annotated[str, AfterValidator(absolute_value)]
 Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 
 
 class Settings(BaseModel):
-    """The base of every settings model: frozen, strict about unknown keys, and without infinite or NaN numbers."""
+    """Base of every settings model: frozen, without unknown keys, infinite or NaN numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -67,11 +62,11 @@ def load_settings(
     overrides: Iterable[str] = (),
     start: Mapping[str, Any] | None = None,
 ) -> AnySettings:
-    """Build `model` from a YAML file, or the values of `start`, and `key.sub=value` overrides, which win.
+    """Build `model` from a YAML file, or the values of `start`, and `key.sub=value` overrides, which take precedence.
 
     Raises:
-        SettingsError: the file is not a YAML mapping, an override has no `=` or repeats another's key, or any value is
-            refused by the model.
+        SettingsError: the file is not a YAML mapping, an override has no `=` or repeats a key, or the model refuses a
+            value.
         StorageError: the file cannot be read.
     """
     values = read_yaml(config) if config else copy.deepcopy(dict(start or {}))
@@ -87,7 +82,7 @@ def load_settings(
                 "keep one of them."
             )
         seen[key] = override
-        _assign(values, key.split("."), _parse_scalar(override, text), defaults=_defaults(model))
+        _assign(values, key.split("."), _load(text, f"--set {_short(override)}"), defaults=_defaults(model))
     return parse_settings(model, values)
 
 
@@ -104,7 +99,7 @@ def parse_settings(model: type[AnySettings], values: Mapping[str, Any]) -> AnySe
 
 
 def read_record(model: type[AnySettings], uri: str, *, found: Any = None) -> AnySettings:
-    """Read one of our own records: a JSON document that a command wrote, and nobody edits; `found` was read before.
+    """Read a JSON document that a command wrote; `found` is its content where that was read before.
 
     Raises:
         StorageError: it does not exist, cannot be read, or is not such a record.
@@ -132,13 +127,7 @@ def read_yaml(config: str) -> dict[str, Any]:
     """
     from carray.core.store.files import read_bytes
 
-    repeated: list[str] = []
-    try:
-        values = _load(read_bytes(config), repeated)
-    except _NOT_YAML as err:
-        raise SettingsError(f"{config} is not valid YAML ({_one_line(err)}); mend the file.") from None
-    if repeated:
-        raise SettingsError([f"{config}: {problem}" for problem in repeated])
+    values = _load(read_bytes(config), config)
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -146,37 +135,33 @@ def read_yaml(config: str) -> dict[str, Any]:
     return values
 
 
-def _parse_scalar(override: str, text: str) -> Any:
-    repeated: list[str] = []
-    try:
-        value = _load(text, repeated)
-    except _NOT_YAML as err:
-        raise SettingsError(f"--set {_short(override)} has a value that is not YAML ({_one_line(err)}).") from None
-    if repeated:
-        raise SettingsError([f"--set {_short(override)}: {problem}" for problem in repeated])
-    return value
-
-
 _NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""PyYAML has an error of its own for bad syntax only: a date of month 13, or a tag with nonsense, raises others."""
+"""PyYAML's own error is for bad syntax only: a date of month 13, or a tag with nonsense, raises others."""
 _MERGE = "tag:yaml.org,2002:merge"
 _MOST_NODES = 10_000
-"""What a file may come to with its aliases written out; a few lines of them can stand for a billion values."""
+"""Limit of a file's values with its aliases expanded; a few lines of aliases can stand for a billion values."""
 
 
-def _load(text: bytes | str, repeated: list[str]) -> Any:
-    """Read YAML, and note in `repeated` each key that stands twice, of which YAML's reader would keep the last."""
-    loader = yaml.SafeLoader(text)
+def _load(text: bytes | str, where: str) -> Any:
+    """Read YAML that `where` holds; refuse repeated keys, of which PyYAML would keep the last."""
+    repeated: list[str] = []
     try:
-        tree = loader.get_single_node()
-        if tree is None:
-            return None
-        if _node_count(tree, {}) > _MOST_NODES:
-            raise yaml.YAMLError(f"its aliases stand for more than {_MOST_NODES:,} values")
-        repeated += dict.fromkeys(_repeated_keys(loader, tree, ""))
-        return loader.construct_document(tree)
-    finally:
-        loader.dispose()
+        loader = yaml.SafeLoader(text)
+        try:
+            tree = loader.get_single_node()
+            if tree is None:
+                return None
+            if _node_count(tree, {}) > _MOST_NODES:
+                raise yaml.YAMLError(f"its aliases stand for more than {_MOST_NODES:,} values")
+            repeated += dict.fromkeys(_repeated_keys(loader, tree, ""))
+            value = loader.construct_document(tree)
+        finally:
+            loader.dispose()
+    except _NOT_YAML as err:
+        raise SettingsError(f"{where} is not valid YAML ({one_line(err)}); correct it.") from None
+    if repeated:
+        raise SettingsError([f"{where}: {problem}" for problem in repeated])
+    return value
 
 
 def _repeated_keys(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> Iterator[str]:
@@ -188,17 +173,17 @@ def _repeated_keys(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> Iter
     first: dict[Any, yaml.Node] = {}
     for key, value in node.value:
         if isinstance(key, yaml.ScalarNode):
-            # Compared as they will be held: yes and true are one key.
-            held = key.value if key.tag == _MERGE else loader.construct_object(key)
-            before = first.setdefault(held, key)
+            # Compared by value: yes and true are one key.
+            name = key.value if key.tag == _MERGE else loader.construct_object(key)
+            before = first.setdefault(name, key)
             if before is not key:
                 lines = f"lines {before.start_mark.line + 1} and {key.start_mark.line + 1}"
-                yield f"{where}{key.value} stands twice ({lines}), and only one of the two would count; merge them."
+                yield f"{where}{key.value} is given twice ({lines}), and only one of the two would count; merge them."
             yield from _repeated_keys(loader, value, f"{where}{key.value}.")
 
 
 def _node_count(node: yaml.Node, known: dict[int, float]) -> float:
-    """Count a tree's nodes with each alias written out; what holds itself is endless."""
+    """Count a tree's nodes with aliases expanded; infinite where a node contains itself."""
     if id(node) not in known:
         known[id(node)] = math.inf
         inside: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
@@ -213,20 +198,20 @@ def _defaults(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _assign(values: dict[str, Any], path: list[str], value: Any, *, defaults: Any) -> None:
-    """Set one dotted key; where the file says nothing of its parents, their other defaults stay as they are."""
+    """Set one dotted key; parents that the file does not mention keep their other defaults."""
     for name in path[:-1]:
         defaults = defaults.get(name, {}) if isinstance(defaults, dict) else {}
         values = values.setdefault(name, defaults)
         if not isinstance(values, dict):
-            raise SettingsError(f"--set {'.'.join(path)}: {name} is a single value, so nothing can stand below it.")
+            raise SettingsError(f"--set {'.'.join(path)}: {name} is a single value, so it has no keys below it.")
     values[path[-1]] = value
 
 
 def _sentence(model: type[BaseModel], problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "settings"
     if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(where, known_keys(model), n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"allowed are {', '.join(known_keys(model))}."
+        known = known_keys(model)
+        hint = did_you_mean(where, known, f"allowed are {', '.join(known)}.", cutoff=0.5)
         return f"{where} is not a setting; {hint}"
     if problem["type"] == "missing":
         return f"{where} is missing; it has no default, so give it a value."
@@ -235,7 +220,7 @@ def _sentence(model: type[BaseModel], problem: Any) -> str:
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """List every dotted key that a settings model takes."""
+    """List every dotted key of a settings model."""
     keys = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
@@ -244,12 +229,8 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def _one_line(err: Exception) -> str:
-    return " ".join(str(err).split())
-
-
 def _short(value: Any) -> str:
-    """Show a value as Python writes it, cut where it is long or deep: it may be anything at all."""
-    shown = reprlib.Repr()
-    shown.maxstring = shown.maxother = 200
-    return shown.repr(value)
+    """Show a value as Python writes it, shortened where it is long or deep."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 200
+    return short.repr(value)

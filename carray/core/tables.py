@@ -1,8 +1,7 @@
 """Writes and reads Parquet tables with a declared schema, a kind, a version and provenance in the file's metadata.
 
-From, to: a `pa.Table` and one file, local or S3.
-Invariants: the file's columns are exactly the schema's, in its order and types, whatever the rows hold (a table of
-zero rows or of nulls only has the same schema); written atomically.
+A file has exactly the schema's columns, in its order and types, even with no rows or only nulls; it is written
+atomically.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from carray.core.errors import SchemaError, StorageError
 from carray.core.store.files import filesystem, retry, write_bytes
+from carray.core.text import one_line
 
 __all__ = ["file_rows", "read_table", "table_from_rows", "table_metadata", "write_table"]
 
@@ -36,12 +36,12 @@ def write_table(
     provenance: Mapping[str, Any] = {},
     check: Callable[[], None] | None = None,
 ) -> None:
-    """Write one Parquet file, atomically, with what it is and where it came from in its metadata.
+    """Write one Parquet file, atomically, with kind, version and provenance in its metadata.
 
     `check` is called before every try, as in `write_bytes`.
 
     Raises:
-        StorageError: storage refused the file after every try.
+        StorageError: every try failed.
     """
     note = json.dumps({"kind": kind, "version": version, **provenance}, ensure_ascii=False)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: note.encode()})
@@ -51,7 +51,7 @@ def write_table(
 
 
 def table_metadata(uri: str) -> dict[str, Any]:
-    """Read what `write_table` noted in a file: kind, version, provenance; empty for a table of another program.
+    """Read kind, version and provenance that `write_table` noted; empty for a table of another program.
 
     Raises:
         StorageError: the file cannot be read.
@@ -95,7 +95,7 @@ def read_table(uri: str, *, kind: str, required: Sequence[str], columns: Sequenc
 
 
 def _whole(table: pa.Table) -> pa.Table:
-    """Look at every text of a table: Parquet's reader takes it on trust that they are UTF-8."""
+    """Check every text of a table: Parquet's reader does not check that they are UTF-8."""
     table.validate(full=True)
     return table
 
@@ -106,7 +106,7 @@ def _note(schema: pa.Schema, uri: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         note = None
     if not isinstance(note, dict):
-        raise SchemaError(f"{uri} carries a note of carray's that is not JSON; it was damaged, so write it again.")
+        raise SchemaError(f"{uri} holds metadata of carray that is not JSON; it was damaged, so write it again.")
     return note
 
 
@@ -116,7 +116,7 @@ def _read(action: Any, uri: str) -> Any:
     except FileNotFoundError:
         raise StorageError(f"{uri} does not exist; check its spelling.") from None
     except (pa.ArrowException, ValueError, LookupError) as err:
-        reason = " ".join(str(err).split())[:200]
+        reason = one_line(err, 200)
         raise SchemaError(
             f"{uri} is not a readable Parquet file ({reason}); it was damaged or is something else."
         ) from None

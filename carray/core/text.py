@@ -1,22 +1,20 @@
-r"""Shows foreign text: keys, labels, reasons and names of columns are data, which a terminal or a reader must not obey.
-
-Invariants: letters that show nothing, move a cursor, end a line or turn text round are spelled out as Python spells
-them (`\x1b`, `\n`, `\u202e`), so that what is read is what stands in the table, and no value makes two lines of a log.
-"""
+r"""Text from outside: keys, labels, reasons, column names. A terminal or a reader must show it, not obey it."""
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["readable"]
+__all__ = ["did_you_mean", "one_line", "readable"]
 
 _UNSEEN = {"Cc", "Cf", "Co", "Cn", "Cs", "Zl", "Zp"}
-"""Unicode's categories of letters that show nothing: control, format, private, unassigned, half a pair, line ends."""
+"""Unicode's categories of characters without a glyph: control, format, private, unassigned, surrogates, line ends."""
 
 
 def readable(text: Any) -> str:
-    """Give text with its unseen letters spelled out."""
+    r"""Spell out characters that show nothing, move a cursor, end a line or turn text round: `\x1b`, `\n`, `\u202e`."""
     text = str(text)
     if text.isascii() and text.isprintable():
         return text
@@ -24,3 +22,14 @@ def readable(text: Any) -> str:
         letter.encode("unicode_escape").decode() if unicodedata.category(letter) in _UNSEEN else letter
         for letter in text
     )
+
+
+def one_line(text: Any, most: int | None = None) -> str:
+    """Join a text, such as an error's, into one line of at most `most` characters."""
+    return " ".join(str(text).split())[:most]
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str, *, cutoff: float = 0.6) -> str:
+    """End a sentence about an unknown name: suggest the most similar known one, or say `otherwise`."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {close[0]}?" if close else otherwise

@@ -1,9 +1,8 @@
 """Reads a table of images, which has a column of URIs: CSV, TSV or Parquet, local or S3, in batches of rows.
 
-From: one file. To: `TableRows`, whose columns are asked for by what they hold.
-Invariants: every row of the table is a row here, in its order; whoever reads a table, the names of columns, the
-spellings of URIs and the sentences are the same; a column that is not asked for never stops a job; of a text only an
-empty cell is null. Memory: one batch. Cost: 2 microseconds a row of CSV.
+Every command that takes such a table reads it here, so column names, spellings of URIs and error sentences are the same
+everywhere. A column that is not asked for never stops a job; of a text only an empty cell is null.
+Memory: one batch. Cost: 2 microseconds a row of CSV.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice, repeat
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -30,35 +29,35 @@ import pyarrow.parquet as pq
 from carray.core.errors import SchemaError, SettingsError, StorageError
 from carray.core.store.files import absolute, filesystem, is_s3, join, retry
 from carray.core.tables import table_metadata
-from carray.core.text import readable
+from carray.core.text import one_line, readable
 
 __all__ = ["BOX", "COLUMNS", "TABLE_SUFFIXES", "TableRows", "UriTable", "parse_columns"]
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv")
 BOX = ("x1", "y1", "x2", "y2")
 COLUMNS = ("uri", "label", "split", *BOX)
-"""What `--column` can name."""
+"""The names that `--column` takes."""
 BATCH_ROWS = 32_768
 
 _OTHER_NAMES = {
     "uri": {"file_name", "filename", "file", "path", "file_path", "filepath", "image", "image_path", "img_path"},
     "label": {"class", "class_name", "category", "target"},
 }
-"""What other programs call a column, in any case of letters."""
+"""Names that other programs give a column, in any case of letters."""
 _DELIMITERS = (",", ";", "\t")
 _BYTES_AT_ONCE = 1 << 22
-_WHOLE_S3 = r"^s3://[^/@]+/(?s:.)"
-_ODD_PATH = r"^[^/]|//|/\.|/$|\x00"
-"""What a local path that needs completing has; a URI that is neither whole nor plain is looked at by itself."""
+_ABSOLUTE_S3 = r"^s3://[^/@]+/(?s:.)"
+_UNNORMALISED_PATH = r"^[^/]|//|/\.|/$|\x00"
+"""A local path that matches is relative or not normalised; only such URIs are completed one by one."""
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _OTHER_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[/\\]")
 
 
 def parse_columns(texts: Iterable[str]) -> dict[str, str]:
-    """Read `--column` texts, such as uri=path: what a column holds, to its name in the table.
+    """Read `--column` texts, such as uri=path, into a mapping from COLUMNS to the table's own column names.
 
     Raises:
-        SettingsError: a text is not NAME=COLUMN, names nothing that a table holds, or names it twice.
+        SettingsError: a text is not NAME=COLUMN, its NAME is unknown, or given twice.
     """
     named: dict[str, str] = {}
     for text in texts:
@@ -75,11 +74,11 @@ def parse_columns(texts: Iterable[str]) -> dict[str, str]:
 
 
 class UriTable:
-    """A table of images, whose header has been read and understood."""
+    """A table of images whose header has been read."""
 
     def __init__(
         self,
-        place: str,
+        uri: str,
         *,
         required: Sequence[str] = ("uri",),
         optional: Sequence[str] = (),
@@ -89,20 +88,25 @@ class UriTable:
     ) -> None:
         """Read a table's header and find its columns.
 
-        `optional` columns are read where they exist, and refused where they are ambiguous; `hints` are read where one
-        column has exactly that name; `named` says which column of the table is which; `keep_others` reads all others.
+        Args:
+            uri: The table.
+            required: Columns that must be there.
+            optional: Columns that are read where they exist; an ambiguous one is an error.
+            hints: Columns that are read where exactly one has that very name.
+            named: The table's own names of columns, as from `parse_columns`.
+            keep_others: Whether to read all other columns, too.
 
         Raises:
-            SchemaError: it is no table, lacks a required or named column, or several columns may be the wanted one.
+            SchemaError: it is no table, lacks a required or named column, or several columns match one name.
             StorageError: it does not exist or cannot be read.
         """
-        self.place, self.folder, self._named = place, place.rsplit("/", 1)[0], dict(named or {})
-        self.is_parquet = place.lower().endswith(".parquet")
-        """Whether columns have types; those of a text file are all text."""
+        self.uri, self.folder, self._named = uri, uri.rsplit("/", 1)[0], dict(named or {})
+        self.is_parquet = uri.lower().endswith(".parquet")
+        """Whether columns have types; in a text file all are text."""
         self._text = None if self.is_parquet else self._open_text()
-        header = self._text.header if self._text else _parquet_names(place)
+        header = self._text.header if self._text else _parquet_names(uri)
         self.columns: dict[str, str] = {}
-        """What is read, to its column's name in the table."""
+        """The columns that are read: our name to the table's own name."""
         for what in (*required, *optional):
             found = self._find(what, header)
             if len(found) > 1:
@@ -116,24 +120,24 @@ class UriTable:
             self.columns |= {name: name for name in header if name not in taken and header.count(name) == 1}
 
     def batches(self) -> Iterator[TableRows]:
-        """Give the table's rows in order.
+        """Read the table's rows in order.
 
         Raises:
             SchemaError: a row is longer or shorter than the header, or the file is damaged.
-            StorageError: storage broke off.
+            StorageError: storage failed.
         """
         names = list(self.columns.values())
-        batches = self._text.batches(names) if self._text else _parquet_batches(self.place, names)
+        batches = self._text.batches(names) if self._text else _parquet_batches(self.uri, names)
         for columns, where in batches:
             yield TableRows(self, dict(zip(self.columns, columns, strict=True)), where)
 
     def _open_text(self) -> _TextFile:
-        own = "\t" if self.place.lower().endswith(".tsv") else ","
-        files = [_open_text(self.place, own)]
+        own = "\t" if self.uri.lower().endswith(".tsv") else ","
+        files = [_open_text(self.uri, own)]
         for delimiter in (other for other in _DELIMITERS if other != own):
             if self._find("uri", files[-1].header):
                 return files[-1]
-            files.append(_open_text(self.place, delimiter))
+            files.append(_open_text(self.uri, delimiter))
         return files[-1] if self._find("uri", files[-1].header) else files[0]
 
     def _find(self, what: str, header: Sequence[str]) -> list[str]:
@@ -150,9 +154,9 @@ class UriTable:
 
     def _ambiguous(self, what: str, found: Sequence[str]) -> str:
         if len(set(found)) == 1:
-            return f"{self.place} has the column {readable(found[0])} {len(found)} times; give each its own name."
+            return f"{self.uri} has the column {readable(found[0])} {len(found)} times; give each its own name."
         names = ", ".join(map(readable, found))
-        return f"{self.place} has {len(found)} columns that may be {what} ({names}); say which: --column {what}=NAME."
+        return f"{self.uri} has {len(found)} columns that may be {what} ({names}); say which: --column {what}=NAME."
 
     def _check_found(self, required: Sequence[str], header: Sequence[str]) -> None:
         missing = [what for what in required if what not in self.columns]
@@ -163,27 +167,27 @@ class UriTable:
         seen = ", ".join(readable(name)[:40] for name in header[:30]) or "none"
         where = "its first line" if self._text else "it"
         raise SchemaError(
-            f"{self.place} lacks the column {', '.join(names)}; {where} has {seen}; if it stands there under another "
+            f"{self.uri} lacks the column {', '.join(names)}; {where} has {seen}; if it stands there under another "
             f"name, say so: --column {missing[0]}=NAME."
         )
 
 
 class TableRows:
-    """A batch of a table's rows, whose columns are asked for by what they hold."""
+    """A batch of a table's rows, with its columns under our names."""
 
     def __init__(self, table: UriTable, columns: dict[str, pa.Array], where: Callable[[int], str]) -> None:
         self._table, self.columns, self._where = table, columns, where
 
     def __len__(self) -> int:
-        """Count the rows."""
+        """Count the rows of the batch."""
         return len(self.columns["uri"])
 
     def where(self, row: int) -> str:
-        """Say in which file, and at which line or row of it, a row of this batch stands."""
-        return f"{self._table.place}, {self._where(row)}"
+        """Name the file and the line or row of it that a row of this batch comes from."""
+        return f"{self._table.uri}, {self._where(row)}"
 
     def uris(self) -> pa.Array:
-        """Give the URIs in their one spelling; a relative one is relative to the table's folder, `~/` is the home.
+        """Normalise the URIs; a relative one is relative to the table's folder, `~/` is the home folder.
 
         Raises:
             SchemaError: a row has no URI, or one that is a bucket, has a scheme other than s3, or carries credentials.
@@ -191,8 +195,10 @@ class TableRows:
         uris = self.texts("uri")
         if uris.null_count:
             raise SchemaError(f"{self.where(_first(pc.is_null(uris)))}, has no uri; every row needs one.")
-        whole, odd = (pc.match_substring_regex(uris, pattern) for pattern in (_WHOLE_S3, _ODD_PATH))
-        if pc.all(pc.or_(whole, pc.invert(odd))).as_py() is not False:
+        is_s3_uri, unnormalised = (
+            pc.match_substring_regex(uris, pattern) for pattern in (_ABSOLUTE_S3, _UNNORMALISED_PATH)
+        )
+        if pc.all(pc.or_(is_s3_uri, pc.invert(unnormalised))).as_py() is not False:
             return uris
         complete = []
         for row, uri in enumerate(uris.to_pylist()):
@@ -203,10 +209,10 @@ class TableRows:
         return pa.array(complete, pa.string())
 
     def texts(self, name: str) -> pa.Array:
-        """Give a column as text, null where it is empty; a whole number of a float column has no point: `1`, not `1.0`.
+        """Read a column as text, null where it is empty; a whole number in a float column becomes `1`, not `1.0`.
 
         Raises:
-            SchemaError: it is of a type that is no text.
+            SchemaError: its type cannot be text.
         """
         values = self.columns[name]
         if isinstance(values.type, pa.DictionaryType):
@@ -217,14 +223,14 @@ class TableRows:
             texts = values.cast(pa.string())
         except (pa.ArrowException, ValueError):
             raise SchemaError(
-                f"{self._table.place} has the column {readable(self._table.columns[name])} of type {values.type}, "
+                f"{self._table.uri} has the column {readable(self._table.columns[name])} of type {values.type}, "
                 f"which is not text; name another: --column {name}=NAME."
             ) from None
         blank = pc.equal(pc.utf8_length(texts if name != "uri" else pc.utf8_trim_whitespace(texts)), 0)
         return pc.if_else(blank, pa.scalar(None, pa.string()), texts)
 
     def flags(self, name: str) -> pa.Array:
-        """Give a column as yes or no, false where it is neither, or where there is no such column."""
+        """Read a column as booleans, false where a cell is neither, or where there is no such column."""
         values = self.columns.get(name)
         if values is None:
             return pa.repeat(False, len(self))
@@ -233,7 +239,7 @@ class TableRows:
         return pc.fill_null(values, False) if pa.types.is_boolean(values.type) else pa.repeat(False, len(self))
 
     def hint(self, name: str, kind: pa.DataType) -> pa.Array:
-        """Give a column that may help and can be done without: null where it is not what its name says."""
+        """Read a column that is not needed: null where a cell is not of that type."""
         values = self.columns[name]
         if pa.types.is_integer(kind) and pa.types.is_string(values.type):
             whole = pc.match_substring_regex(values, r"^\d{1,18}$")
@@ -246,19 +252,19 @@ class TableRows:
             return pa.nulls(len(self), kind)
 
     def boxes(self) -> dict[str, pa.Array]:
-        """Give x1, y1, x2 and y2 as int32, null where a row has no box; nothing where the table has none.
+        """Read x1, y1, x2 and y2 as int32, null where a row has no box; empty where the table has no boxes.
 
         Raises:
             SchemaError: a column is missing, a box incomplete, or a value is no whole number of pixels.
         """
-        there = [name for name in BOX if name in self.columns]
-        if there and len(there) < len(BOX):
+        found = [name for name in BOX if name in self.columns]
+        if found and len(found) < len(BOX):
             raise SchemaError(
-                f"{self._table.place} lacks the column {', '.join(n for n in BOX if n not in there)}; a box needs all "
+                f"{self._table.uri} lacks the column {', '.join(n for n in BOX if n not in found)}; a box needs all "
                 "of x1, y1, x2 and y2."
             )
         boxes = {}
-        for name in there:
+        for name in found:
             numbers, wrong = self._numbers(name, np.iinfo(np.int32).max)
             if wrong.any():
                 raise SchemaError(self._wrong_box(name, int(wrong.argmax())))
@@ -273,7 +279,7 @@ class TableRows:
 
     def _wrong_box(self, name: str, row: int) -> str:
         value, corners = self.columns[name][row].as_py(), [_number(self.columns[corner][row].as_py()) for corner in BOX]
-        remedy = "mend it"
+        remedy = "correct it"
         if all(abs(corner) <= 1 for corner in corners):
             remedy = "multiply fractions of the image by its width and height"
         elif math.isfinite(_number(value)) and _number(value) % 1:
@@ -284,61 +290,62 @@ class TableRows:
         )
 
     def _numbers(self, name: str, most: int) -> tuple[pd.Series, Any]:
-        """Give a column's whole numbers, null where there is none, and where a value is none or beyond `most`."""
+        """Read a column's whole numbers, null elsewhere, and a mask of values that are none or exceed `most`."""
         values = pd.Series(self.columns[name].to_pylist(), dtype=object).replace("", None)
         try:
             numbers = pd.to_numeric(values, errors="coerce").astype("Float64")
         except (TypeError, ValueError):  # lists and the like
             numbers = pd.Series([pd.NA] * len(values), dtype="Float64")
-        odd = ((numbers != numbers.round()) | (numbers.abs() > most)).fillna(False)
-        wrong = (numbers.isna() & values.notna()) | odd
+        not_whole = ((numbers != numbers.round()) | (numbers.abs() > most)).fillna(False)
+        wrong = (numbers.isna() & values.notna()) | not_whole
         return numbers.mask(wrong), wrong.to_numpy(dtype=bool)
 
 
 @dataclass(frozen=True)
 class _TextFile:
-    """A CSV or TSV file: how it is written, and the names in its first line."""
+    """The format of a CSV or TSV file, and the names in its first line."""
 
-    place: str
+    uri: str
     encoding: str
     delimiter: str
     spaced: bool
-    """Whether a blank follows each delimiter, also before the quotation mark of a text in quotes."""
+    """Whether a blank follows each delimiter, even before a quotation mark."""
     header: list[str]
 
     def batches(self, names: Sequence[str]) -> Iterator[tuple[list[pa.Array], Callable[[int], str]]]:
-        """Give these columns batch by batch, and for each batch what says on which line a row of it begins."""
+        """Read these columns in batches; with each, a function from a row's index to the line on which it begins."""
         wanted = [self.header.index(name) for name in names]
-        for line, rows in _text_rows(self, repeat(BATCH_ROWS), skip_header=True):
-            kept = self._kept(line, rows)
-            if kept:
-                rows_kept = rows if len(kept) == len(rows) else [rows[row] for row in kept]
-                arrays = [pa.array([cells[i] for cells in rows_kept], pa.string()) for i in wanted]
-                yield arrays, partial(_nth_line, line, rows, kept)
+        for line, rows in _text_rows(self, BATCH_ROWS, skip_header=True):
+            filled = self._filled_rows(line, rows)
+            if filled:
+                chosen = rows if len(filled) == len(rows) else [rows[row] for row in filled]
+                arrays = [pa.array([cells[i] for cells in chosen], pa.string()) for i in wanted]
+                yield arrays, partial(_nth_line, line, rows, filled)
 
-    def _kept(self, line: int, rows: list[list[str]]) -> Sequence[int]:
-        """Give the places of the rows that are no blank lines; each must have the header's columns."""
+    def _filled_rows(self, line: int, rows: list[list[str]]) -> Sequence[int]:
+        """List the indices of the rows that are no blank lines; each must have the header's columns."""
         width = len(self.header)
         if set(map(len, rows)) == {width}:
             return range(len(rows))
         for row, cells in enumerate(rows):
             if (cells and len(cells) < width) or any(cell.strip() for cell in cells[width:]):
                 raise SchemaError(
-                    f"{self.place}, line {_line(line, rows, row)}, has {len(cells)} fields where the first line names "
-                    f"{width} columns; put a text that holds {self.delimiter!r} into quotation marks, or mend the line."
+                    f"{self.uri}, line {_line(line, rows, row)}, has {len(cells)} fields where the first line names "
+                    f"{width} columns; put a text that holds {self.delimiter!r} into quotation marks, or correct the "
+                    "line."
                 )
         return [row for row, cells in enumerate(rows) if cells]
 
 
-def _open_text(place: str, delimiter: str) -> _TextFile:
-    with _sentences(place), _open(place) as stream:
+def _open_text(uri: str, delimiter: str) -> _TextFile:
+    with _sentences(uri), _open(uri) as stream:
         head = stream.read(2)
-    # A spreadsheet puts a byte order mark before UTF-8, too.
+    # Spreadsheets write a byte order mark before UTF-8, too.
     encoding = "utf-16" if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-    file = _TextFile(place, encoding, delimiter, False, [])
-    header = next((cells for _, rows in _text_rows(file, repeat(1)) for cells in rows if cells), None)
+    file = _TextFile(uri, encoding, delimiter, False, [])
+    header = next((cells for _, rows in _text_rows(file, 1) for cells in rows if cells), None)
     if header is None:
-        raise SchemaError(f"{place} is empty; the first line of a table names its columns, such as uri.")
+        raise SchemaError(f"{uri} is empty; the first line of a table names its columns, such as uri.")
     names = [name.strip() for name in header]
     while len(names) > 1 and not names[-1]:
         names.pop()
@@ -346,27 +353,25 @@ def _open_text(place: str, delimiter: str) -> _TextFile:
     return replace(file, header=names, spaced=spaced)
 
 
-def _text_rows(
-    file: _TextFile, sizes: Iterable[int], *, skip_header: bool = False
-) -> Iterator[tuple[int, list[list[str]]]]:
-    """Give a text file's rows, blank lines as empty ones, with the line on which each batch begins."""
-    with _sentences(file.place), _open(file.place) as stream:
+def _text_rows(file: _TextFile, size: int, *, skip_header: bool = False) -> Iterator[tuple[int, list[list[str]]]]:
+    """Read a text file's rows in batches, blank lines as empty rows, each with the line on which it begins."""
+    with _sentences(file.uri), _open(file.uri) as stream:
         text = io.TextIOWrapper(stream, encoding=file.encoding, newline="")
         reader = csv.reader(text, delimiter=file.delimiter, skipinitialspace=file.spaced, strict=True)
         if skip_header:
             next((cells for cells in reader if cells), None)
-        for size in sizes:
+        while True:
             line, rows = reader.line_num + 1, list[list[str]]()
             try:
-                rows.extend(islice(reader, size))  # which keeps what came before an error
+                rows.extend(islice(reader, size))  # keeps the rows before an error
             except UnicodeDecodeError as err:
                 line = reader.line_num + 1 + err.object[: err.start].count(b"\n")
                 raise SchemaError(
-                    f"{file.place}, line {line}, is not {err.encoding.upper()}; save the table as CSV in UTF-8."
+                    f"{file.uri}, line {line}, is not {err.encoding.upper()}; save the table as CSV in UTF-8."
                 ) from None
             except csv.Error as err:
                 raise SchemaError(
-                    f"{file.place}, line {_line(line, rows, len(rows))}, has quotation marks that do not pair ({err}); "
+                    f"{file.uri}, line {_line(line, rows, len(rows))}, has quotation marks that do not pair ({err}); "
                     "put a text into quotation marks as a whole, and double those inside it."
                 ) from None
             if not rows:
@@ -375,68 +380,68 @@ def _text_rows(
 
 
 def _line(line: int, rows: Sequence[Sequence[str]], row: int) -> int:
-    """Give the line on which a row begins, from that of the first one; a text in quotes may hold line ends."""
+    """Count from the line of the first row to that of another; a text in quotes may hold line ends."""
     return line + sum(1 + sum(len(_LINE_END.findall(cell)) for cell in cells) for cells in rows[:row])
 
 
-def _nth_line(line: int, rows: Sequence[Sequence[str]], kept: Sequence[int], row: int) -> str:
-    return f"line {_line(line, rows, kept[row])}"
+def _nth_line(line: int, rows: Sequence[Sequence[str]], filled: Sequence[int], row: int) -> str:
+    return f"line {_line(line, rows, filled[row])}"
 
 
 def _nth_row(first: int, row: int) -> str:
     return f"row {first + row}"
 
 
-def _parquet_names(place: str) -> list[str]:
-    table_metadata(place)  # refuses in a sentence what is no Parquet
-    fs, path = filesystem(place)
-    return list(retry(lambda: pq.read_schema(path, filesystem=fs), what=f"reading {place}").names)
+def _parquet_names(uri: str) -> list[str]:
+    table_metadata(uri)  # raises a sentence where it is not Parquet
+    fs, path = filesystem(uri)
+    return list(retry(lambda: pq.read_schema(path, filesystem=fs), what=f"reading {uri}").names)
 
 
-def _parquet_batches(place: str, names: Sequence[str]) -> Iterator[tuple[list[pa.Array], Callable[[int], str]]]:
-    fs, path = filesystem(place)
+def _parquet_batches(uri: str, names: Sequence[str]) -> Iterator[tuple[list[pa.Array], Callable[[int], str]]]:
+    fs, path = filesystem(uri)
     first = 1
-    with _sentences(place), pq.ParquetFile(path, filesystem=fs) as file:
+    with _sentences(uri), pq.ParquetFile(path, filesystem=fs) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=list(names)):
-            batch.validate(full=True)  # Parquet's reader takes it on trust that a text is UTF-8
+            batch.validate(full=True)  # Parquet's reader does not check that texts are UTF-8
             yield [batch[name] for name in names], partial(_nth_row, first)
             first += batch.num_rows
 
 
 @contextmanager
-def _sentences(place: str) -> Iterator[None]:
+def _sentences(uri: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, ValueError, LookupError) as err:
-        reason = " ".join(str(err).split())[:200]
-        raise SchemaError(f"{place} is not a readable table ({reason}); it was damaged, so write it again.") from None
+        reason = one_line(err, 200)
+        raise SchemaError(f"{uri} is not a readable table ({reason}); it was damaged, so write it again.") from None
     except OSError as err:
-        if not is_s3(place) and err.errno is None:  # the disk answered: what it holds is damaged
-            raise SchemaError(f"{place} is not a readable table ({err}); it was damaged, so write it again.") from None
-        raise StorageError(f"reading {place} broke off ({' '.join(str(err).split())}); run it again.") from err
+        if not is_s3(uri) and err.errno is None:  # the disk answered: the content is damaged
+            raise SchemaError(f"{uri} is not a readable table ({err}); it was damaged, so write it again.") from None
+        raise StorageError(f"reading {uri} failed midway ({one_line(err)}); run it again.") from err
 
 
-def _open(place: str) -> Any:
-    fs, path = filesystem(place)
+def _open(uri: str) -> Any:
+    fs, path = filesystem(uri)
     try:
         return fs.open_input_stream(path, compression=None, buffer_size=_BYTES_AT_ONCE)
     except FileNotFoundError:
-        raise StorageError(f"{place} does not exist; check its spelling.") from None
+        raise StorageError(f"{uri} does not exist; check its spelling.") from None
 
 
 def _complete(uri: str, folder: str) -> str:
-    """Give a URI of a table that lies in `folder` in its one spelling."""
+    """Make a URI of a table in `folder` absolute."""
     if "://" not in uri and _OTHER_ADDRESS.match(uri):
         raise SettingsError(f"{uri[:80]!r} is an address of another kind; allowed are s3://bucket/key and plain paths.")
     if uri.startswith(("/", "~/")) or "://" in uri:
-        whole = absolute(uri)
-        if is_s3(whole) and not whole.removeprefix("s3://").partition("/")[2]:
-            raise SettingsError(f"{whole!r} is a bucket and not an image; write s3://bucket/key.")
-        return whole
+        found = absolute(uri)
+        if is_s3(found) and not found.removeprefix("s3://").partition("/")[2]:
+            raise SettingsError(f"{found!r} is a bucket and not an image; write s3://bucket/key.")
+        return found
     if not is_s3(folder):
         return absolute(join(folder, uri))
     if not {".", ".."} & set(uri.split("/")):
-        return absolute(join(folder, uri))  # as it is: a key may hold `//`
+        return absolute(join(folder, uri))  # unnormalised: a key may hold `//`
     bucket, _, prefix = folder.removeprefix("s3://").partition("/")
     return absolute(f"s3://{bucket}{posixpath.normpath(f'/{prefix}/{uri}')}")
 

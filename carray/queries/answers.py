@@ -1,9 +1,8 @@
-"""Gives an answer as a table for a terminal, as CSV, JSON or Parquet.
+"""Writes an answer as a table for a terminal, as CSV, JSON or Parquet.
 
-Invariants: keys, labels and errors are foreign text. A terminal is shown no control character; a CSV cell that a
-spreadsheet would run as a formula (it begins with = + - @, a tab or a line end) gets an apostrophe before it, and how
-many did is said. A uri begins with s3:// or /, so none is touched. JSON and Parquet hold every text as it is. JSON has
-no infinity and no NaN: both are null.
+Keys, labels and errors are text from outside: a terminal is shown no control character, and a CSV cell that a
+spreadsheet would run as a formula gets an apostrophe before it. JSON and Parquet hold every text as it is; JSON has no
+infinity and no NaN, both become null.
 """
 
 from __future__ import annotations
@@ -30,23 +29,20 @@ from carray.queries.plain_types import unique_names
 __all__ = ["FORMATS", "choose_format", "jsonable", "write_answer"]
 
 FORMATS = ("table", "csv", "json", "parquet")
-_SUFFIXES = {
-    **{"txt": ("table", "csv", "json"), "csv": ("csv",), "json": ("json",), "parquet": ("parquet",)},
-    "": FORMATS,
-}
-"""The formats that go with a file's suffix, the first unless another is asked for."""
+_SUFFIXES = {"txt": ("table", "csv", "json"), "csv": ("csv",), "json": ("json",), "parquet": ("parquet",), "": FORMATS}
+"""The formats allowed for a file's suffix; the first is the default."""
 _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
-"""What begins a formula, in full width too: https://owasp.org/www-community/attacks/CSV_Injection"""
+"""First characters of a formula, in full width too: https://owasp.org/www-community/attacks/CSV_Injection"""
 _CELL = 80
-"""Characters of a text in a table; a longer one is cut."""
+"""The most characters of a text in a table."""
 
 
 def choose_format(format: str | None, out: str | None) -> str:
-    """Settle the format: the one asked for, else the one that the file's name ends in, else a table.
+    """Choose the format: the one asked for, else the one of the file's suffix, else a table.
 
     Raises:
-        SettingsError: there is no such format, Parquet is to go to standard output, or the file's name ends in what
-            is no format or another one.
+        SettingsError: there is no such format, Parquet has no file to go to, or the file's suffix is unknown or of
+            another format.
     """
     if format is not None and format not in FORMATS:
         raise SettingsError(f"--format is {format!r}; there are {', '.join(FORMATS)}.")
@@ -62,10 +58,10 @@ def choose_format(format: str | None, out: str | None) -> str:
 
 
 def write_answer(frame: pd.DataFrame, *, format: str, out: str | None, origin: Mapping[str, Any]) -> str | None:
-    """Write an answer to a file, or give it as text where `out` is None; `origin` is noted in a Parquet file.
+    """Write an answer to a file, or return it as text where `out` is None; `origin` is noted in a Parquet file.
 
     Raises:
-        SettingsError: the format and the file do not go together.
+        SettingsError: the format does not fit the file's suffix.
         StorageError: storage refused the file.
     """
     frame = frame.set_axis(unique_names(list(frame.columns)), axis="columns")
@@ -80,14 +76,14 @@ def write_answer(frame: pd.DataFrame, *, format: str, out: str | None, origin: M
 
 
 def _arrow(frame: pd.DataFrame) -> pa.Table:
-    """Give a frame as a table; a column that Parquet has no type for, such as maps by number, as JSON texts."""
-    held = frame.copy()
+    """Convert a frame to a table; a column that Parquet has no type for, such as maps by number, to JSON texts."""
+    converted = frame.copy()
     for name in frame.columns[[bool(pd.api.types.is_object_dtype(kind)) for kind in frame.dtypes]]:
         try:
             pa.array(frame[name], from_pandas=True)
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
-            held[name] = pd.array([_text(value) for value in frame[name]], dtype="string")
-    return pa.Table.from_pandas(held, preserve_index=False)
+            converted[name] = pd.array([_text(value) for value in frame[name]], dtype="string")
+    return pa.Table.from_pandas(converted, preserve_index=False)
 
 
 def _csv(frame: pd.DataFrame) -> str:
@@ -100,7 +96,7 @@ def _csv(frame: pd.DataFrame) -> str:
         formulas = texts.map(lambda value: isinstance(value, str) and value.startswith(_FORMULA)).astype(bool)
         guarded[name] = texts.where(~formulas, "'" + texts.astype("string"))
         count += int(formulas.sum())
-        # Left bare, a carriage return inside a cell would begin a row, and what follows it a cell of its own.
+        # Unquoted, a carriage return inside a cell would begin a new row.
         if texts.map(lambda value: isinstance(value, str) and "\r" in value).any():
             quoting = csv.QUOTE_NONNUMERIC
     if count:
@@ -109,7 +105,7 @@ def _csv(frame: pd.DataFrame) -> str:
 
 
 def _json(frame: pd.DataFrame) -> str:
-    """Give an array of objects, one a line, times in ISO 8601."""
+    """Format as an array of objects, one a line, times in ISO 8601."""
     lines = (json.dumps(jsonable(row), ensure_ascii=False, allow_nan=False) for row in frame.to_dict("records"))
     return "[" + ",\n ".join(lines) + "]"
 
@@ -131,7 +127,7 @@ def _is_text(column: pd.Series) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Give a list, such as the five likeliest labels, as JSON, and bytes as text; anything else as it is."""
+    """Convert a list, such as the five likeliest labels, to JSON, and bytes to text; leave anything else as it is."""
     return _text(value) if isinstance(value, np.ndarray | list | dict | bytes) else value
 
 
@@ -141,7 +137,7 @@ def _text(value: Any) -> str | None:
 
 
 def jsonable(value: Any) -> Any:
-    """Give a value as JSON holds it: times in ISO 8601, bytes as DuckDB writes them, NaN and infinity as null."""
+    """Convert a value to what JSON holds: times in ISO 8601, bytes as DuckDB writes them, NaN and infinity as null."""
     if isinstance(value, np.ndarray | list | tuple):
         return [jsonable(item) for item in value]
     if isinstance(value, Mapping):

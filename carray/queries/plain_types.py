@@ -1,9 +1,7 @@
-"""Turns an answer of DuckDB's into columns that a frame, CSV, JSON and Parquet all hold.
+"""Converts DuckDB's types to those that a frame, CSV, JSON and Parquet all hold.
 
-From: a relation of any types and names. To: a relation, or an Arrow table, of booleans, numbers, texts, bytes, dates,
-timestamps, and lists, structs and maps of them, under names of which none stands twice.
-Invariants: a value that its column's type cannot carry becomes DuckDB's own text of it; none is rounded, cut or lost,
-but decimals with places, which become floats.
+Kept are booleans, numbers, texts, bytes, dates, timestamps, and lists, structs and maps of them. A value that cannot be
+kept becomes DuckDB's own text of it; none is rounded or cut, except decimals with places, which become floats.
 """
 
 from __future__ import annotations
@@ -24,13 +22,13 @@ _KEPT = set(
 _KEPT_AT_THE_TOP = {
     *("enum", "blob", "date", "timestamp", "timestamp_s", "timestamp_ms", "timestamp_ns", "timestamp with time zone"),
 }
-"""Kept in a column of their own, where a value out of range can still be seen; inside of lists they become texts."""
+"""Kept as columns, where values out of range can be seen; inside lists they become texts."""
 _YEARS = np.datetime64("0001-01-01"), np.datetime64("9999-12-31T23:59:59.999999")
-"""What Python's dates reach; DuckDB's go on for 290,000 years, to both sides."""
+"""The range of Python's dates; DuckDB's reach 290,000 years to both sides."""
 
 
 def plain_relation(answer: Any) -> Any:
-    """Cast the columns of a DuckDB relation that are not plain, and number names that stand twice: uri, uri_1."""
+    """Cast the columns of a DuckDB relation that cannot be kept, and number repeated names: uri, uri_1."""
     names, types = unique_names(answer.columns), [_plain(kind, top=True) for kind in answer.types]
     if names == answer.columns and not any(types):
         return answer
@@ -42,7 +40,7 @@ def plain_relation(answer: Any) -> Any:
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Number the names that stand twice, as pandas does: a, a_1, a_2; the first of each stays as it is."""
+    """Number repeated names, as pandas does: a, a_1, a_2; the first of each stays as it is."""
     taken, unique = set(names), list[str]()
     for name in names:
         new, number = name, 0
@@ -54,7 +52,7 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 
 def plain_columns(table: pa.Table) -> pa.Table:
-    """Turn decimals into whole numbers or floats, and what neither those nor Python's dates hold into texts."""
+    """Convert decimals to integers or floats, and values beyond 64 bits or Python's dates to texts."""
     for i, field in enumerate(table.schema):
         column = table.column(i)
         if pa.types.is_decimal(field.type):
@@ -67,22 +65,21 @@ def plain_columns(table: pa.Table) -> pa.Table:
 
 
 def _plain(kind: Any, *, top: bool) -> str | None:
-    """Name the type to cast to; None where the type is plain already."""
+    """Name the type to cast to; None where the type is kept."""
     if kind.id in _KEPT or (top and kind.id in _KEPT_AT_THE_TOP):
         return None
     if kind.id not in ("list", "array", "struct", "map"):
         return "VARCHAR"
     children = [(name, child) for name, child in kind.children if name != "size"]
     if kind.id == "struct" and not all(name for name, _ in children):
-        return "VARCHAR"  # made by row() of an older DuckDB: its fields have no names to be told apart by
+        return "VARCHAR"  # made by row() of an older DuckDB, whose fields have no names
     inside = [_plain(child, top=False) for _, child in children]
     if not any(inside):
         return None
     written = [new or str(child) for new, (_, child) in zip(inside, children, strict=True)]
     if kind.id == "struct":
-        return (
-            f"STRUCT({', '.join(f'{_quoted(name)} {new}' for (name, _), new in zip(children, written, strict=True))})"
-        )
+        fields = (f"{_quoted(name)} {new}" for (name, _), new in zip(children, written, strict=True))
+        return f"STRUCT({', '.join(fields)})"
     return f"MAP({', '.join(written)})" if kind.id == "map" else f"{written[0]}[]"
 
 
@@ -91,7 +88,7 @@ def _quoted(name: str) -> str:
 
 
 def _undecimal(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Take DuckDB's sums, of 128 bits, for the whole numbers that they are; those beyond 64 bits as digits."""
+    """Convert DuckDB's sums, of 128 bits, to integers; those beyond 64 bits to digits."""
     if column.type.scale:
         return column.cast(pa.float64())
     try:
@@ -101,7 +98,7 @@ def _undecimal(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _within_years(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Give a column whose times Python holds as it is, another one as texts in ISO 8601; infinity is said in words."""
+    """Leave a column within Python's years as it is, else convert it to texts in ISO 8601, or "infinity"."""
     is_date = pa.types.is_date(column.type)
     unit = "D" if is_date else column.type.unit
     whole = column.cast(pa.int32() if pa.types.is_date32(column.type) else pa.int64())
@@ -110,7 +107,7 @@ def _within_years(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return column
     ends = np.iinfo(np.int32 if is_date else np.int64).max
     zone = "" if is_date or column.type.tz is None else "+00:00"
-    # Four digits of a year before the first, too: -0043 is 44 BC.
+    # A negative year has four digits, too: -0043 is 44 BC.
     texts_N = np.array(
         [re.sub(r"^-(\d+)", lambda year: f"-{year[1]:0>4}", text) + zone for text in np.datetime_as_string(times_N)],
         dtype=object,

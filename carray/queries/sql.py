@@ -1,14 +1,18 @@
 """Answers SQL over opened tables, in a DuckDB that can neither write nor reach any other file.
 
-From: opened tables by name. To: a connection in which each is a view, or a frame.
-Invariants: DuckDB reads local Parquet itself (several times as fast as through Arrow, by its row groups' statistics)
-and may open exactly those files; everything else, S3 included, comes through Arrow, without the column embedding, whose
-half floats DuckDB takes from Parquet only (`read_predictions` reads it anywhere). Memory is bounded: joins and sorts
-that exceed MEMORY_BYTES spill into a temporary folder, which is removed. Only the answer must fit into memory.
+DuckDB reads local Parquet itself (several times as fast as through Arrow) and may open exactly those files; everything
+else, S3 included, comes through Arrow, without the column embedding, whose half floats DuckDB takes from Parquet only
+(`read_predictions` reads it anywhere). Memory is bounded: what exceeds MEMORY_BYTES spills into a temporary folder;
+only the answer must fit into memory.
+
+DuckDB's own lock is not enough: a file that it may read, it may also write, and since version 2.0 a SELECT may carry
+`WITH x AS (COPY ... TO 'part-000000.parquet')`. So a user's statement, as DuckDB itself parses it, may hold nothing but
+queries, and no function that reads files or has side effects.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -24,19 +28,21 @@ import pyarrow.fs as pafs
 
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.leftovers import scratch_folder
-from carray.queries.guard import check_sql
-from carray.queries.labels import open_labels
+from carray.core.text import one_line
 from carray.queries.plain_types import plain_relation
-from carray.queries.reading import open_predictions, to_frame
+from carray.queries.reading import open_labels, open_predictions, to_frame
 
-__all__ = ["MEMORY_BYTES", "ask", "connect", "query"]
+__all__ = ["MEMORY_BYTES", "ask", "check_sql", "connect", "query"]
 
 MEMORY_BYTES = 4 * 2**30
-"""What DuckDB may hold, or half of the machine's memory where that is less: a laptop's share."""
+"""DuckDB's memory limit, or half of the machine's memory where that is less."""
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATTERN = set("*?[]{}")
-"""What DuckDB would read as a pattern of file names."""
+"""Characters that DuckDB reads as a pattern of file names."""
+_QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+_TABLE_FUNCTIONS = {"unnest", "range", "generate_series", "json_each", "json_tree"}
+"""Table functions that read nothing but their arguments."""
 
 
 def query(
@@ -52,15 +58,15 @@ def query(
 
     Args:
         path: the output folder of a classification, or one Parquet file.
-        sql: the query; a single one, that only reads.
-        other: another run, which the query sees as the table `other`.
-        labels: a table of true labels or a manifest, which the query sees as the table `labels`.
-        column: which column of the labels is which, such as {"uri": "path"}, where their names do not say it.
-        limit: rows of the answer at most; None or 0 for all.
+        sql: one SELECT.
+        other: another run, the table `other` of the query.
+        labels: a table of true labels or a manifest, the table `labels` of the query.
+        column: column names of the labels, such as {"uri": "path"}, where they differ from uri and label.
+        limit: the most rows to return; None or 0 for all.
 
     Raises:
         SchemaError: a folder holds no predictions, or a file is damaged.
-        SettingsError: DuckDB refuses the query, or it is not a single reading one.
+        SettingsError: DuckDB refuses the query, or it is not one SELECT.
         StorageError: the files cannot be read.
     """
     tables = {"predictions": open_predictions(path)}
@@ -74,8 +80,58 @@ def query(
         return to_frame((answer.limit(limit) if limit else answer).to_arrow_table())
 
 
+def check_sql(connection: Any, sql: str) -> None:
+    """Accept one SELECT, in any of DuckDB's spellings (FROM first, WITH, DESCRIBE, SUMMARIZE, PIVOT ... IN).
+
+    Raises:
+        SettingsError: it is no SQL, more than one statement or none, changes something, or reads outside its tables.
+    """
+    import duckdb
+
+    if any("\ud800" <= char <= "\udfff" for char in sql):  # a shell's argument that is not UTF-8
+        raise SettingsError(f"the SQL is refused ({ascii(sql)[:80]} is not Unicode); write it in UTF-8.")
+    try:
+        statements = connection.extract_statements(sql)
+    except duckdb.Error as err:
+        reason = one_line(str(err).split("\n\n")[0])
+        raise SettingsError(f"the SQL is refused ({reason}); the one table is predictions.") from None
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        kinds = " and ".join(str(statement.type).rpartition(".")[2] for statement in statements) or "nothing"
+        raise SettingsError(f"the SQL is refused (it is {kinds}); write one SELECT over the table predictions.")
+    for node in _syntax_nodes(connection, sql):
+        kind, function = str(node.get("type", "")), node.get("function")
+        name = str(function.get("function_name", "")).lower() if isinstance(function, dict) else ""
+        if kind.endswith("_NODE") and kind not in _QUERY_NODES:
+            what = kind.split("_")[0]
+            raise SettingsError(f"the SQL is refused (it holds {what}); it may read the table predictions, not write.")
+        if kind == "TABLE_FUNCTION" and name not in _TABLE_FUNCTIONS:
+            raise SettingsError(
+                f"the SQL is refused (it calls {name}, which reads outside its tables); the one table is predictions."
+            )
+
+
+def _syntax_nodes(connection: Any, sql: str) -> Iterator[dict[str, Any]]:
+    """Give every node of a statement's syntax tree, as DuckDB's parser makes it."""
+    text = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()[0][0]
+    try:
+        tree = json.loads(text)
+    except RecursionError:
+        raise SettingsError("the SQL is refused (it is nested too deep to be checked); write it flatter.") from None
+    if tree.get("error", True):
+        reason = one_line(tree.get("error_message", "not understood"))
+        raise SettingsError(f"the SQL is refused ({reason}); write one SELECT over the table predictions.")
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            yield node
+            waiting += node.values()
+        elif isinstance(node, list):
+            waiting += node
+
+
 def ask(tables: Mapping[str, pads.Dataset], sql: str, parameters: Sequence[Any] = ()) -> pd.DataFrame:
-    """Answer one question of our own over opened tables; foreign words stand in its parameters only.
+    """Answer a query of our own over opened tables; text from outside may stand in its parameters only.
 
     Raises:
         SchemaError: a file is damaged.
@@ -86,9 +142,9 @@ def ask(tables: Mapping[str, pads.Dataset], sql: str, parameters: Sequence[Any] 
 
 @contextmanager
 def connect(tables: Mapping[str, pads.Dataset]) -> Iterator[Any]:
-    """Give a DuckDB connection that sees these tables and nothing else; its errors become sentences.
+    """Open a DuckDB connection that sees these tables and nothing else; its errors become sentences.
 
-    SQL from outside must pass `guard.check_sql` first.
+    A user's SQL must pass `check_sql` first.
 
     Raises:
         SchemaError: a table's file is damaged.
@@ -110,7 +166,7 @@ def connect(tables: Mapping[str, pads.Dataset]) -> Iterator[Any]:
 
 @contextmanager
 def _interruptible(connection: Any) -> Iterator[None]:
-    """Let a signal end a query: while DuckDB computes, no handler of Python's is called."""
+    """Let a signal end a query: while DuckDB computes, Python runs no signal handler."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -137,7 +193,7 @@ def _interruptible(connection: Any) -> Iterator[None]:
 
 
 def _lock(connection: Any, files: Sequence[str]) -> None:
-    # Whoever may ask a question may not thereby read or write this machine's other files.
+    # A question must not read or write other files of this machine.
     connection.execute(f"SET allowed_paths = [{', '.join(map(_quoted, files))}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET TimeZone = 'UTC'")
@@ -155,7 +211,7 @@ def _show(connection: Any, name: str, data: pads.Dataset) -> None:
 
 
 def _own_files(data: pads.Dataset) -> list[str]:
-    """Give the files of a table that DuckDB reads itself: all of them, or none."""
+    """List the files of a table that DuckDB reads itself: all of them, or none."""
     if not isinstance(data, pads.FileSystemDataset) or not isinstance(data.format, pads.ParquetFileFormat):
         return []
     is_local = isinstance(data.filesystem, pafs.LocalFileSystem)
@@ -177,10 +233,10 @@ def _memory_bytes() -> int:
 def _sentence(err: Exception, tables: Mapping[str, pads.Dataset]) -> Exception:
     import duckdb
 
-    message = " ".join(str(err).split("\n\n")[0].split()).rstrip(".:")
+    message = one_line(str(err).split("\n\n")[0]).rstrip(".:")
     files = [file for data in tables.values() for file in getattr(data, "files", ())]
     named = next((file for file in files if file in message), None)
-    # What DuckDB's Parquet reader finds broken inside of a page has no class of its own and names no file.
+    # For damage inside a Parquet page DuckDB has no error class, and it names no file.
     is_reading = type(err) is duckdb.Error or isinstance(err, duckdb.IOException) or "the stream registered" in message
     if named is not None or (is_reading and files):
         where = named or f"a file of {os.path.dirname(files[0])}"

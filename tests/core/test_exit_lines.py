@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from carray.core.exit_lines import advise, end_in_words
+from carray.core.exit_lines import advise, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 
 JOB = """
     import os, signal, sys, time
     from carray.core.errors import SettingsError, StorageError
-    from carray.core.exit_lines import advise, foresee, run_watched, stopping_in_order
+    from carray.core.exit_lines import advise, record_error, run_watched, stopping_in_order
 
     def command():
         advise("3 of 7 shards stay")
@@ -63,7 +63,7 @@ JOB = """
         if how == "memory":
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "foreseen":
-            foresee(StorageError("the store is away."))
+            record_error(StorageError("the store is away."))
             os._exit(1)
         if how == "noise after the end":
             import atexit
@@ -102,7 +102,7 @@ def start(how: str, before: Callable[[], object] | None = None) -> subprocess.Po
         ("settings", 2, ["carray: one is wrong.", "carray: two is wrong.", STAYS]),
         ("silent", 1, ["carray: Ray ended the driver (exit code 1)", STAYS]),
         ("crash", 139, ["carray: the driver crashed (SIGSEGV)", STAYS]),
-        ("memory", 137, ["carray: the driver was killed (SIGKILL): most often for want of memory", STAYS]),
+        ("memory", 137, ["carray: the driver was killed (SIGKILL): most often because its machine", STAYS]),
         ("foreseen", 4, ["carray: the store is away.", STAYS]),
         ("noise after the end", 4, ["carray: the store is away.", STAYS]),
         ("crash after the end", 0, []),
@@ -189,10 +189,10 @@ def test_unwatched_it_says_the_same_at_once(capsys: pytest.CaptureFixture[str]) 
         advise("all stays")
         raise OSError(5, "a disk")
 
-    assert end_in_words(command) == 1
+    assert run_command(command) == 1
     assert capsys.readouterr().err.splitlines()[-2:] == [
         "carray: unexpected OSError: [Errno 5] a disk; the lines above say where: please report them.",
         "carray: all stays",
     ]
-    assert end_in_words(lambda: None) == 0
+    assert run_command(lambda: None) == 0
     assert capsys.readouterr().err == "", "the advice of a command that ended is not the next one's"

@@ -72,13 +72,13 @@ def test_a_key_that_stands_twice_is_named_with_its_lines(tmp_path):
     with pytest.raises(SettingsError) as caught:
         load_settings(Tune, config=str(tmp_path / "tune.yaml"))
     assert [problem.partition(": ")[2] for problem in caught.value.problems] == [
-        "search.trials stands twice (lines 3 and 5), and only one of the two would count; merge them.",
-        "search stands twice (lines 2 and 6), and only one of the two would count; merge them.",
+        "search.trials is given twice (lines 3 and 5), and only one of the two would count; merge them.",
+        "search is given twice (lines 2 and 6), and only one of the two would count; merge them.",
     ]
     # What an alias is merged with may be overridden: that is what it is for.
     (tmp_path / "tune.yaml").write_text("manifest: m\nsearch: {<<: {trials: 3, rate: 2}, trials: 5}\n")
     assert load_settings(Tune, config=str(tmp_path / "tune.yaml")).search == Search(trials=5, rate=2)
-    with pytest.raises(SettingsError, match=r"--set 'search=\{trials: 1, trials: 2\}': trials stands twice"):
+    with pytest.raises(SettingsError, match=r"--set 'search=\{trials: 1, trials: 2\}': trials is given twice"):
         load_settings(Tune, overrides=["search={trials: 1, trials: 2}"])
     with pytest.raises(SettingsError, match=r"search\.trials is set twice, by 'search\.trials=1' and"):
         load_settings(Tune, overrides=["search.trials=1", "search.trials=2"])

@@ -158,8 +158,8 @@ def test_a_path_of_a_table_on_s3_is_relative_to_it(s3: str) -> None:
     [
         ("x1,y1,x2,y2", "0.5,0.5,50.5,50.5", "line 2, has '0.5' as x1; .* round it"),
         ("x1,y1,x2,y2", "0.1,0.1,0.9,0.9", "multiply fractions of the image by its width and height"),
-        ("x1,y1,x2,y2", "1,2,wide,4", "line 2, has 'wide' as x2; .* mend it"),
-        ("x1,y1,x2,y2", "1,2,3e9,4", "line 2, has '3e9' as x2; .* mend it"),
+        ("x1,y1,x2,y2", "1,2,wide,4", "line 2, has 'wide' as x2; .* correct it"),
+        ("x1,y1,x2,y2", "1,2,3e9,4", "line 2, has '3e9' as x2; .* correct it"),
         ("x1,y1,x2,y2", "1,2,,4", "line 2, has an incomplete box"),
         ("x1,y1", "1,2", "lacks the column x2, y2"),
     ],

@@ -40,10 +40,8 @@ from carray.manifest import matlab
 from carray.manifest.devkit import _annotation, read_devkit
 from carray.manifest.manifest_file import read_manifest
 from carray.manifest.tables import read_source_table
-from carray.queries.guard import check_sql
-from carray.queries.labels import open_labels
-from carray.queries.reading import open_predictions, read_predictions
-from carray.queries.sql import connect
+from carray.queries.reading import open_labels, open_predictions, read_predictions
+from carray.queries.sql import check_sql, connect
 from carray.reports.predictions import readable
 from carray.search.run_folder import read_log, read_search, read_trial_ends, read_trials
 from carray.search.space import TuneSettings

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from carray.core.telemetry import SWITCHES, send_nothing
+from carray.core.environment import TELEMETRY_OFF, turn_telemetry_off
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
@@ -35,7 +35,7 @@ def test_nothing_leaves_the_machine_for_local_data(tmp_path: Path, make_image, s
         for number in range(6):
             (tmp_path / "images" / label / f"{number}.jpg").write_bytes(make_image(10 * number + len(label)))
     home = tempfile.mkdtemp(prefix="ray-")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_", *SWITCHES))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_", *TELEMETRY_OFF))}
     places = {"CARRAY_CACHE": f"{tmp_path}/cache", "RAY_TMPDIR": home, "PYTHONPATH": str(ROOT)}
     try:
         done = subprocess.run(
@@ -54,10 +54,10 @@ def test_nothing_leaves_the_machine_for_local_data(tmp_path: Path, make_image, s
 
 
 def test_each_library_is_told_to_report_nothing_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in SWITCHES:
+    for name in TELEMETRY_OFF:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "false")
-    send_nothing()
+    turn_telemetry_off()
     from ray._common.usage.usage_lib import usage_stats_enabled
 
     assert not usage_stats_enabled()

@@ -15,7 +15,7 @@ from carray.__main__ import main
 from carray.core.progress import print_result, say
 from carray.core.text import readable
 from carray.manifest.prepare import prepare
-from carray.queries.summary import summary_text
+from carray.queries import summary_text
 
 NASTY = "a\x1b[2J\x1b]0;owned\x07\r\nclassify: all is well\x9b31m\u2028\u202e\x7f.jpg"
 OBEYED = ("\x1b", "\x07", "\r", "\x9b", "\u2028", "\u202e", "\x7f")

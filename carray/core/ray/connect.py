@@ -30,7 +30,7 @@ from ray.exceptions import AuthenticationError
 
 from carray.core.environment import check_variables
 from carray.core.errors import CarrayError, ClusterError, SettingsError
-from carray.core.exit_lines import foresee, restore_handlers, stopping_afterwards
+from carray.core.exit_lines import deferring_stops, record_error, restore_handlers
 from carray.core.progress import say
 from carray.core.ray.internals import autoscaling_state, silence_token_warning
 
@@ -171,7 +171,7 @@ def _naming_losses() -> Iterator[None]:
     try:
         yield
     except CarrayError as err:
-        foresee(err)
+        record_error(err)
         raise
     except _LOSSES as err:
         if "creation task" in str(err):  # what a worker is made of is wrong, not the machine
@@ -181,7 +181,7 @@ def _naming_losses() -> Iterator[None]:
             f"Ray lost what the job ran on ({type(err).__name__}: {said}); look at `ray status`, at the machines' "
             "memory and at the head node's log."
         )
-        foresee(lost)
+        record_error(lost)
         raise lost from err
 
 
@@ -193,7 +193,7 @@ def _connect(address: str) -> None:
         )
     try:
         _knock(address)
-        with stopping_afterwards():
+        with deferring_stops():
             ray.init(address=address, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError, AuthenticationError) as err:
         raise SettingsError(
@@ -214,7 +214,7 @@ def _start_private(num_cpus: int | None) -> None:
     global _started_here
     _choose_token()
     silence_token_warning()  # the line below says so once
-    with stopping_afterwards():
+    with deferring_stops():
         ray.init(
             address="local",
             num_cpus=num_cpus,
