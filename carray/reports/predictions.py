@@ -18,7 +18,7 @@ import pandas as pd
 
 from carray.classify.predictions_folder import record_place
 from carray.core import text
-from carray.core.errors import SettingsError
+from carray.core.errors import ERROR_CODES, ErrorCode, SettingsError
 from carray.core.page import render_page
 from carray.core.progress import say
 from carray.core.store.files import absolute, exists, is_folder, is_s3, join, read_json, write_bytes
@@ -193,27 +193,6 @@ _GROUPS = 12
 _ROWS = {"make": 60, "body": 30, "year": 80, "label": 100}
 """Names in a table; the page says how many more there are."""
 
-_REMEDIES = {
-    "not_found": ("gone since it was listed, or a table names what is not there", "--retry-failed once it is back"),
-    "denied": ("the store refused it, or the credentials had expired", "mend the rights, then --retry-failed"),
-    "timeout": ("no answer after every try", "--retry-failed"),
-    "unavailable": ("errors or broken bodies after every try", "--retry-failed"),
-    "empty": ("no bytes", "final; look at where the images come from"),
-    "truncated": ("bytes that end too early", "final; upload it again"),
-    "damaged": ("pixels whose decoder or checksum speaks of damage", "final; upload it again"),
-    "unsupported": (
-        "bytes that are no image, or of a kind that is not read",
-        "final; look at where the images come from",
-    ),
-    "too_large": (
-        "a file above max_image_mb, or over 89 million pixels to decode; the row's error says which",
-        "raise max_image_mb in a new run for the first; shrink the image for the second",
-    ),
-    "bad_box": ("its box covers nothing of it", "mend the table"),
-    "worker_lost": ("the process died twice with this image alone in hand", "look at the image; its shard went on"),
-}
-"""What each error_code means, and what to do."""
-
 
 def write_report(predictions: str, *, out: str, thumbnails: int = THUMBNAILS, seed: int = 0) -> dict[str, Any]:
     """Write the page of a folder of predictions (or of one Parquet file) to `out`, and give its headline counts.
@@ -344,12 +323,15 @@ def _context(
     }
 
 
+_UNKNOWN = ErrorCode("", "", "")
+
+
 def _errors(tallies: Tallies) -> list[dict[str, Any]]:
     errors = []
     for row in tallies.errors.to_dict("records"):
-        meaning, remedy = _REMEDIES.get(row["error_code"], ("", ""))
+        known = ERROR_CODES.get(row["error_code"], _UNKNOWN)
         texts = {name: readable(row[name]) for name in ("status", "error_code", "example")}
-        errors.append({**texts, "images": int(row["images"]), "meaning": meaning, "remedy": remedy})
+        errors.append({**texts, "images": int(row["images"]), "meaning": known.meaning, "remedy": known.remedy})
     return errors
 
 
