@@ -59,7 +59,7 @@ _COLUMNS = [
     ("runtime", pa.string()),  # of the bundle, which scored the image
     ("run_id", pa.string()),  # hash of all that decides the run's rows
     ("bundle_id", pa.string()),  # hash of the bundle's weights, classes, pixels and temperature
-    ("scored_at", pa.timestamp("us", tz="UTC")),  # when the shard was scored
+    ("scored_at", pa.timestamp("us", tz="UTC")),  # when its batch was scored
 ]
 
 _PANDAS_TYPES = {

@@ -50,7 +50,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("height", pa.int32()),  # of the upright image, pixels
         ("sha256", pa.string()),  # of the file's bytes, hex
         ("phash", pa.uint64()),  # 64-bit difference hash of the image or its box
-        ("etag", pa.string()),  # of the read that was hashed; null for local files
+        ("etag", pa.string()),  # of the very read that was hashed
     ]
 )
 _BOX = ["x1", "y1", "x2", "y2"]

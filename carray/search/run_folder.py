@@ -94,7 +94,7 @@ EPOCHS_SCHEMA = pa.schema(
         ("val_loss", pa.float64()),  # likewise, on validation images
         ("val_top1", pa.float64()),  # fraction
         ("val_top5", pa.float64()),  # fraction
-        ("learning_rate", pa.float64()),  # at the end of the epoch
+        ("learning_rate", pa.float64()),  # the largest of all layers', at the end of the epoch
         ("seconds", pa.float64()),  # of the epoch
         ("images_per_second", pa.float64()),  # trained
         ("note", pa.string()),  # such as a halved micro-batch; null for most

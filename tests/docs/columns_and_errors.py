@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import inspect
 import io
+import json
+import re
 import sys
 import tokenize
 from collections.abc import Iterable, Iterator
@@ -33,6 +35,37 @@ from carray.search import run_folder
 from carray.search.space import FamilySettings, SearchSettings
 from carray.search.train.hyperparameters import CnnHyper, TrainHyper, TransferHyper
 from carray.search.train_settings import TrainSettings
+
+USUAL = {
+    "uri": "the image",
+    "truth": "the class that the manifest says",
+    "label": "the class that the bundle says",
+    "error_code": "see [error codes](#error-codes-of-images); `changed`: the bytes are not those of the manifest",
+    "error": "the reason as a sentence",
+    "score": "calibrated probability of label",
+    "margin": "score less the runner-up's",
+    "top5_labels": "the likeliest classes, at most 5",
+    "top5_scores": "their calibrated probabilities",
+    "images": "how many",
+    "fraction": "of the images of truth",
+    "fraction_of_mistakes": "share of all mistakes",
+    "precision": "share of the images with this label that are of the class",
+    "recall": "share of the class's images with this label",
+    "f1": "harmonic mean of precision and recall",
+    "accuracy": "share of these images with the right label",
+    "coverage": "share of all images that is accepted",
+    "mean_score": "of these images",
+    "score_high": "upper end",
+    "height": "likewise",
+    "reason": "why there is no small picture",
+    "low": "end of the interval of accuracy",
+    "high": "likewise",
+    "precision_low": "end of the interval",
+    "precision_high": "likewise",
+    "recall_low": "end of the interval",
+    "recall_high": "likewise",
+}
+"""What columns of an evaluation's tables mean that have no comment of their own."""
 
 HEAD = """# Columns, settings, errors
 
@@ -97,19 +130,14 @@ def schemas() -> Iterator[tuple[str, str, pa.Schema, list[tuple[str, str]]]]:
     optional = tuple(predictions_folder.OPTIONAL_COLUMNS)
     yield (
         "### predictions",
-        f"One row an image; written by `carray classify`. {_listed(optional)} are there only where `outputs` names them.",
+        f"One row an image; written by `carray classify`. The last {len(optional)} are there only where `outputs` names them.",
         predictions_folder.prediction_schema(optional),
         described_columns(predictions_folder),
     )
-    said, start = described_columns(evaluation_folder), 0
+    said, start = [(name, text or USUAL[name]) for name, text in described_columns(evaluation_folder)], 0
     for name, schema in evaluation_folder.TABLES.items():
         yield f"#### {name}.parquet", "", schema, said[start : start + len(schema)]
         start += len(schema)
-
-
-def _listed(names: Iterable[str]) -> str:
-    *first, last = [f"`{name}`" for name in names]
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def table_of_columns(schema: pa.Schema, said: list[tuple[str, str]]) -> list[str]:
@@ -123,8 +151,12 @@ def table_of_columns(schema: pa.Schema, said: list[tuple[str, str]]) -> list[str
     silent = [name for name, text in said if not text]
     if silent:
         raise ValueError(f"no comment says what {', '.join(silent)} means")
-    rows = [f"| `{field.name}` | {_type(field.type)} | {text} |" for field, (_, text) in zip(schema, said, strict=True)]
+    rows = [f"| `{field.name}` | {_type(field.type)} | {_cell(text)} |" for field, (_, text) in zip(schema, said, strict=True)]
     return ["| column | type | meaning |", "|---|---|---|", *rows]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _type(kind: pa.DataType) -> str:
@@ -145,8 +177,8 @@ def table_of_settings(model: type[BaseModel], *, without: Iterable[str] = ()) ->
                 raise ValueError(f"no docstring says what {model.__name__}.{name} means")
             allowed = _allowed(document["properties"][name], document.get("$defs", {}))
             default = _value(field.get_default(call_default_factory=True))
-            meaning = " ".join(field.description.split()).replace("|", "\\|")
-            rows.append(f"| `{name}` | {allowed} | {default} | {meaning} |")
+            meaning = re.sub(r"\bNone\b", "null", field.description)
+            rows.append(f"| `{name}` | {allowed} | {default} | {_cell(meaning)} |")
     return ["| setting | allowed | default | meaning |", "|---|---|---|---|", *rows]
 
 
@@ -179,8 +211,7 @@ def _bounds(document: dict[str, Any]) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, BaseModel):
         return "see its table"
-    shown = {None: "null", True: "true", False: "false"}.get(value) if value is None or value is True or value is False else None
-    return f"`{shown if shown is not None else value}`"
+    return f"`{json.dumps(value) if value is None or isinstance(value, bool) else value}`"
 
 
 def table_of_codes() -> list[str]:
