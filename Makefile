@@ -1,8 +1,8 @@
 # Needs make and Python 3.11 or newer; everything else is installed once, outside the clone, on first use.
 #
-# The environment lies in a cache folder under a name that hashes the requirements in pyproject.toml and Python's version, so
-# that a changed requirement makes a new one and clones share one. It is built under a temporary name, and the final name
-# is a link set last: an interrupted install is never used. Only requirements go into it; the code runs from the clone.
+# The environment holds the versions of requirements.lock. It lies in a cache folder under a name that hashes that file and
+# Python's version, so that changed requirements make a new one and clones share one. It is built under a temporary name,
+# and the final name is a link set last: an interrupted install is never used. The code itself runs from the clone.
 
 PYTHON ?= python3
 ARGS ?=
@@ -10,21 +10,19 @@ PACKAGES := carray jobs tests
 # Tests run in a process a core; what shares the run's Ray stays in one of them (tests/conftest.py).
 PARALLEL := -n logical --maxprocesses 4
 
-REQUIREMENTS := $(PYTHON) -c 'import tomllib; \
-	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	print(*project["dependencies"], *sum(project["optional-dependencies"].values(), []), sep="\n")'
+LOCK ?= requirements.lock
 HASH := $(PYTHON) -c 'import hashlib, sys; \
-	print(hashlib.sha256(sys.stdin.buffer.read() + sys.version.encode()).hexdigest()[:12])'
+	print(hashlib.sha256(open("$(LOCK)", "rb").read() + sys.version.encode()).hexdigest()[:12])'
 # The cache folder, or .venv in the clone where the cache may not be written.
 FIND_VENV := for place in "$${XDG_CACHE_HOME:-$$HOME/.cache}/carray" "$(CURDIR)/.venv"; do \
 	if mkdir -p "$$place" 2>/dev/null && test -w "$$place"; then \
-		echo "$$place/venv-$$($(REQUIREMENTS) | $(HASH))"; break; fi; done
+		echo "$$place/venv-$$($(HASH))"; break; fi; done
 # Found once, when a target first needs it; `make help` needs no Python.
 VENV ?= $(eval VENV := $(shell $(FIND_VENV)))$(VENV)
 RUN = PYTHONPATH="$(CURDIR)" "$(VENV)/bin/python"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-cluster check bench format wheel venv clean python
+.PHONY: help demo test test-all test-cluster test-lowest check lock bench format wheel venv clean python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +48,16 @@ check: venv ## Lint, formatting, types, the house rules and known vulnerabilitie
 	$(RUN) -m pytest -q tests/test_architecture.py
 	@$(RUN) jobs/audit.py
 
+lock: venv ## Resolve the newest versions that pyproject.toml allows into requirements.lock
+	@"$(VENV)/bin/uv" pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate \
+		--custom-compile-command "make lock" --no-emit-index-url --no-emit-find-links --upgrade \
+		--output-file requirements.lock pyproject.toml
+
+test-lowest: venv ## Run the quick tests with the oldest versions that pyproject.toml allows (installs another 7 GB, once)
+	@mkdir -p build && "$(VENV)/bin/uv" pip compile --quiet --resolution lowest-direct --all-extras --no-annotate --no-header \
+		--no-emit-index-url --no-emit-find-links --python "$(PYTHON)" --output-file build/lowest.lock pyproject.toml
+	@$(MAKE) --no-print-directory test LOCK=build/lowest.lock
+
 format: venv ## Format the code and mend what the linter can
 	$(RUN) -m ruff check --fix $(PACKAGES)
 	$(RUN) -m ruff format $(PACKAGES)
@@ -67,8 +75,7 @@ venv: python ## Make the environment, if it is not there yet, and print its plac
 		made="$(VENV).$$$$"; trap 'rm -rf "$$made"' EXIT; trap 'exit 1' HUP INT TERM; \
 		echo "Installing what carray needs into $(VENV) (once; 7 GB, some minutes)"; \
 		mkdir -p "$$(dirname "$(VENV)")" && $(PYTHON) -m venv "$$made" && \
-		$(REQUIREMENTS) > "$$made/requirements.txt" && \
-		"$$made/bin/python" -m pip install --quiet --disable-pip-version-check -r "$$made/requirements.txt" && \
+		"$$made/bin/python" -m pip install --quiet --disable-pip-version-check -r $(LOCK) && \
 		{ ln -s "$$(basename "$$made")" "$(VENV)" 2>/dev/null || test -x "$(VENV)/bin/python"; } && \
 		if test "$$(readlink "$(VENV)")" = "$$(basename "$$made")"; then trap - EXIT; fi; }
 	@test "$(MAKECMDGOALS)" != venv || echo "$(VENV)"

@@ -15,6 +15,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "carray").rglob("*.py"))
@@ -371,6 +373,17 @@ def test_dependencies_are_needed_where_they_say() -> None:
             wanted = {module for module, distribution in DISTRIBUTIONS.items() if distribution == name} | {name}
             texts = {path: (ROOT / "carray" / path).read_text() for path in paths}
             assert [f"{name}: {path}" for path, text in texts.items() if not any(word in text for word in wanted)] == []
+
+
+def test_the_lock_file_holds_what_pyproject_allows() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        Requirement(line) for line in [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    ]
+    lines = [Requirement(line) for line in (ROOT / "requirements.lock").read_text().splitlines() if line[:1] not in "#"]
+    locked = {canonicalize_name(line.name): str(line.specifier).removeprefix("==") for line in lines}
+    wrong = [str(one) for one in wanted if not one.specifier.contains(locked.get(canonicalize_name(one.name), "0"))]
+    assert wrong == [], "run `make lock`"
 
 
 def loaded_modules(program: str) -> set[str]:

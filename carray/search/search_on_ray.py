@@ -18,7 +18,6 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.search import Searcher
 
 from carray.core.errors import SearchError, StorageError
@@ -26,6 +25,7 @@ from carray.core.exit_lines import advise, keeping_handlers, stopping_in_order
 from carray.core.leftovers import scratch_folder
 from carray.core.progress import say
 from carray.core.ray.connect import start_ray
+from carray.core.ray.internals import withhold_aws_variables
 from carray.core.ray.metrics import Meter
 from carray.core.store.aws import aws_environment
 from carray.core.store.files import absolute, join, write_json
@@ -126,7 +126,7 @@ def _run_trials(
 ) -> str | None:
     """Run what is missing; gives what ended the search before all was run, in words."""
     _quieten_tune()
-    _withhold_credentials()
+    withhold_aws_variables()
     needs = {"CPU": settings.search.cpus_per_trial or 1.0, "GPU": settings.search.gpus_per_trial or 0.0}
     with start_ray(worker=needs) as ray_here, scratch_folder("carray-tune-") as scratch:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -209,11 +209,6 @@ def _quieten_tune() -> None:
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer output engine prints boxes even when told to be silent
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1000000"  # nobody reads the state that Tune would write meanwhile
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-
-
-def _withhold_credentials() -> None:
-    """Keep Tune from sending this process's AWS keys to its trials, whose environment Ray logs and lists."""
-    ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
 
 
 def _run_round(trainable: Any, driver: SearchDriver, searcher: Searcher, count: int, scratch: str) -> None:

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from types import MappingProxyType
-from typing import Any
 
 import ray
 from ray import exceptions
@@ -33,6 +32,7 @@ from carray.core.environment import check_variables
 from carray.core.errors import CarrayError, ClusterError, SettingsError
 from carray.core.exit_lines import foresee, restore_handlers, stopping_afterwards
 from carray.core.progress import say
+from carray.core.ray.internals import autoscaling_state, silence_token_warning
 
 __all__ = ["RunningRay", "is_cluster", "start_ray", "used_text"]
 
@@ -44,7 +44,7 @@ _LOOK_SECONDS = 1.0
 
 def can_grow() -> bool:
     """Say whether an autoscaler looks after this Ray: that of `ray up` or of KubeRay, both in its second version."""
-    return bool(_autoscaling_state().autoscaler_state_version)
+    return bool(autoscaling_state().autoscaler_state_version)
 
 
 def wait_for_machine(worker: Mapping[str, float]) -> None:
@@ -98,19 +98,8 @@ def _any_has(machines: Iterable[Mapping[str, float]], wanted: Mapping[str, float
 
 def _is_refused(group: str) -> bool:
     """Say whether the autoscaler has no machine for this placement group."""
-    refused = _autoscaling_state().infeasible_gang_resource_requests
+    refused = autoscaling_state().infeasible_gang_resource_requests
     return any(group in request.details for request in refused)
-
-
-def _autoscaling_state() -> Any:
-    """Read what the autoscaler last told Ray's control store; all zeros where there is none, or no way to ask."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
-
-    if ray.util.client.ray.is_connected():  # a ray:// address: the store is inside the cluster
-        return GetClusterStatusReply().autoscaling_state
-    client = GcsClient(address=ray.get_runtime_context().gcs_address)
-    return GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=10)).autoscaling_state
 
 
 _KNOCK_SECONDS = 10
@@ -224,16 +213,13 @@ def _knock(address: str) -> None:
 def _start_private(num_cpus: int | None) -> None:
     global _started_here
     _choose_token()
-    # Ray would warn on every start that it chose token authentication; the line below says so once.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    silence_token_warning()  # the line below says so once
     with stopping_afterwards():
         ray.init(
             address="local",
             num_cpus=num_cpus,
             include_dashboard=False,
             logging_level=logging.WARNING,
-            # A node address that outlives a change of network, for the length of a long search on a laptop.
-            _node_ip_address="127.0.0.1",
         )
     _started_here = True
     mode = os.environ.get("RAY_AUTH_MODE", "disabled")

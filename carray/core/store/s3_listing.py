@@ -28,6 +28,7 @@ from urllib.parse import unquote_plus
 import pyarrow as pa
 
 from carray.core.errors import StorageError
+from carray.core.ray.internals import environment_proxies
 from carray.core.store.files import TRIES, retry
 from carray.core.store.s3 import POOL, make_client, split_uri
 
@@ -131,11 +132,10 @@ class PageReader:
 def _make_session(endpoint: str) -> Any:
     import botocore.session
     from botocore.httpsession import URLLib3Session
-    from botocore.utils import get_environ_proxies
 
     bundle = botocore.session.get_session().get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
     return URLLib3Session(
-        verify=bundle or True, proxies=get_environ_proxies(endpoint), timeout=(10, 60), max_pool_connections=POOL
+        verify=bundle or True, proxies=environment_proxies(endpoint), timeout=(10, 60), max_pool_connections=POOL
     )
 
 

@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import carray
 from carray.core.errors import SettingsError
 from carray.core.ray.connect import start_ray
+from carray.core.ray.internals import is_token_required
 from carray.preflight.doctor.findings import Finding, merge_hosts, one_line
 
 __all__ = ["NODE_SECONDS", "look_at_jobs", "look_at_machines", "look_at_ray"]
@@ -32,13 +33,11 @@ def look_at_ray() -> Iterator[Finding]:
     """Connect to the Ray of RAY_ADDRESS, and ask each of its machines which software it has."""
     try:
         with start_ray() as running:
-            from ray._private.authentication.authentication_utils import is_token_auth_enabled
-
             nodes = [node for node in ray.nodes() if node["Alive"]]
             counted = [_count(len(nodes), "machine"), _count(running.cpus, "CPU")]
             counted += [_count(running.gpus, "GPU")] if running.gpus else []
             seen = f"{ray.get_runtime_context().gcs_address} answers: {', '.join(counted)}"
-            if is_token_auth_enabled():
+            if is_token_required():
                 yield Finding("Ray", "ok", f"{seen}, the token is taken")
             else:
                 remedy = "whoever reaches it owns the machines: set RAY_AUTH_MODE=token on all before Ray starts"

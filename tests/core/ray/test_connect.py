@@ -18,12 +18,6 @@ def test_a_ray_that_this_process_has_is_used_and_left_running(ray_cluster):
     assert ray.is_initialized()
 
 
-def test_a_private_ray_asks_for_a_token(ray_cluster):
-    from ray._private.authentication.authentication_utils import is_token_auth_enabled
-
-    assert is_token_auth_enabled()
-
-
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
