@@ -92,10 +92,10 @@ def described_columns(module: ModuleType) -> list[tuple[str, str]]:
         elif isinstance(node, ast.Dict):
             pairs = [(key, value) for key, value in zip(node.keys, node.values, strict=True) if key is not None]
         for name, kind in pairs:
-            if isinstance(name, ast.Constant) and isinstance(kind, ast.Call) and ast.unparse(kind).startswith("pa."):
-                if ast.unparse(kind.func) != "pa.schema":
-                    said = comments.get(name.lineno) or _comment_above(lines, comments, name.lineno)
-                    found.append((name.lineno, name.col_offset, str(name.value), said))
+            called = ast.unparse(kind.func) if isinstance(kind, ast.Call) else ""
+            if isinstance(name, ast.Constant) and called.startswith("pa.") and called != "pa.schema":
+                said = comments.get(name.lineno) or _comment_above(lines, comments, name.lineno)
+                found.append((name.lineno, name.col_offset, str(name.value), said))
     return [(name, said) for _, _, name, said in sorted(found)]
 
 
@@ -130,7 +130,8 @@ def schemas() -> Iterator[tuple[str, str, pa.Schema, list[tuple[str, str]]]]:
     optional = tuple(predictions_folder.OPTIONAL_COLUMNS)
     yield (
         "### predictions",
-        f"One row an image; written by `carray classify`. The last {len(optional)} are there only where `outputs` names them.",
+        "One row an image; written by `carray classify`. "
+        f"The last {len(optional)} are there only where `outputs` names them.",
         predictions_folder.prediction_schema(optional),
         described_columns(predictions_folder),
     )
@@ -151,7 +152,10 @@ def table_of_columns(schema: pa.Schema, said: list[tuple[str, str]]) -> list[str
     silent = [name for name, text in said if not text]
     if silent:
         raise ValueError(f"no comment says what {', '.join(silent)} means")
-    rows = [f"| `{field.name}` | {_type(field.type)} | {_cell(text)} |" for field, (_, text) in zip(schema, said, strict=True)]
+    rows = [
+        f"| `{field.name}` | {_type(field.type)} | {_cell(text)} |"
+        for field, (_, text) in zip(schema, said, strict=True)
+    ]
     return ["| column | type | meaning |", "|---|---|---|", *rows]
 
 
@@ -261,9 +265,14 @@ def page() -> str:
     return "\n".join(lines)
 
 
-EVALUATION = "Fractions lie in 0..1; `low` and `high` are\nthe ends of a 95 % interval; what could not be measured is null."
-EXITS = """`carray doctor` ends with 2 where something failed and with 4 where only storage did; `carray predict` with 2 where no
-image could be scored."""
+EVALUATION = (
+    "Fractions lie in 0..1; `low` and `high` are\nthe ends of a 95 % interval; what could not be measured is null."
+)
+EXITS = (
+    "`carray doctor` ends with 2 where something failed and with 4 where only storage did; `carray predict` with 2\n"
+    "where no image could be scored."
+)
+
 
 if __name__ == "__main__":
     PAGE.write_text(page())
