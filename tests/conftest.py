@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 # Before torch is imported, and for every process that a test starts: threads that spin while they wait take the cores
 # from the other process of the tests, and an epoch of seconds takes a minute.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A shell starts what runs in its background with Ctrl-C ignored, and so would be every command that a test stops by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from browser import CHROMIUM, start_browser
 

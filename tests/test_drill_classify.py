@@ -81,6 +81,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, str, 
         yield (*stack.enter_context(set_scene(work, f"test-{random.getrandbits(48):x}", images_per_class=20)), work)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "s3"), [("driver", False), ("store", True), ("term", True), ("replaced", False)])
 def test_a_disturbed_job_ends_with_every_row_right(scene: tuple[Any, str, Path], kind: str, s3: bool) -> None:
     around, bundle, work = scene

@@ -38,28 +38,28 @@ KIND = "predictions"
 _COLUMNS = [
     ("uri", pa.string()),  # s3://bucket/key or an absolute path, raw and unencoded
     ("etag", pa.string()),  # of the very read that gave the pixels
-    ("size_bytes", pa.int64()),
+    ("size_bytes", pa.int64()),  # of the file or object
     ("width", pa.int32()),  # of the upright image, pixels
-    ("height", pa.int32()),
+    ("height", pa.int32()),  # of the upright image, pixels
     ("status", pa.string()),  # ok, fetch_error or decode_error
     ("error_code", pa.string()),  # not_found, denied, timeout, unavailable; empty, truncated, damaged, unsupported, ...
-    ("error", pa.string()),
-    ("label", pa.string()),
+    ("error", pa.string()),  # the reason as a sentence; null where status is ok
+    ("label", pa.string()),  # the likeliest class; null where status is not ok
     ("score", pa.float32()),  # calibrated probability of label, 0..1
     ("margin", pa.float32()),  # score less the runner-up's
     ("entropy", pa.float32()),  # nats
     ("top5_labels", pa.list_(pa.field("element", pa.string()))),  # as many as there are classes, at most 5
-    ("top5_scores", pa.list_(pa.field("element", pa.float32()))),
-    ("make", pa.string()),
-    ("model", pa.string()),
-    ("body", pa.string()),
-    ("year", pa.int16()),
+    ("top5_scores", pa.list_(pa.field("element", pa.float32()))),  # calibrated probabilities
+    ("make", pa.string()),  # parsed from label, like the next three; null where it tells none
+    ("model", pa.string()),  # of the vehicle
+    ("body", pa.string()),  # such as Sedan
+    ("year", pa.int16()),  # of the model
     ("accept", pa.bool_()),  # null until the bundle has a threshold
     ("phash", pa.uint64()),  # 64-bit difference hash of the image or its box
-    ("runtime", pa.string()),
-    ("run_id", pa.string()),
-    ("bundle_id", pa.string()),
-    ("scored_at", pa.timestamp("us", tz="UTC")),
+    ("runtime", pa.string()),  # of the bundle, which scored the image
+    ("run_id", pa.string()),  # hash of all that decides the run's rows
+    ("bundle_id", pa.string()),  # hash of the bundle's weights, classes, pixels and temperature
+    ("scored_at", pa.timestamp("us", tz="UTC")),  # when its batch was scored
 ]
 
 _PANDAS_TYPES = {

@@ -19,7 +19,7 @@ __all__ = ["percent_text", "render_page"]
 
 
 def render_page(template: str, context: Mapping[str, Any]) -> str:
-    """Render a template, named by its path below the package, such as `trials/page.html.j2`."""
+    """Render a template, named by its path below the package, such as `search/page.html.j2`."""
     import jinja2
 
     environment = jinja2.Environment(

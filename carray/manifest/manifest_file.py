@@ -51,18 +51,18 @@ MANIFEST_SCHEMA = pa.schema(
         ("label", pa.string()),  # null where unlabelled
         ("split", pa.string()),  # train, val or test; null for an unreadable, unlabelled or set aside image
         ("x1", pa.int32()),  # box in pixels of the upright image, x2 and y2 exclusive; null: the whole image
-        ("y1", pa.int32()),
-        ("x2", pa.int32()),
-        ("y2", pa.int32()),
+        ("y1", pa.int32()),  # upper edge
+        ("x2", pa.int32()),  # right edge, exclusive
+        ("y2", pa.int32()),  # lower edge, exclusive
         ("status", pa.string()),  # ok, fetch_error or decode_error
         ("error_code", pa.string()),  # why there is no split: an image's code, or set_aside
         ("error", pa.string()),  # the same as a sentence
-        ("size_bytes", pa.int64()),
+        ("size_bytes", pa.int64()),  # of the file
         ("width", pa.int32()),  # of the upright image, pixels
-        ("height", pa.int32()),
+        ("height", pa.int32()),  # of the upright image, pixels
         ("sha256", pa.string()),  # of the file's bytes, hex
         ("phash", pa.uint64()),  # 64-bit difference hash of the image or its box
-        ("etag", pa.string()),
+        ("etag", pa.string()),  # of the very read that was hashed
     ]
 )
 _BOX = ["x1", "y1", "x2", "y2"]

@@ -46,7 +46,7 @@ def write_page(run: str) -> str:
     run = absolute(run)
     search, trials, epochs = run_folder.read_search(run), run_folder.read_trials(run), run_folder.read_epochs(run)
     place = join(run, PAGE)
-    write_bytes(place, render_page("trials/page.html.j2", _context(run, search, trials, epochs)).encode())
+    write_bytes(place, render_page("search/page.html.j2", _context(run, search, trials, epochs)).encode())
     return place
 
 

@@ -61,7 +61,7 @@ SEARCH, PROBES, DONE, TRIALS, EPOCHS = "search.json", "probes.json", "done.json"
 
 TRIALS_SCHEMA = pa.schema(
     [
-        ("trial_id", pa.string()),
+        ("trial_id", pa.string()),  # t00000 and so on
         ("number", pa.int32()),  # the i of (seed, i)
         ("family", pa.string()),  # null where the searcher has proposed nothing yet
         # finished: ran every epoch; stopped: by the scheduler; non_finite: its loss; failed: an error, or its process
@@ -72,8 +72,8 @@ TRIALS_SCHEMA = pa.schema(
         ("reason", pa.string()),  # one line; null for a finished trial
         ("val_top1", pa.float64()),  # of the best epoch, fraction; null without a finite epoch
         ("val_top5", pa.float64()),  # of that epoch
-        ("val_loss", pa.float64()),
-        ("best_epoch", pa.int32()),
+        ("val_loss", pa.float64()),  # of that epoch
+        ("best_epoch", pa.int32()),  # counted from 1
         ("epochs", pa.int32()),  # epochs run
         ("seconds", pa.float64()),  # of all its epochs
         ("images_per_second", pa.float64()),  # trained, median over its epochs
@@ -85,19 +85,19 @@ TRIALS_SCHEMA = pa.schema(
 )
 EPOCHS_SCHEMA = pa.schema(
     [
-        ("sequence", pa.int32()),
-        ("trial_id", pa.string()),
-        ("number", pa.int32()),
-        ("family", pa.string()),
+        ("sequence", pa.int32()),  # number of the log entry
+        ("trial_id", pa.string()),  # t00000 and so on
+        ("number", pa.int32()),  # the i of (seed, i)
+        ("family", pa.string()),  # cnn or transfer
         ("epoch", pa.int32()),  # counted from 1
-        ("train_loss", pa.float64()),
-        ("val_loss", pa.float64()),
-        ("val_top1", pa.float64()),
-        ("val_top5", pa.float64()),
-        ("learning_rate", pa.float64()),
-        ("seconds", pa.float64()),
-        ("images_per_second", pa.float64()),
-        ("note", pa.string()),
+        ("train_loss", pa.float64()),  # mean over the epoch; null where it is no finite number
+        ("val_loss", pa.float64()),  # likewise, on validation images
+        ("val_top1", pa.float64()),  # fraction
+        ("val_top5", pa.float64()),  # fraction
+        ("learning_rate", pa.float64()),  # the largest of all layers', at the end of the epoch
+        ("seconds", pa.float64()),  # of the epoch
+        ("images_per_second", pa.float64()),  # trained
+        ("note", pa.string()),  # such as a halved micro-batch; null for most
         ("decision", pa.string()),  # continue, stop (the scheduler), finish (last epoch) or non_finite
         ("clock_seconds", pa.float64()),  # of the search, summed over its starts
         ("devices", pa.float64()),  # GPUs of the trial, or its CPUs where it has none

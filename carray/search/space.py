@@ -32,9 +32,11 @@ class SearchSettings(Settings):
     """Says how long and how widely to search."""
 
     trials: int = Field(default=8, ge=1, le=100_000)
+    """Configurations at most."""
     epochs: int = Field(default=6, ge=1, le=10_000)
     """Of a trial that nobody stops; the schedule of learning rates spans them."""
     seed: Seed = 0
+    """Of all random numbers of the search; configuration i is a function of (seed, i)."""
     searcher: Literal["random", "tpe", "grid"] = "random"
     """Where configurations come from: drawn at random, Optuna's TPE, or every combination of the listed choices."""
     scheduler: Literal["asha", "median", "none"] = "asha"
@@ -55,6 +57,7 @@ class SearchSettings(Settings):
     money_budget: float | None = Field(default=None, gt=0)
     """As much, at price_per_device_hour, in its currency."""
     price_per_device_hour: float | None = Field(default=None, gt=0)
+    """Of one GPU, or of one CPU where a trial has no GPU."""
     cpus_per_trial: float | None = Field(default=None, gt=0)
     """None: one, or what the GPUs leave to each trial."""
     gpus_per_trial: float | None = Field(default=None, ge=0)

@@ -32,7 +32,9 @@ class TrainSettings(Settings):
     epochs: int = Field(default=6, ge=1, le=10_000)
     """The schedule of learning rates spans them."""
     seed: Seed = 0
+    """Of all random numbers of the training."""
     pixels: PixelSettings = PixelSettings()
+    """As of `carray tune`."""
 
     def configuration(self) -> CnnHyper | TransferHyper:
         """Check the configuration, its sizes against pixels.decode_size included.

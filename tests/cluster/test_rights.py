@@ -95,8 +95,8 @@ def right_for(action: str, resource: str, policy: dict[str, Any]) -> tuple[str, 
     return None
 
 
-def test_the_readme_names_the_rights_of_the_policy() -> None:
-    section = (ROOT / "README.md").read_text().partition("### Rights and requests")[2].partition("\n### ")[0]
+def test_the_documents_name_the_rights_of_the_policy() -> None:
+    section = (ROOT / "docs" / "classify.md").read_text().partition("## Rights and requests")[2].partition("\n## ")[0]
     assert set(re.findall(r"s3:\w+", section)) == {
         action for one in read("classify")["Statement"] for action in listed(one["Action"])
     }

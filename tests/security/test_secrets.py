@@ -67,6 +67,7 @@ def left(tmp_path_factory, s3_server, canaries) -> Iterator[tuple[Path, str, lis
         os.environ.get("KEEP") or shutil.rmtree(home, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_the_flow_came_to_its_results_and_to_its_errors(left) -> None:
     folder, output, blobs = left
     for command in ("prepare", "tune", "evaluate", "report"):
@@ -84,6 +85,7 @@ def test_the_flow_came_to_its_results_and_to_its_errors(left) -> None:
     assert "-m carray classify" in told["jobs/"]
 
 
+@pytest.mark.slow
 def test_no_secret_comes_out(left, canaries, s3_server) -> None:
     assert leaks({**canaries, "AWS_SECRET_ACCESS_KEY": s3_server.secret_key}, left[2]) == []
 

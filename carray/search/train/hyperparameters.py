@@ -28,6 +28,7 @@ class TrainHyper(Settings):
     """Whether the network scores an image and its mirror image and averages the logits; doubles the cost."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov's momentum."""
     learning_rate: float = Field(default=1e-3, gt=0, le=10)
     """Peak for all weights but the head's."""
     head_learning_rate: float = Field(default=4e-3, gt=0, le=10)
@@ -43,6 +44,7 @@ class TrainHyper(Settings):
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay a step of the running mean of the weights, which is what validation and the bundle use; 0 is none."""
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the target that is spread over all classes."""
     class_balance: Literal["none", "sampler", "weights"] = "none"
     """Whether rare classes are drawn more often, or weigh more in the loss."""
 
@@ -94,6 +96,7 @@ class CnnHyper(TrainHyper):
     width: int = Field(default=32, ge=4, le=512)
     """Channels of the first stage."""
     kernel: Literal[3, 5, 7] = 3
+    """Side of the convolutions, pixels."""
 
 
 def _absolute_weights(weights: str) -> str:
@@ -124,6 +127,7 @@ class TransferHyper(TrainHyper):
     """Each of timm's groups of layers further from the head learns at so much of the next one's rate (Howard & Ruder,
     2018)."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that a residual block is skipped in training (stochastic depth)."""
     cached_views: int = Field(default=8, ge=0, le=1000)
     """How many random views of each image go through the frozen part once, to be kept on disk for every trial that
     has the same frozen part; epoch e trains on view e modulo this. 0 computes the frozen part anew each epoch."""
