@@ -14,7 +14,8 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +41,7 @@ __all__ = [
     "read_json",
     "retry",
     "s3_endpoint",
+    "temporary_file",
     "write_bytes",
     "write_json",
 ]
@@ -235,19 +237,8 @@ def write_bytes(uri: str, data: bytes, *, durable: bool = True, check: Callable[
     def write_local() -> None:
         if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
             raise StorageError(f"{uri} is a device or a pipe, over which no file is put; name a file.")
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".writing-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
+        with temporary_file(path, data, durable=durable) as temporary:
             os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
 
     def write_s3() -> None:
         with fs.open_output_stream(path) as stream:
@@ -259,6 +250,24 @@ def write_bytes(uri: str, data: bytes, *, durable: bool = True, check: Callable[
         (write_s3 if is_s3(uri) else write_local)()
 
     retry(write, what=f"writing {uri}")
+
+
+@contextmanager
+def temporary_file(path: str, data: bytes, *, durable: bool = True) -> Iterator[str]:
+    """Give a whole file with these bytes in the folder of `path`; what is left of it at the end is deleted."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".writing-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        yield temporary
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
 
 
 def read_json(uri: str) -> Any:
