@@ -35,8 +35,10 @@ __all__ = [
     "is_folder",
     "is_s3",
     "join",
+    "json_bytes",
     "list_files",
     "local_copy",
+    "parse_json",
     "read_bytes",
     "read_json",
     "retry",
@@ -276,15 +278,29 @@ def read_json(uri: str) -> Any:
     Raises:
         StorageError: the file does not exist, cannot be read or is not JSON.
     """
+    return parse_json(read_bytes(uri), uri)
+
+
+def parse_json(data: bytes, uri: str) -> Any:
+    """Give what a JSON file holds.
+
+    Raises:
+        StorageError: its bytes are not JSON.
+    """
     try:
-        return json.loads(read_bytes(uri))
+        return json.loads(data)
     except (ValueError, RecursionError) as err:  # brackets nested a thousand deep are legal JSON
         raise StorageError(f"{uri} is not valid JSON ({err}); it was damaged or written by another program.") from None
 
 
+def json_bytes(value: Any) -> bytes:
+    """Give the bytes of a JSON file."""
+    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
 def write_json(uri: str, value: Any, *, durable: bool = True, check: Callable[[], None] | None = None) -> None:
     """Write one JSON document, atomically; see `write_bytes`."""
-    write_bytes(uri, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n", durable=durable, check=check)
+    write_bytes(uri, json_bytes(value), durable=durable, check=check)
 
 
 def exists(uri: str) -> bool:
