@@ -1,56 +1,41 @@
-"""Keeps what workers note of the shards in hand: for the next one, when one dies, and against one that was given up.
+"""Notes which images a worker has in hand, so that the next one finds out which of them kills.
 
-From, to: one small JSON file a shard in hand, `OUT/_carray/attempts/SHARD.json`.
-Invariants: each worker that takes a shard over counts one turn up. A worker whose machine was cut off is given up by
-Ray, and its shards go to others; when the machine is back, it goes on where it was, for the seconds until Ray ends it.
-Before it notes or writes anything it looks whose turn it is, and stops where that is no longer its own, so that what
-others have finished stays as it is. What was on its way through the network at the moment of the cut can still arrive;
-those rows are whole, and the same.
+One small JSON file a shard in hand, `OUT/_carray/attempts/SHARD.json`. Notes decide nothing about rows that are
+written: they only name suspects. Each is written under a condition (core.store.conditional), so that a worker that was
+given up and comes back does not overwrite its successor's.
 """
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from carray.classify.ledger import read_entry
 from carray.classify.predictions_folder import part_name, record_place
-from carray.core.errors import BudgetError, StorageError
+from carray.core.errors import BudgetError
 from carray.core.settings import Settings, parse_settings
-from carray.core.store.files import delete, exists, list_files, read_json, write_json
+from carray.core.store.conditional import create, read_version, replace
+from carray.core.store.files import delete, json_bytes, list_files, parse_json, read_json
 
-__all__ = [
-    "Attempt",
-    "Overtaken",
-    "check_turn",
-    "forget_attempt",
-    "forget_attempts",
-    "read_attempt",
-    "write_attempt",
-]
+__all__ = ["Attempt", "AttemptFile", "forget_attempts"]
 
 DEATHS_ALLOWED = 50
 """Workers that one shard may lose: two for each of 25 deadly images; beyond that the machine is at fault."""
 
 
-class Overtaken(Exception):
-    """Says that another worker has taken a shard over."""
-
-
 class Attempt(Settings):
-    """Is what a worker notes before it reads images, so that the next one knows what a dead one had in hand."""
+    """What a worker has in hand."""
 
     shard: int
     pid: int
+    worker: str = ""
+    """Tells this worker from every other."""
     machine: str = ""
-    """On which the worker runs, as Ray names it."""
-    turn: int = 1
-    """Counts the workers that have taken the shard in hand."""
+    """Where the worker runs, as Ray names it."""
     driver: str = ""
-    """The token of the driver (lease.Lease) whose worker wrote this."""
+    """The token of the driver (lease.Lease) that started the worker."""
     images: list[int]
-    """Places in the shard of the images in hand."""
+    """Indices in the shard of the images in hand."""
     alone: bool = False
-    """Whether it is one image, read on its own because it was in hand when a worker died."""
+    """Whether it is one image, read alone because it was in hand when a worker died."""
     suspects: list[int] = Field(default_factory=list)
     """Images that were in hand at some death: each is read alone from then on."""
     lost: list[int] = Field(default_factory=list)
@@ -58,9 +43,9 @@ class Attempt(Settings):
     deaths: int = 0
 
     def after_death(self, driver: str, *, machine_lost: bool = False) -> Attempt:
-        """Give the knowledge that the next worker, of that driver, starts from.
+        """Give the note that the next worker, started by `driver`, begins with.
 
-        Where the driver died too, or the machine, no image is to blame: those in hand are suspects, and no more.
+        Where the driver died too, or the machine, no image is to blame: those in hand become suspects, and no more.
 
         Raises:
             BudgetError: the shard has lost more workers than bad images can explain.
@@ -75,7 +60,6 @@ class Attempt(Settings):
         return self.model_copy(
             update={
                 "driver": driver,
-                "turn": self.turn + 1,
                 "images": [],
                 "alone": False,
                 "lost": sorted({*self.lost, *guilty}),
@@ -85,51 +69,45 @@ class Attempt(Settings):
         )
 
 
-def check_turn(out: str, mine: Attempt, *, rewrites: bool) -> None:
-    """Go on only while a shard is this worker's.
+class AttemptFile:
+    """A shard's note as one worker reads and writes it, until another worker has written it."""
 
-    Args:
-        out: The run's folder.
-        mine: What this worker has noted of the shard.
-        rewrites: Whether it is at a shard that was done before, whose ledger entry says nothing of others.
+    def __init__(self, out: str, shard: int) -> None:
+        self._uri = record_place(out, "attempts", f"{shard:06d}.json")
+        self._etag: str | None = None
+        self._is_ours = True
 
-    Raises:
-        Overtaken: another worker has it, or has finished it.
-    """
-    now = read_attempt(out, mine.shard)
-    if now.turn > mine.turn if now else not rewrites and read_entry(out, mine.shard) is not None:
-        raise Overtaken(part_name(mine.shard))
+    def read(self) -> Attempt | None:
+        """Read what the worker before had in hand; None when it ended in order.
 
+        Raises:
+            StorageError: the note cannot be read.
+            SettingsError: it is of another version of carray.
+        """
+        found = read_version(self._uri)
+        if found is None:
+            return None
+        self._etag = found[1]
+        return parse_settings(Attempt, parse_json(found[0], self._uri))
 
-def read_attempt(out: str, shard: int) -> Attempt | None:
-    """Read what a worker that is gone had in hand; None when it ended in order."""
-    place = _attempt_place(out, shard)
-    try:
-        return parse_settings(Attempt, read_json(place)) if exists(place) else None
-    except StorageError:
-        if exists(place):
-            raise
-        return None  # taken away between the two looks
+    def write(self, attempt: Attempt) -> None:
+        """Note what this worker is about to read: its death must leave the note, a power failure need not."""
+        if self._is_ours:
+            data = json_bytes(attempt.model_dump(mode="json"))
+            if self._etag is None:
+                self._etag = create(self._uri, data, durable=False)
+            else:
+                self._etag = replace(self._uri, data, self._etag, durable=False)
+            self._is_ours = self._etag is not None
 
-
-def write_attempt(out: str, attempt: Attempt) -> None:
-    """Note what this worker is about to read: a worker's death must find it, a power failure need not."""
-    write_json(_attempt_place(out, attempt.shard), attempt.model_dump(mode="json"), durable=False)
-
-
-def forget_attempt(out: str, mine: Attempt) -> None:
-    """Take a worker's own note away: it is alive, so no image is to blame for anything."""
-    now = read_attempt(out, mine.shard)
-    if now is not None and now.turn <= mine.turn:
-        delete(_attempt_place(out, mine.shard))
+    def remove(self) -> None:
+        """Remove this worker's own note: it is alive, so no image is to blame."""
+        if self._is_ours and self._etag is not None:
+            delete(self._uri)
 
 
 def forget_attempts(out: str, *, driver: str | None = None) -> None:
-    """Take away the notes of that driver's workers, or all: after a stop from outside no image is to blame."""
-    for place in list_files(record_place(out, "attempts")):
-        if driver is None or read_json(place).get("driver") == driver:
-            delete(place)
-
-
-def _attempt_place(out: str, shard: int) -> str:
-    return record_place(out, "attempts", f"{shard:06d}.json")
+    """Remove the notes of a driver's workers, or all: after a stop from outside no image is to blame."""
+    for uri in list_files(record_place(out, "attempts")):
+        if driver is None or read_json(uri).get("driver") == driver:
+            delete(uri)

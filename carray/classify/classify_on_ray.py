@@ -24,8 +24,8 @@ from carray.classify.ledger import (
     RunRecord,
     check_folder,
     count_rows,
-    done_shards,
     read_run,
+    recover_ledger,
 )
 from carray.classify.metrics_on_ray import ClassifyMetrics
 from carray.classify.plan import Plan, describe_run, open_plan
@@ -118,7 +118,7 @@ class _Job:
         self._bundle, self._out, self._run, self._settings = bundle, out, run, settings
         self._device, self._lease, self._plan = device, lease, plan
         self._watch = FailureWatch(settings.max_failed_fraction)
-        done = done_shards(out, plan.shards)
+        done = recover_ledger(out, plan.shards)
         self._begun = set(done)
         self._retries = [entry for entry in done.values() if settings.retry_failed and entry.fetch_errors]
         self._again = {entry.shard for entry in self._retries}

@@ -1,14 +1,17 @@
 """Keeps a run's books: what it is, which shards are done, whether rows out are images in.
 
 From, to: small JSON files under `OUT/_carray/`.
-Invariants: a shard is done exactly when its Parquet file and its ledger entry both exist, and the entry is written
-last; one folder holds one run; nothing secret is written.
+A shard's Parquet file is created once and carries its ledger entry; the entry is created after it, from it. Whoever
+comes second enters the file that is there. A retry replaces the version that it read, and gets an entry of its own.
+A shard is done exactly when both exist. One folder holds one run; nothing secret is written.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import Field
 
@@ -16,8 +19,9 @@ from carray.classify.predictions_folder import part_name, record_place
 from carray.core.at_once import at_once
 from carray.core.errors import SettingsError, StorageError
 from carray.core.settings import Settings, parse_settings
-from carray.core.store.files import delete, exists, join, list_files, read_json, write_json
-from carray.core.tables import file_rows
+from carray.core.store.conditional import create
+from carray.core.store.files import delete, exists, join, json_bytes, list_files, read_json, write_json
+from carray.core.tables import file_note
 
 __all__ = [
     "LedgerEntry",
@@ -27,16 +31,17 @@ __all__ = [
     "count_rows",
     "done_shards",
     "enter_shard",
-    "read_entry",
+    "entry_of_part",
     "read_run",
     "read_totals",
+    "recover_ledger",
     "write_run",
     "write_totals",
 ]
 
 
 class RunRecord(Settings):
-    """Is what run.json holds: everything that decides the rows."""
+    """What run.json holds: everything that decides the rows."""
 
     version: int
     run_id: str
@@ -57,7 +62,7 @@ class RunRecord(Settings):
 
 
 class PlanTotals(Settings):
-    """Is what listing.json holds: what the listing found. It is complete exactly when this exists."""
+    """What listing.json holds: what the listing found. It is complete exactly when this exists."""
 
     images: int
     shards: int
@@ -71,6 +76,8 @@ class LedgerEntry(Settings):
     """Counts one finished shard."""
 
     shard: int
+    retry: int = 0
+    """How often retry_failed had rewritten the shard by then."""
     rows: int
     scored: int
     """Images read for the last writing: all of them, or those that retry_failed read again."""
@@ -147,32 +154,54 @@ def check_folder(out: str, wanted: RunRecord) -> None:
 
 
 def done_shards(out: str, shards: int) -> dict[int, LedgerEntry]:
-    """Read the ledger entries of the shards that are done.
+    """Read the newest ledger entries of the shards that are done: those with an entry and a data file.
 
     Raises:
         StorageError: the folder cannot be listed or an entry cannot be read.
     """
-    entered = {uri.rsplit("/", 1)[-1] for uri in list_files(record_place(out, "ledger"))}
-    written = {uri.rsplit("/", 1)[-1] for uri in list_files(out)}
-    done = [i for i in range(shards) if f"{i:06d}.json" in entered and part_name(i) in written]
-    entries = at_once(lambda i: parse_settings(LedgerEntry, read_json(_entry_place(out, i))), done)
+    newest, parts = _newest_entries(out), _names(out)
+    done = [shard for shard in range(shards) if shard in newest and part_name(shard) in parts]
+    entries = at_once(lambda shard: parse_settings(LedgerEntry, read_json(_entry_uri(out, shard, newest[shard]))), done)
     return {entry.shard: entry for entry in entries}
 
 
-def enter_shard(out: str, entry: LedgerEntry, check: Callable[[], None] | None = None) -> None:
-    """Write a shard's ledger entry: from now on it is done; `check` as in `write_bytes`."""
-    write_json(_entry_place(out, entry.shard), entry.model_dump(mode="json"), check=check)
+def recover_ledger(out: str, shards: int) -> dict[int, LedgerEntry]:
+    """Read the ledger as a driver does before it starts.
+
+    Files whose worker died before it could enter them are entered; entries of files that were deleted are removed.
+
+    Raises:
+        StorageError: the folder cannot be listed, read or written.
+    """
+    newest, parts = _newest_entries(out), _names(out)  # in this order: a file is there before its entry
+    for shard, retry in newest.items():
+        if part_name(shard) not in parts:
+            for number in range(retry + 1):
+                delete(_entry_uri(out, shard, number))
+    left = [shard for shard in range(shards) if shard not in newest and part_name(shard) in parts]
+    for entry in at_once(lambda shard: entry_of_part(join(out, part_name(shard))), left):
+        if entry is not None:
+            enter_shard(out, entry)
+    return done_shards(out, shards)
 
 
-def read_entry(out: str, shard: int) -> LedgerEntry | None:
-    """Read a shard's ledger entry; None while it is not done."""
-    place = _entry_place(out, shard)
-    return parse_settings(LedgerEntry, read_json(place)) if exists(place) else None
+def entry_of_part(uri: str) -> LedgerEntry | None:
+    """Read the ledger entry that a shard's data file carries; None if an earlier version of carray wrote the file.
+
+    Raises:
+        StorageError: the file cannot be read.
+        SchemaError: it is no Parquet file.
+    """
+    return _carried(file_note(uri)[1])
 
 
-def strike_shard(out: str, shard: int) -> None:
-    """Take a shard's ledger entry back, before its file is rewritten: a death in between must not leave old counts."""
-    delete(_entry_place(out, shard))
+def _carried(note: Mapping[str, Any]) -> LedgerEntry | None:
+    return parse_settings(LedgerEntry, note["entry"]) if "entry" in note else None
+
+
+def enter_shard(out: str, entry: LedgerEntry) -> None:
+    """Create a shard's ledger entry, unless it is there: from now on the shard is done."""
+    create(_entry_uri(out, entry.shard, entry.retry), json_bytes(entry.model_dump(mode="json")))
 
 
 def count_rows(out: str, totals: PlanTotals) -> Counter[str]:
@@ -184,9 +213,6 @@ def count_rows(out: str, totals: PlanTotals) -> Counter[str]:
         StorageError: rows out are not images in, or the folder holds Parquet files that are not the run's.
     """
     entries = done_shards(out, totals.shards)
-    counts: Counter[str] = Counter(images=totals.images)
-    for entry in entries.values():
-        counts.update(entry.model_dump(include={"rows", "known", "ok", "fetch_errors", "decode_errors"}))
     parts = {uri for uri in list_files(out) if uri.endswith(".parquet")}
     expected = {join(out, part_name(i)) for i in range(totals.shards)}
     if parts != expected:
@@ -195,7 +221,24 @@ def count_rows(out: str, totals: PlanTotals) -> Counter[str]:
             f"{out} should hold {len(expected)} Parquet files, but {len(odd)} are missing or foreign, the first is "
             f"{odd[0]!r}; run the command again, and move foreign files away."
         )
-    in_files = sum(at_once(file_rows, sorted(parts)))
+    in_files = 0
+    for uri, (rows, note) in zip(sorted(parts), at_once(file_note, sorted(parts)), strict=True):
+        in_files += rows
+        carried = _carried(note)
+        if carried is None:
+            continue
+        entered = entries.get(carried.shard)
+        if entered is None or entered.retry < carried.retry:  # its worker died before it could enter this
+            enter_shard(out, carried)
+            entries[carried.shard] = carried
+        elif entered != carried:
+            raise StorageError(
+                f"{uri} is not the file of its ledger entry, so it was changed; delete that file and run the command "
+                "again."
+            )
+    counts: Counter[str] = Counter(images=totals.images)
+    for entry in entries.values():
+        counts.update(entry.model_dump(include={"rows", "known", "ok", "fetch_errors", "decode_errors"}))
     if not counts["rows"] == in_files == totals.images - counts["known"]:
         raise StorageError(
             f"{out} has {in_files:,} rows in its files and {counts['rows']:,} in its ledger for "
@@ -205,5 +248,22 @@ def count_rows(out: str, totals: PlanTotals) -> Counter[str]:
     return counts
 
 
-def _entry_place(out: str, shard: int) -> str:
-    return record_place(out, "ledger", f"{shard:06d}.json")
+_ENTRY_NAME = re.compile(r"(\d+)(?:\.retry-(\d+))?\.json")
+
+
+def _entry_uri(out: str, shard: int, retry: int) -> str:
+    return record_place(out, "ledger", f"{shard:06d}.retry-{retry:03d}.json" if retry else f"{shard:06d}.json")
+
+
+def _newest_entries(out: str) -> dict[int, int]:
+    """Give the number of the newest retry of each shard in the ledger; 0 is its first scoring."""
+    newest: dict[int, int] = {}
+    for name in _names(record_place(out, "ledger")):
+        if found := _ENTRY_NAME.fullmatch(name):
+            shard, retry = int(found[1]), int(found[2] or 0)
+            newest[shard] = max(retry, newest.get(shard, 0))
+    return newest
+
+
+def _names(folder: str) -> set[str]:
+    return {uri.rsplit("/", 1)[-1] for uri in list_files(folder)}

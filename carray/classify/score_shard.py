@@ -1,9 +1,9 @@
 """Scores one shard: keys in, one Parquet file out, one row an image, whatever becomes of it.
 
 From: a bundle, and a shard's keys. To: its Parquet file, then its ledger entry.
-Invariants: an image that was in hand alone when its worker died is a row of code worker_lost; a shard that lost a
-worker before is scored with no other beside it, so that the next death has one cause; a worker that was given up, and
-whose shard went to another (attempts), writes nothing of it any more. Imports no Ray and no torch.
+An image that was in hand alone when its worker died is a row of code worker_lost; a shard that lost a worker before is
+scored with no other beside it, so that the next death has one cause. Several workers may score one shard: the first to
+create its file wins, and the others enter that one (ledger). Imports no Ray and no torch.
 Cost: see results/classify.csv.
 """
 
@@ -11,28 +11,22 @@ from __future__ import annotations
 
 import os
 import resource
+import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from carray.bundle.scorer import Scorer, score_columns
-from carray.classify.attempts import (
-    Attempt,
-    Overtaken,
-    check_turn,
-    forget_attempt,
-    read_attempt,
-    write_attempt,
-)
-from carray.classify.ledger import LedgerEntry, RunRecord, enter_shard, read_entry, strike_shard
+from carray.classify.attempts import Attempt, AttemptFile
+from carray.classify.ledger import LedgerEntry, RunRecord, enter_shard, entry_of_part
 from carray.classify.predictions_folder import (
     KIND,
     VERSION,
@@ -45,18 +39,54 @@ from carray.classify.read_images import LOST, Arrival, ImageReader, read_ahead
 from carray.classify.rows import ShardRows
 from carray.classify.shards import read_shard
 from carray.classify.since import EarlierRun
-from carray.classify.turns import Turns
 from carray.core.errors import BundleError, StorageError
-from carray.core.store.files import join
-from carray.core.tables import read_table, table_metadata, write_table
+from carray.core.settings import parse_settings
+from carray.core.store.conditional import create, read_version, replace
+from carray.core.store.files import exists, join
+from carray.core.tables import pack_table, unpack_table
 from carray.images.pixels import PixelSettings
 from carray.images.read import ReadImage
 from carray.images.vehicles import vehicle_columns
 
 __all__ = ["ShardScorer"]
 
-_OTHERS_SECONDS = 600
 _PEAK_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One version of a shard's data file."""
+
+    etag: str
+    rows: list[dict[str, Any]]
+    known: set[int]
+    """Indices of images without a row, since an earlier run knows them."""
+    entry: LedgerEntry | None
+    """None if an earlier version of carray wrote the file."""
+
+
+class SharedLock:
+    """Lets many threads work beside each other, or one alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._holders = 0
+        self._alone = False
+
+    @contextmanager
+    def hold(self, *, alone: bool) -> Iterator[None]:
+        """Hold the lock; `alone` waits until no other holds it, and lets none in meanwhile."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone and not (alone and self._holders))
+            self._holders += 1
+            self._alone = alone
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._holders -= 1
+                self._alone = False
+                self._changed.notify_all()
 
 
 class ShardScorer:
@@ -93,7 +123,8 @@ class ShardScorer:
         self._machine, self._is_lost = machine, is_lost
         self._new_reader = new_reader
         self._schema = prediction_schema(settings.outputs)
-        self._opening, self._turns = threading.Lock(), Turns()
+        self._token = secrets.token_hex(8)
+        self._opening, self._beside = threading.Lock(), SharedLock()
         # Decoding and scoring take turns: side by side they would drive each other out of the core's caches.
         self._computing = threading.Lock()
         self._threads = settings.threads or 1
@@ -110,41 +141,36 @@ class ShardScorer:
             StorageError: the keys cannot be read or the rows not be written.
             BudgetError: the shard has lost its worker too often.
         """
-        note = self._begin(shard)
+        notes = AttemptFile(self._out, shard)
         try:
-            return self._score_mine(note, retry_failed=retry_failed)
-        except Overtaken:
-            return self._await(shard)
+            before = notes.read()
+            if before is not None and not retry_failed and (entry := self._enter_part(shard)) is not None:
+                return entry  # the worker before died between the shard's two files
+            note = self._begin(notes, before, shard)
+            images = read_shard(self._out, shard)
+            with self._beside.hold(alone=bool(note.suspects)):
+                return self._score_mine(images, note, notes, retry_failed=retry_failed)
         finally:
-            forget_attempt(self._out, note)
+            notes.remove()
 
-    def _score_mine(self, note: Attempt, *, retry_failed: bool) -> LedgerEntry:
-        started, shard = time.monotonic(), note.shard
-        images = read_shard(self._out, shard)
-        check = partial(check_turn, self._out, note, rewrites=retry_failed)
-        with self._turns.take(alone=bool(note.suspects)):
-            self._open()
-            rows = ShardRows(self._schema)
-            known = self._keep(shard, images, rows) if retry_failed else self._known(images)
-            lost = set(note.lost) - rows.places - known
-            rows.update({place: self._row(images[place], LOST) for place in lost})
-            todo = [place for place in range(len(images)) if place not in rows.places and place not in known]
-            kept_bytes = rows.size_bytes
-            self._score_images(images, todo, note, rows, check)
-            entry = _entry(shard, rows, known, scored=len(todo), kept_bytes=kept_bytes, started=started)
-            self._write(entry, rows, known, check, rewrite=retry_failed)
-        return entry
-
-    def _await(self, shard: int) -> LedgerEntry:
-        """Give the entry of a shard that another worker has taken over, once that one has finished it."""
-        until = time.monotonic() + _OTHERS_SECONDS
-        while time.monotonic() < until:
-            if (entry := read_entry(self._out, shard)) is not None:
-                return entry
-            time.sleep(1)
-        raise StorageError(
-            f"{part_name(shard)} was taken over by another worker, which did not finish it; run the command again."
-        )
+    def _score_mine(
+        self, images: list[PlannedImage], note: Attempt, notes: AttemptFile, *, retry_failed: bool
+    ) -> LedgerEntry:
+        started = time.monotonic()
+        self._open()
+        rows = ShardRows(self._schema)
+        before = self._read_part(note.shard) if retry_failed else None
+        known = self._keep(before, images, rows) if before else self._known(images)
+        lost = set(note.lost) - rows.places - known
+        rows.update({index: self._row(images[index], LOST) for index in lost})
+        todo = [index for index in range(len(images)) if index not in rows.places and index not in known]
+        if before and before.entry and not todo and not lost:  # another worker has retried it
+            enter_shard(self._out, before.entry)
+            return before.entry
+        kept_bytes = rows.size_bytes
+        self._score_images(images, todo, note, rows, notes)
+        entry = _entry(note.shard, rows, known, scored=len(todo), kept_bytes=kept_bytes, started=started)
+        return self._write(entry, rows, known, before)
 
     def _open(self) -> None:
         with self._opening:
@@ -167,38 +193,41 @@ class ShardScorer:
             self._reader = self._new_reader(self._settings, scorer.info.pixels)
             self._scorer = scorer
 
-    def _begin(self, shard: int) -> Attempt:
-        before = read_attempt(self._out, shard)
+    def _begin(self, notes: AttemptFile, before: Attempt | None, shard: int) -> Attempt:
         note = Attempt(shard=shard, pid=0, images=[])
         if before is not None:
             note = before.after_death(self._driver, machine_lost=self._is_lost(before.machine))
-        note = note.model_copy(update={"pid": os.getpid(), "machine": self._machine, "driver": self._driver})
+        here = {"pid": os.getpid(), "worker": self._token, "machine": self._machine, "driver": self._driver}
+        note = note.model_copy(update=here)
         if before or self._scorer is None:  # opening the bundle may be what kills: that must be counted, too
-            write_attempt(self._out, note)
+            notes.write(note)
         return note
 
     def _known(self, images: list[PlannedImage]) -> set[int]:
         return self._earlier.known(images) if self._earlier else set()
 
-    def _keep(self, shard: int, images: list[PlannedImage], rows: ShardRows) -> set[int]:
-        """Keep the rows that stay; gives the places that have none since an earlier run knows them."""
+    def _read_part(self, shard: int) -> _Part:
         uri = join(self._out, part_name(shard))
-        known = {place for first, end in table_metadata(uri).get("known", []) for place in range(first, end)}
-        before = read_table(uri, kind=KIND, required=self._run.columns).to_pylist()
-        places = [place for place in range(len(images)) if place not in known]
-        rows.update({place: row for place, row in zip(places, before, strict=True) if row["status"] != "fetch_error"})
-        return known
+        found = read_version(uri)
+        if found is None:
+            raise StorageError(f"{uri} does not exist any more; run the command again.")
+        table, note = unpack_table(found[0], uri)
+        entry = parse_settings(LedgerEntry, note["entry"]) if "entry" in note else None
+        known = {index for first, end in note.get("known", []) for index in range(first, end)}
+        return _Part(found[1], table.to_pylist(), known, entry)
+
+    def _keep(self, before: _Part, images: list[PlannedImage], rows: ShardRows) -> set[int]:
+        """Keep the rows that stay; gives the indices that have none since an earlier run knows them."""
+        indices = [index for index in range(len(images)) if index not in before.known]
+        rows.update({i: row for i, row in zip(indices, before.rows, strict=True) if row["status"] != "fetch_error"})
+        return before.known
 
     def _score_images(
-        self, images: list[PlannedImage], todo: list[int], note: Attempt, rows: ShardRows, check: Callable[[], None]
+        self, images: list[PlannedImage], todo: list[int], note: Attempt, rows: ShardRows, notes: AttemptFile
     ) -> None:
-        def keep(now: Attempt) -> None:
-            check()
-            write_attempt(self._out, now)
-
         batch: list[tuple[int, ReadImage]] = []
         size = self._settings.batch_images or self._scorer.batch_images
-        with closing(read_ahead(self._reader, images, todo, note, keep, most=size)) as arrivals:
+        with closing(read_ahead(self._reader, images, todo, note, notes.write, most=size)) as arrivals:
             for arrived in arrivals:
                 with self._computing:
                     seen = self._finish(arrived)
@@ -240,21 +269,37 @@ class ShardScorer:
             "scored_at": datetime.now(UTC),
         }
 
-    def _write(
-        self, entry: LedgerEntry, rows: ShardRows, known: set[int], check: Callable[[], None], *, rewrite: bool
-    ) -> None:
-        if rewrite:
-            check()
-            strike_shard(self._out, entry.shard)
+    def _write(self, entry: LedgerEntry, rows: ShardRows, known: set[int], before: _Part | None) -> LedgerEntry:
+        """Write the shard's file and its ledger entry; gives the entry of the file that is there then."""
+        if before is not None:
+            entry = entry.model_copy(update={"retry": (before.entry.retry if before.entry else 0) + 1})
         provenance: dict[str, Any] = {
             "run_id": self._run.run_id,
             "bundle_id": self._run.bundle_id,
             "shard": entry.shard,
+            "worker": self._token,
+            "entry": entry.model_dump(mode="json"),
         }
         provenance |= {"known": _ranges(sorted(known))} if known else {}
-        place = join(self._out, part_name(entry.shard))
-        write_table(rows.table(), place, kind=KIND, version=VERSION, provenance=provenance, check=check)
-        enter_shard(self._out, entry, check)
+        data = pack_table(rows.table(), kind=KIND, version=VERSION, provenance=provenance)
+        uri = join(self._out, part_name(entry.shard))
+        if replace(uri, data, before.etag) if before else create(uri, data):
+            enter_shard(self._out, entry)
+            return entry
+        found = self._enter_part(entry.shard)
+        if found is None:
+            raise StorageError(
+                f"{uri} was there already and is no shard of this run; delete it and run the command again."
+            )
+        return found
+
+    def _enter_part(self, shard: int) -> LedgerEntry | None:
+        """Enter the file that another worker has written, if there is one."""
+        uri = join(self._out, part_name(shard))
+        entry = entry_of_part(uri) if exists(uri) else None
+        if entry is not None:
+            enter_shard(self._out, entry)
+        return entry
 
 
 def _ranges(places: Sequence[int]) -> list[list[int]]:

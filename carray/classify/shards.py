@@ -25,7 +25,8 @@ import pyarrow.ipc
 from carray.classify.predictions_folder import ClassifySettings, PlannedImage, record_place
 from carray.core.errors import StorageError
 from carray.core.settings import Settings
-from carray.core.store.files import filesystem, list_files, read_bytes, retry, write_bytes
+from carray.core.store.conditional import read_version
+from carray.core.store.files import filesystem, list_files, retry, write_bytes
 from carray.core.store.image_bytes import IMAGE_SUFFIXES, key_suffix
 from carray.core.store.listing import Gap, Piece
 from carray.manifest.manifest_file import row_box
@@ -215,7 +216,10 @@ def read_shard(out: str, shard: int) -> list[PlannedImage]:
         StorageError: the run has no such shard, or it cannot be read.
     """
     place = _place(out, shard)
-    data = read_bytes(place)
+    found = read_version(place)
+    if found is None:
+        raise StorageError(f"{place} does not exist; check its spelling.")
+    data = found[0]
     try:
         with pa.ipc.open_file(io.BytesIO(data)) as reader:
             table = reader.read_all()

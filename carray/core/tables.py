@@ -7,7 +7,7 @@ atomically.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +17,16 @@ from carray.core.errors import SchemaError, StorageError
 from carray.core.store.files import filesystem, retry, write_bytes
 from carray.core.text import one_line
 
-__all__ = ["file_rows", "read_table", "table_from_rows", "table_metadata", "write_table"]
+__all__ = [
+    "file_note",
+    "file_rows",
+    "pack_table",
+    "read_table",
+    "table_from_rows",
+    "table_metadata",
+    "unpack_table",
+    "write_table",
+]
 
 _KEY = b"carray"
 
@@ -27,27 +36,44 @@ def table_from_rows(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.
     return pa.Table.from_pylist(list(rows), schema=schema)
 
 
-def write_table(
-    table: pa.Table,
-    uri: str,
-    *,
-    kind: str,
-    version: int,
-    provenance: Mapping[str, Any] = {},
-    check: Callable[[], None] | None = None,
-) -> None:
+def write_table(table: pa.Table, uri: str, *, kind: str, version: int, provenance: Mapping[str, Any] = {}) -> None:
     """Write one Parquet file, atomically, with kind, version and provenance in its metadata.
-
-    `check` is called before every try, as in `write_bytes`.
 
     Raises:
         StorageError: every try failed.
     """
+    write_bytes(uri, pack_table(table, kind=kind, version=version, provenance=provenance))
+
+
+def pack_table(table: pa.Table, *, kind: str, version: int, provenance: Mapping[str, Any] = {}) -> bytes:
+    """Give the bytes of such a file."""
     note = json.dumps({"kind": kind, "version": version, **provenance}, ensure_ascii=False)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: note.encode()})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    write_bytes(uri, sink.getvalue().to_pybytes(), check=check)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def unpack_table(data: bytes, uri: str) -> tuple[pa.Table, dict[str, Any]]:
+    """Read a table and its note from the bytes of a file.
+
+    Raises:
+        SchemaError: they are no Parquet file.
+    """
+    table = _read(lambda: _whole(pq.read_table(pa.BufferReader(data))), uri)
+    return table, _note(table.schema, uri)
+
+
+def file_note(uri: str) -> tuple[int, dict[str, Any]]:
+    """Give a file's number of rows and its note, from its footer.
+
+    Raises:
+        StorageError: the file cannot be read.
+        SchemaError: the file is not Parquet.
+    """
+    fs, path = filesystem(uri)
+    found = _read(lambda: pq.read_metadata(path, filesystem=fs), uri)
+    return int(found.num_rows), _note(found, uri)
 
 
 def table_metadata(uri: str) -> dict[str, Any]:
@@ -100,7 +126,7 @@ def _whole(table: pa.Table) -> pa.Table:
     return table
 
 
-def _note(schema: pa.Schema, uri: str) -> dict[str, Any]:
+def _note(schema: Any, uri: str) -> dict[str, Any]:
     try:
         note = json.loads((schema.metadata or {}).get(_KEY, b"{}"))
     except (ValueError, RecursionError):

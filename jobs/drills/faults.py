@@ -37,8 +37,10 @@ class Job(Command):
     out: str = ""
 
     def shards_done(self) -> int:
-        """Count the ledger's entries."""
-        return len(list_files(join(self.out, "_carray", "ledger")))
+        """Count the shards in the ledger, where each retry has an entry of its own."""
+        return len(
+            {uri.rsplit("/", 1)[-1].partition(".")[0] for uri in list_files(join(self.out, "_carray", "ledger"))}
+        )
 
     def wait_for_shards(self, count: int) -> bool:
         """Wait until so many shards are done, for none until Ray starts; False if the job ended before."""
@@ -51,7 +53,9 @@ class Job(Command):
 
     def fetch_errors(self) -> int:
         """Count the rows that could not be fetched, by the ledger."""
-        return sum(int(read_json(uri)["fetch_errors"]) for uri in list_files(join(self.out, "_carray", "ledger")))
+        entries = [read_json(uri) for uri in list_files(join(self.out, "_carray", "ledger"))]
+        newest = {entry["shard"]: entry for entry in entries}
+        return sum(int(entry["fetch_errors"]) for entry in newest.values())
 
 
 @dataclass(frozen=True)

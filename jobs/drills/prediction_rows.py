@@ -111,7 +111,7 @@ def _check_files(out: str) -> list[str]:
 
 def _ledger(out: str) -> dict[int, dict[str, Any]]:
     entries = [read_json(uri) for uri in list_files(join(out, "_carray", "ledger")) if uri.endswith(".json")]
-    return {entry["shard"]: entry for entry in entries}
+    return {entry["shard"]: entry for entry in entries}  # in their order a retry's comes after the one before
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

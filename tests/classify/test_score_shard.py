@@ -21,10 +21,10 @@ import pytest
 from carray.bundle.bundle_folder import open_bundle
 from carray.bundle.scorer import Scorer
 from carray.classify import read_images, score_shard
-from carray.classify.attempts import Attempt, Overtaken, check_turn, forget_attempt, read_attempt, write_attempt
-from carray.classify.ledger import read_entry, read_run
+from carray.classify.attempts import Attempt, AttemptFile
+from carray.classify.ledger import count_rows, done_shards, entry_of_part, read_run, recover_ledger
 from carray.classify.predictions_folder import PREDICTION_SCHEMA, ClassifySettings
-from carray.core.errors import BudgetError, BundleError
+from carray.core.errors import BudgetError, BundleError, StorageError
 from carray.core.store.files import read_json
 from carray.core.store.image_bytes import fetch_image
 from carray.images.pixels import decode, view
@@ -244,7 +244,7 @@ def test_images_that_kill_their_worker_twice_become_rows(begin_run, image_folder
     deaths = 0
     while (last := run_worker(out, small_bundle, ["02.jpg", "05.jpg"])).returncode == 9:
         deaths += 1
-        assert read_attempt(out, 0).deaths == deaths - 1
+        assert AttemptFile(out, 0).read().deaths == deaths - 1
         assert deaths <= 4
     assert last.returncode == 0, last.stderr
     rows = read_predictions(out)
@@ -252,7 +252,7 @@ def test_images_that_kill_their_worker_twice_become_rows(begin_run, image_folder
     assert sorted(os.path.basename(uri) for uri in lost["uri"]) == ["02.jpg", "05.jpg"]
     assert (lost["status"] == "decode_error").all()
     assert (rows["status"] == "ok").sum() == 10
-    assert read_attempt(out, 0) is None
+    assert AttemptFile(out, 0).read() is None
 
 
 def test_a_worker_imports_neither_torch_nor_ray(begin_run, image_folder, small_bundle):
@@ -264,7 +264,7 @@ def test_a_worker_imports_neither_torch_nor_ray(begin_run, image_folder, small_b
 
 def test_a_worker_that_dies_without_end_is_not_an_image_s_fault(begin_run, image_folder):
     _, scorer, out = begin_run(image_folder)
-    write_attempt(out, Attempt(shard=0, pid=1, images=[], deaths=50))
+    AttemptFile(out, 0).write(Attempt(shard=0, pid=1, images=[], deaths=50))
     with pytest.raises(BudgetError, match=r"part-000000\.parquet lost its worker 51 times \(at most 50 is allowed\)"):
         scorer.score_shard(0)
 
@@ -280,18 +280,20 @@ def test_a_death_together_with_the_driver_is_nobody_s_fault():
 def test_a_machine_that_was_lost_makes_no_image_guilty():
     note = Attempt(shard=0, pid=1, driver="d", images=[3], alone=True, deaths=1)
     lost = note.after_death("d", machine_lost=True)
-    assert (lost.lost, lost.suspects, lost.deaths, lost.turn) == ([], [3], 2, 2)
+    assert (lost.lost, lost.suspects, lost.deaths) == ([], [3], 2)
 
 
 def test_an_image_in_hand_when_its_machine_was_lost_twice_is_scored(begin_run, image_folder, small_bundle):
     _, _, out = begin_run(image_folder)
-    write_attempt(
-        out, Attempt(shard=0, pid=1, machine="gone", driver="d", images=[3], alone=True, suspects=[3], deaths=1)
+    AttemptFile(out, 0).write(
+        Attempt(shard=0, pid=1, machine="gone", driver="d", images=[3], alone=True, suspects=[3], deaths=1)
     )
     settings = ClassifySettings()
     new = partial(score_shard.ShardScorer, small_bundle, out=out, run=read_run(out), settings=settings, driver="d")
     assert new(is_lost=lambda machine: machine == "gone").score_shard(0).ok == 12
-    write_attempt(out, Attempt(shard=0, pid=1, machine="there", driver="d", images=[3], alone=True, deaths=1))
+    os.unlink(f"{out}/part-000000.parquet")
+    assert recover_ledger(out, 1) == {}
+    AttemptFile(out, 0).write(Attempt(shard=0, pid=1, machine="there", driver="d", images=[3], alone=True, deaths=1))
     entry = new(is_lost=lambda machine: machine == "gone").score_shard(0)
     assert (entry.ok, entry.error_codes) == (11, {"worker_lost": 1}), (
         "the same, but of a process on a machine that lives"
@@ -320,36 +322,116 @@ def test_a_worker_that_was_given_up_leaves_what_another_finished(begin_run, imag
     part = Path(out, "part-000000.parquet").read_bytes()
     there.set()
     zombie.join(60)
-    assert entries == [entry] == [read_entry(out, 0)]
+    assert entries == [entry] == [done_shards(out, 1)[0]] == [entry_of_part(f"{out}/part-000000.parquet")]
     assert Path(out, "part-000000.parquet").read_bytes() == part
     assert os.listdir(f"{out}/_carray/attempts") == []
 
 
-def test_a_worker_that_was_given_up_leaves_the_note_of_the_next(begin_run, image_folder):
-    _, lost, out = begin_run(image_folder)
-    mine = lost._begin(0)
-    write_attempt(out, mine.after_death("").model_copy(update={"images": [1]}))
-    with pytest.raises(Overtaken):
-        check_turn(out, mine, rewrites=True)
-    forget_attempt(out, mine)
-    assert read_attempt(out, 0).images == [1]
+def test_a_worker_that_was_given_up_leaves_the_note_of_the_next(tmp_path):
+    lost, other = AttemptFile(str(tmp_path), 0), AttemptFile(str(tmp_path), 0)
+    mine = Attempt(shard=0, pid=1, worker="lost", images=[1, 2])
+    lost.write(mine)
+    next_one = other.read().after_death("").model_copy(update={"worker": "other", "images": [1], "alone": True})
+    other.write(next_one)
+    lost.write(mine.model_copy(update={"images": [3]}))
+    lost.remove()
+    assert AttemptFile(str(tmp_path), 0).read() == next_one
+
+
+def test_a_file_whose_worker_died_before_it_entered_it_is_entered(begin_run, image_folder):
+    totals, scorer, out = begin_run(image_folder)
+    entry = scorer.score_shard(0)
+    os.unlink(f"{out}/_carray/ledger/000000.json")
+    assert recover_ledger(out, 1) == {0: entry} == done_shards(out, 1)
+    os.unlink(f"{out}/_carray/ledger/000000.json")
+    AttemptFile(out, 0).write(Attempt(shard=0, pid=1, images=[3]))
+    part = Path(out, "part-000000.parquet").read_bytes()
+    assert scorer.score_shard(0) == entry, "the next worker finds it, too"
+    assert Path(out, "part-000000.parquet").read_bytes() == part
+    assert count_rows(out, totals)["ok"] == 12
+
+
+def test_a_retry_whose_worker_died_before_it_entered_it_counts(begin_run, image_folder):
+    (image_folder / "a" / "late.jpg").symlink_to(image_folder / "not-yet.jpg")
+    totals, scorer, out = begin_run(image_folder)
+    assert scorer.score_shard(0).fetch_errors == 1
+    (image_folder / "not-yet.jpg").write_bytes((image_folder / "a" / "01.jpg").read_bytes())
+    retried = scorer.score_shard(0, retry_failed=True)
+    assert (retried.retry, retried.fetch_errors) == (1, 0)
+    os.unlink(f"{out}/_carray/ledger/000000.retry-001.json")
+    assert done_shards(out, 1)[0].fetch_errors == 1
+    assert count_rows(out, totals)["fetch_errors"] == 0
+    assert done_shards(out, 1) == {0: retried}
+
+
+def test_a_file_that_is_not_its_entry_s_is_refused(begin_run, image_folder, tmp_path):
+    totals, scorer, out = begin_run(image_folder)
+    scorer.score_shard(0)
+    _, other, elsewhere = begin_run(image_folder, out=str(tmp_path / "other"))
+    (image_folder / "a" / "01.jpg").unlink()
+    other.score_shard(0)
+    os.replace(f"{elsewhere}/part-000000.parquet", f"{out}/part-000000.parquet")
+    with pytest.raises(StorageError, match=r"part-000000\.parquet is not the file of its ledger entry"):
+        count_rows(out, totals)
+    os.unlink(f"{out}/part-000000.parquet")
+    assert recover_ledger(out, 1) == {}
+    assert scorer.score_shard(0).fetch_errors == 1
+    assert count_rows(out, totals)["rows"] == 12
+
+
+def test_a_run_of_the_version_before_is_counted_and_retried(begin_run, image_folder):
+    """Its files carry no ledger entry."""
+    (image_folder / "a" / "late.jpg").symlink_to(image_folder / "not-yet.jpg")
+    totals, scorer, out = begin_run(image_folder)
+    part, entry = f"{out}/part-000000.parquet", scorer.score_shard(0)
+    schema = pq.read_schema(part)
+    note = {name: value for name, value in json.loads(schema.metadata[b"carray"]).items() if name != "entry"}
+    table = pq.read_table(part).replace_schema_metadata(schema.metadata | {b"carray": json.dumps(note).encode()})
+    pq.write_table(table, part)
+    old = {name: value for name, value in entry.model_dump(mode="json").items() if name != "retry"}
+    Path(f"{out}/_carray/ledger/000000.json").write_text(json.dumps(old))
+    assert recover_ledger(out, 1) == {0: entry}
+    assert count_rows(out, totals)["fetch_errors"] == 1
+    (image_folder / "not-yet.jpg").write_bytes((image_folder / "a" / "01.jpg").read_bytes())
+    retried = scorer.score_shard(0, retry_failed=True)
+    assert (retried.retry, retried.rows, retried.ok, retried.scored) == (1, 13, 13, 1)
+    assert count_rows(out, totals)["ok"] == 13
+
+
+def test_two_retries_of_one_shard_leave_one_of_them(begin_run, image_folder, small_bundle, monkeypatch):
+    (image_folder / "a" / "late.jpg").symlink_to(image_folder / "not-yet.jpg")
+    totals, scorer, out = begin_run(image_folder)
+    scorer.score_shard(0)
+    (image_folder / "not-yet.jpg").write_bytes((image_folder / "a" / "01.jpg").read_bytes())
+    other = score_shard.ShardScorer(small_bundle, out=out, run=read_run(out), settings=ClassifySettings())
+    score_images, entries = score_shard.ShardScorer._score_images, []
+
+    def late(self, *arguments):
+        score_images(self, *arguments)
+        if self is scorer:
+            entries.append(other.score_shard(0, retry_failed=True))
+
+    monkeypatch.setattr(score_shard.ShardScorer, "_score_images", late)
+    entries.append(scorer.score_shard(0, retry_failed=True))
+    assert entries[0] == entries[1] == done_shards(out, 1)[0]
+    assert (entries[0].retry, count_rows(out, totals)["ok"]) == (1, 13)
 
 
 def test_a_shard_with_suspects_has_the_worker_for_itself():
-    turns, seen = score_shard.Turns(), []
+    beside, seen = score_shard.SharedLock(), []
 
     def work(name, *, alone):
-        with turns.take(alone=alone):
+        with beside.hold(alone=alone):
             seen.append(f"{name} begins")
             time.sleep(0.05)
             seen.append(f"{name} ends")
 
-    with turns.take(alone=False):
+    with beside.hold(alone=False):
         alone = threading.Thread(target=work, args=("alone",), kwargs={"alone": True})
         alone.start()
-        beside = threading.Thread(target=work, args=("beside",), kwargs={"alone": False})
-        beside.start()
-        beside.join(5)
+        second = threading.Thread(target=work, args=("beside",), kwargs={"alone": False})
+        second.start()
+        second.join(5)
         seen.append("first ends")
     alone.join(5)
     assert seen == ["beside begins", "beside ends", "first ends", "alone begins", "alone ends"]

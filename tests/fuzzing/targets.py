@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 
 from carray.bundle.bundle_folder import open_bundle
 from carray.bundle.graph import check_graph
-from carray.classify.attempts import read_attempt
+from carray.classify.attempts import AttemptFile
 from carray.classify.ledger import done_shards, read_run, read_totals
 from carray.classify.listing import open_source
 from carray.classify.predictions_folder import ClassifySettings
@@ -169,7 +169,7 @@ def fuzz_books(data: bytes) -> None:
     files = {f"_carray/{name}": data for name in books} | {"part-000000.parquet": b""}
     with folder_with(files) as place:
         out = str(place)
-        for read in (read_run, read_totals, lambda out: done_shards(out, 1), lambda out: read_attempt(out, 0)):
+        for read in (read_run, read_totals, lambda out: done_shards(out, 1), lambda out: AttemptFile(out, 0).read()):
             with suppress(CarrayError):
                 read(out)
 

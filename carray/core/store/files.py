@@ -14,7 +14,8 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,12 +35,15 @@ __all__ = [
     "is_folder",
     "is_s3",
     "join",
+    "json_bytes",
     "list_files",
     "local_copy",
+    "parse_json",
     "read_bytes",
     "read_json",
     "retry",
     "s3_endpoint",
+    "temporary_file",
     "write_bytes",
     "write_json",
 ]
@@ -235,19 +239,8 @@ def write_bytes(uri: str, data: bytes, *, durable: bool = True, check: Callable[
     def write_local() -> None:
         if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
             raise StorageError(f"{uri} is a device or a pipe, over which no file is put; name a file.")
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".writing-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
+        with temporary_file(path, data, durable=durable) as temporary:
             os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
 
     def write_s3() -> None:
         with fs.open_output_stream(path) as stream:
@@ -261,21 +254,53 @@ def write_bytes(uri: str, data: bytes, *, durable: bool = True, check: Callable[
     retry(write, what=f"writing {uri}")
 
 
+@contextmanager
+def temporary_file(path: str, data: bytes, *, durable: bool = True) -> Iterator[str]:
+    """Give a whole file with these bytes in the folder of `path`; what is left of it at the end is deleted."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".writing-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        yield temporary
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
 def read_json(uri: str) -> Any:
     """Read one JSON document.
 
     Raises:
         StorageError: the file does not exist, cannot be read or is not JSON.
     """
+    return parse_json(read_bytes(uri), uri)
+
+
+def parse_json(data: bytes, uri: str) -> Any:
+    """Give what a JSON file holds.
+
+    Raises:
+        StorageError: its bytes are not JSON.
+    """
     try:
-        return json.loads(read_bytes(uri))
+        return json.loads(data)
     except (ValueError, RecursionError) as err:  # brackets nested a thousand deep are legal JSON
         raise StorageError(f"{uri} is not valid JSON ({err}); it was damaged or written by another program.") from None
 
 
+def json_bytes(value: Any) -> bytes:
+    """Give the bytes of a JSON file."""
+    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
 def write_json(uri: str, value: Any, *, durable: bool = True, check: Callable[[], None] | None = None) -> None:
     """Write one JSON document, atomically; see `write_bytes`."""
-    write_bytes(uri, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n", durable=durable, check=check)
+    write_bytes(uri, json_bytes(value), durable=durable, check=check)
 
 
 def exists(uri: str) -> bool:

@@ -1,4 +1,4 @@
-"""Reads one object of an S3 store: its bytes, with the etag that they were read under, in one request.
+"""Reads one object of an S3 store, its bytes with the etag they were read under; or writes one under a condition.
 
 Endpoint, region and credentials are AWS's own variables, profiles and roles.
 Invariants: a plain object comes through obstore, for a quarter of the processor time that botocore takes
@@ -20,8 +20,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, cast
@@ -30,7 +30,17 @@ from carray.core.errors import FetchError, SettingsError, StorageError
 from carray.core.store.aws import aws_environment, s3_endpoint
 from carray.core.store.files import TRIES, retry
 
-__all__ = ["POOL", "fetch_object", "forget_client", "make_client", "s3_client", "split_uri"]
+__all__ = [
+    "POOL",
+    "NoConditions",
+    "UnmetCondition",
+    "fetch_object",
+    "forget_client",
+    "make_client",
+    "put_object",
+    "s3_client",
+    "split_uri",
+]
 
 POOL = 64
 """Connections that one client keeps, and so requests that may be under way at once."""
@@ -207,7 +217,17 @@ def _make_store(bucket: str, client: Any) -> Any:
 _DENIED_CODES = {"403", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 _MISSING_CODES = {"404", "NoSuchKey", "NotFound", "NoSuchBucket"}
 _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "RequestExpired"}
-_BUSY_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout"}
+_UNMET_CODES = {"PreconditionFailed", "412"}
+_NO_CONDITION_CODES = {"NotImplemented", "501"}
+# The last is a conditional write that met another one under way: which of them counts is not known yet.
+_BUSY_CODES = {
+    "ConditionalRequestConflict",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "RequestTimeout",
+}
 # botocore speaks of these without asking the store.
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound")
 
@@ -288,13 +308,51 @@ def _read(bucket: str, key: str, admit: Callable[[int], None], doubtful: list[tu
 
 
 def _ask(bucket: str, key: str) -> Any:
+    with _botocore_errors("s3:GetObject"):
+        return s3_client().get_object(Bucket=bucket, Key=key)
+
+
+class UnmetCondition(Exception):
+    """The object that a conditional write expected is not there, or one that it did not expect is."""
+
+
+class NoConditions(Exception):
+    """The store does not know conditional writes."""
+
+
+def put_object(bucket: str, key: str, data: bytes, **condition: str) -> str:
+    """Write one object in one try, under a condition (IfNoneMatch or IfMatch); gives its etag.
+
+    Raises:
+        UnmetCondition: the condition does not hold.
+        NoConditions: the store does not know conditional writes.
+        ConnectionError: no whole answer came; the object may have been written.
+        FetchError: the store refused it.
+    """
+    from botocore.exceptions import ClientError
+
+    with _botocore_errors("s3:PutObject"):
+        try:
+            answer = s3_client().put_object(Bucket=bucket, Key=key, Body=data, **condition)
+        except ClientError as err:
+            code = str(err.response.get("Error", {}).get("Code"))
+            if code in _UNMET_CODES or (code == "NoSuchKey" and "IfMatch" in condition):
+                raise UnmetCondition(code) from None
+            if code in _NO_CONDITION_CODES:
+                raise NoConditions(code) from None
+            raise
+    return str(answer["ETag"]).strip('"')
+
+
+@contextmanager
+def _botocore_errors(right: str) -> Iterator[None]:
     from botocore.exceptions import BotoCoreError, ClientError, ConnectTimeoutError, HTTPClientError, ReadTimeoutError
     from botocore.exceptions import ConnectionError as NotConnected
 
     try:
-        return s3_client().get_object(Bucket=bucket, Key=key)
+        yield
     except ClientError as err:
-        raise _refusal(err) from None
+        raise _refusal(err, right) from None
     except (ConnectTimeoutError, ReadTimeoutError) as err:
         raise _Passing("timeout", _one_line(err)) from None
     except (HTTPClientError, NotConnected) as err:
@@ -305,7 +363,7 @@ def _ask(bucket: str, key: str) -> Any:
         raise FetchError("unavailable", _one_line(err)) from None
 
 
-def _refusal(err: Any) -> Exception:
+def _refusal(err: Any, right: str) -> Exception:
     code = str(err.response.get("Error", {}).get("Code", "unknown"))
     status = int(err.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if code in _EXPIRED_CODES:
@@ -316,7 +374,7 @@ def _refusal(err: Any) -> Exception:
     if code in _MISSING_CODES:
         return FetchError("not_found", f"the object does not exist ({code})")
     if code in _DENIED_CODES:
-        return FetchError("denied", f"the store refused the object ({code}); s3:GetObject is needed")
+        return FetchError("denied", f"the store refused the object ({code}); {right} is needed")
     return FetchError("unavailable", f"the store answered {code}")
 
 
