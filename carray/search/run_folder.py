@@ -24,7 +24,6 @@ that goes on deletes them first. Nothing here is Ray's: its own state files may 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -32,13 +31,14 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+from pydantic import ConfigDict, Field
 
 from carray.core.at_once import at_once
 from carray.core.errors import SearchError, SettingsError, StorageError
-from carray.core.settings import read_record
+from carray.core.settings import Settings, read_record
 from carray.core.store.files import delete, exists, is_folder, join, list_files, read_json, write_json
 from carray.core.tables import read_table, table_from_rows, write_table
-from carray.search.document_checks import LogEntry, SearchDocument, TrialEnd
+from carray.search.judge import is_finite
 
 __all__ = [
     "EPOCHS_SCHEMA",
@@ -106,6 +106,49 @@ EPOCHS_SCHEMA = pa.schema(
 )
 
 
+class _Checked(Settings):
+    """A document whose named values are checked when it is read, since it may come from anyone's bucket."""
+
+    model_config = ConfigDict(extra="allow")  # later versions add some
+
+
+class _SearchDocument(_Checked):
+    """What search.json holds."""
+
+    version: int
+    manifest: str = ""
+    manifest_fingerprint: str = ""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    configurations: list[dict[str, Any] | None]
+
+
+class _LogEntry(_Checked):
+    """One (trial, epoch) of the log, whose figures are null where they were not finite."""
+
+    sequence: int
+    number: int
+    family: str
+    epoch: int
+    train_loss: float | None
+    val_loss: float | None
+    val_top1: float | None
+    val_top5: float | None
+    seconds: float
+    images_per_second: float
+    note: str | None
+    decision: str
+    clock_seconds: float
+    devices: float
+
+
+class _TrialEnd(_Checked):
+    """What trial.json holds."""
+
+    number: int
+    status: str
+    reason: str | None
+
+
 def trial_id(number: int) -> str:
     """Name trial number i; the name sorts as the number does."""
     return f"t{number:05d}"
@@ -164,7 +207,7 @@ def read_search(run: str) -> dict[str, Any]:
             f"{run} was written by {age} carray (run version {version}, this one reads {VERSION}); "
             "use that carray for it, or name another --out."
         )
-    return read_record(SearchDocument, join(run, SEARCH), found=found).model_dump()
+    return read_record(_SearchDocument, join(run, SEARCH), found=found).model_dump()
 
 
 def store_configuration(run: str, number: int, hyper: Mapping[str, Any]) -> None:
@@ -187,7 +230,7 @@ def read_log(run: str) -> list[dict[str, Any]]:
         StorageError: an entry cannot be read, or is none.
     """
     entries = [uri for uri in list_files(join(run, "log")) if re.fullmatch(r"\d{8}\.json", uri.rsplit("/", 1)[-1])]
-    read = at_once(lambda uri: read_record(LogEntry, uri).model_dump(), entries)
+    read = at_once(lambda uri: read_record(_LogEntry, uri).model_dump(), entries)
     return sorted(read, key=lambda entry: entry["sequence"])
 
 
@@ -210,7 +253,7 @@ def read_trial_ends(run: str, count: int) -> dict[int, dict[str, Any]]:
 
     def read_end(number: int) -> dict[str, Any] | None:
         place = join(trial_folder(run, number), "trial.json")
-        return read_record(TrialEnd, place).model_dump() if exists(place) else None
+        return read_record(_TrialEnd, place).model_dump() if exists(place) else None
 
     if not is_folder(join(run, "trials")):
         return {}
@@ -329,9 +372,3 @@ def _trial_row(
         "note": "; ".join(dict.fromkeys(entry["note"] for entry in entries if entry["note"])) or None,
         "hyper": json.dumps(hyper),
     }
-
-
-def is_finite(entry: Mapping[str, Any]) -> bool:
-    """Say whether an epoch's losses are both finite numbers; a null stands for one that is not."""
-    losses = (entry["train_loss"], entry["val_loss"])
-    return all(loss is not None and math.isfinite(loss) for loss in losses)

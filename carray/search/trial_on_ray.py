@@ -27,8 +27,7 @@ from ray import tune
 
 from carray.core.errors import CarrayError, DataError, StorageError
 from carray.manifest.manifest_file import read_manifest
-from carray.search import run_folder
-from carray.search.run_log import METRIC
+from carray.search.judge import is_finite
 from carray.search.space import TuneSettings
 from carray.search.train.hyperparameters import read_hyper
 from carray.search.train.trial_files import Kept
@@ -123,21 +122,15 @@ class TrialRunner(tune.Trainable):
             result = self._fit.history[-1]
         else:
             result = self._fit.run_epoch()
-            if run_folder.is_finite(vars(result)):
+            if is_finite(vars(result)):
                 self._kept.keep(self._fit, result)
         self._reported = True
         entry = {name: _finite(value) for name, value in vars(result).items()}
         entry |= {"number": self._number, "family": self._family}
         remark = {"restarted": self._restarted} if self._restarted else {}
         self._restarted = None
-        # Tune takes no null for a metric; a non-finite epoch is caught before its metric is compared.
-        return {
-            "entry": json.dumps(entry),
-            "epoch": result.epoch,
-            METRIC: max((r.val_top1 for r in self._fit.history if run_folder.is_finite(vars(r))), default=-1.0),
-            "done": not run_folder.is_finite(vars(result)) or result.epoch >= self._epochs,
-            **remark,
-        }
+        done = not is_finite(vars(result)) or result.epoch >= self._epochs
+        return {"entry": json.dumps(entry), "done": done, **remark}
 
 
 class _PlaceError(DataError):
