@@ -19,6 +19,7 @@ from ray.tune.stopper import Stopper
 
 from carray.core.errors import BudgetError, CarrayError, DataError, StorageError
 from carray.core.exit_lines import advise
+from carray.core.ray.internals import forget_handover
 from carray.core.ray.metrics import Meter
 from carray.search.run_log import SearchLog
 
@@ -94,8 +95,7 @@ class SearchScheduler(FIFOScheduler):
         """Let a trial whose process was lost go on in a new one, unless that happens too often without an epoch."""
         number, cause = trial.config["number"], _cause(trial)
         tune_tries_again = trial.should_recover() and trial.status == Trial.ERROR
-        # Tune forgets this where a process is lost that was to take up its next trial, and then waits for it for ever.
-        getattr(tune_controller, "_resetting_trials", set()).discard(trial)
+        forget_handover(tune_controller, trial)
         self._losses[number] += trial.should_recover() and not tune_tries_again
         try:
             if not trial.should_recover() or self._losses[number] > MOST_LOSSES:

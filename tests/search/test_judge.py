@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -126,7 +125,7 @@ def test_families_are_judged_among_themselves() -> None:
 def test_no_trial_is_stopped_before_the_grace_epochs(kind: str) -> None:
     entries = [an_entry(i, epoch, (9 - i) / 10) for epoch in (1, 2, 3) for i in range(8)]
     decisions = judge_all(a_search(kind, grace_epochs=3), entries)
-    assert [i for i, decision in enumerate(decisions) if decision == "stop"][0] >= 16
+    assert next(i for i, decision in enumerate(decisions) if decision == "stop") >= 16
     assert first_stop(a_search(kind, grace_epochs=3)) == 3 and first_stop(a_search("none", grace_epochs=3)) == 9
 
 
