@@ -152,11 +152,7 @@ def _run_trials(
         trainable = tune.with_resources(
             tune.with_parameters(TrialRunner, shared=shared), {"cpu": share.cpus, "gpu": share.gpus}
         )
-        numbers = list(range(len(configurations)))
-        # All are ranked, those too that have ended, so that every start comes to the same order.
-        order, dropped = rank_trials(
-            run, manifest, settings, configurations, numbers, share, environment=shared["environment"]
-        )
+        order, dropped = rank_trials(run, manifest, settings, configurations, share, environment=shared["environment"])
         for number in set(log.missing) - set(log.running):
             if number in dropped:
                 log.drop(number, dropped[number])
@@ -210,6 +206,9 @@ class Configurations(Searcher):
         super().__init__()
         self._run, self._settings, self._log, self._configurations = run, settings, log, configurations
         self._waiting = list(reversed(numbers))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune keeps a copy of its own, which nobody reads
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Take no metric and no space from Tune: both are known, and the config holds what all trials share."""

@@ -9,7 +9,6 @@ last epoch is what counts. Importing torch and timm takes about 15 s.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -29,8 +28,8 @@ from carray.search.curves import plot_curves
 from carray.search.proposals import draw_trials
 from carray.search.run_log import SearchLog, check_search, open_run
 from carray.search.space import FamilySettings, SearchSettings, TuneSettings
+from carray.search.train.checkpoint import TrialFiles
 from carray.search.train.hyperparameters import HYPERS, CnnHyper, TransferHyper
-from carray.search.train.trial_files import Kept
 from carray.tensors.block import ensure_block
 
 __all__ = ["TRAINING", "TrainSettings", "find_row", "read_settings", "refit_run", "settings_of_row", "train"]
@@ -245,24 +244,19 @@ def _run_epochs(run: str, manifest: Manifest, settings: TrainSettings, lease: Le
         device="cuda" if gpu else "cpu",
         splits=_splits(refit=refit),
     )
-    files = Kept(run, 0)
+    files = TrialFiles(run, 0)
     damage = files.restore(fit)
     if damage:
         log.remark(0, damage)
     for result in fit.history:
-        log.add(_entry(result, hyper.family))
+        log.add(result.log_entry(0, hyper.family))
     while log.missing:
         result = fit.run_epoch()
-        entry = _entry(result, hyper.family)
+        entry = result.log_entry(0, hyper.family)
         decision = log.decide(entry)
         if decision != "non_finite":
             files.keep(fit, result, always=refit and decision == "finish")
         log.add(entry)
-
-
-def _entry(result: Any, family: str) -> dict[str, Any]:
-    values = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in vars(result).items()}
-    return {**values, "number": 0, "family": family}
 
 
 class _TrainLog(SearchLog):
