@@ -1,7 +1,6 @@
-"""Works out what a search's tables say: who leads and how surely, who was stopped where, and what came of rung 0.
+"""Summarises a search's tables: the leader's interval, the trials stopped at each rung, and rung 0's candidates.
 
-From: trials and epochs (search.run_folder), and the search's settings. To: small tables and a headline.
-Invariants: nothing here is measured or drawn; a question that the tables cannot answer has no row, never a guess.
+A question that the tables cannot answer has no row.
 """
 
 from __future__ import annotations

@@ -1,24 +1,22 @@
-"""Says what a search leaves behind, and derives its tables from the log.
+"""Names and reads the files of a run, and derives its tables from the log.
 
-    RUN/driver.json            which process works here now (core.store.lease)
+    RUN/driver.json            the process that works here now (core.store.lease)
     RUN/search.json            settings, manifest and every configuration, each written before it is launched
-    RUN/log/NUMBER.json        one object per (trial, epoch): the figures and the scheduler's decision
-    RUN/probes.json            rung 0: one entry a candidate backbone
-    RUN/trials/ID/best.safetensors   weights of the trial's best epoch; its metadata name that epoch
-    RUN/trials/ID/last.safetensors   where the trial goes on from (Fit.checkpoint); gone when it has ended
-    RUN/trials/ID/holder.json  which of the processes that took the trial up has it now; gone when it has ended
-    RUN/trials/ID/trial.json   how the trial ended, written when it ended
-    RUN/trials.parquet         one row a trial, best first;  RUN/epochs.parquet  one row a (trial, epoch)
+    RUN/log/NUMBER.json        one object per (trial, epoch): its figures and the decision
+    RUN/probes.json            rung 0: one entry per candidate backbone
+    RUN/trials/ID/best.safetensors   weights of the trial's best epoch, which its metadata name
+    RUN/trials/ID/last.safetensors   checkpoint of a running trial
+    RUN/trials/ID/holder.json  number of the last process that claimed a running trial
+    RUN/trials/ID/trial.json   how the trial ended
+    RUN/trials.parquet         one row per trial, best first;  RUN/epochs.parquet  one row per (trial, epoch)
     RUN/curves.png, RUN/leaderboard.html   pictures of both
-    RUN/done.json              what came out and what ended the search, written last
+    RUN/done.json              the outcome and what ended the search, written last
     RUN/bundle/                the winner, packed (bundle.bundle_folder)
-    RUN/training.json          of carray train, whose run is like that of one trial: on which images, after which trial
+    RUN/training.json          of carray train, whose run is like that of one trial: its images, and the refitted trial
     RUN/refit/ID-EPOCHS/       such a run: the winner's, on train and val
 
-Invariants: S3 cannot append, hence one object an entry; sequence numbers grow in the order of decisions; an epoch of a
-trial is logged once, however often it is run; "best" is the best epoch's validation top-1, never the last epoch's, and
-a trial whose loss became non-finite has that of the epochs before. Tables that are there are of the whole log: a search
-that goes on deletes them first. Nothing here is Ray's: its own state files may be lost. Version 2.
+S3 cannot append, hence one object per entry. A trial's result is its best epoch's validation top-1. A search that is
+resumed deletes the tables first, so tables that exist are of the whole log.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Runs many trials at once under Ray Tune, and resumes a search that was killed.
 
-A configuration is stored before it is launched; what has ended is not run again, what was running goes on from its
-checkpoint. Tune's own files lie in a temporary folder and are never read. Worker processes are reused from trial to
-trial, since importing torch and timm takes about 15 s.
+A configuration is stored before it is launched; ended trials are not run again, running ones resume from their
+checkpoint. Tune's own files lie in a temporary folder and are never read.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ __all__ = ["Configurations", "search"]
 
 _STOPPED = "every logged epoch stays, and the same command goes on from there."
 _MOST_PENDING = 200
-"""Trials that wait for resources at once, which is what a growing cluster grows by; Tune's own figure."""
+"""Trials that wait for resources at once, by which an autoscaling cluster grows; Tune's own default."""
 
 
 def search(
@@ -58,14 +57,14 @@ def search(
         manifest: Table written by carray prepare.
         run: Folder of the run.
         settings: What is searched, and for how long.
-        finish: What is done with the finished run before another process may have it; what it gives is added.
+        finish: Called with the finished run while this process holds it; its result is added to the outcome.
 
     Raises:
         SettingsError: settings no network takes, resources the cluster has not, or a run folder of another search.
         SchemaError: the manifest has no usable training or validation image, or fewer than two classes.
         DataError: an image changed since the manifest was prepared.
-        StorageError: the run's place is full or away; what was logged stays, and the same call goes on.
-        SearchError: no trial came to a result, whose first cause it names, or Tune gave up again and again.
+        StorageError: the run's store is full or unreachable; what was logged stays, and the same call resumes.
+        SearchError: no trial has a result, with the first cause, or Tune gave up repeatedly.
         BudgetError: another process searches there.
         StoppedError: Ctrl-C or SIGTERM.
     """
@@ -90,7 +89,7 @@ def _search(
     if log.missing and not ended_by:
         loggers = EpochLoggers(run, settings.search.loggers)
         log.listeners.append(loggers)
-        run_folder.delete_tables(run)  # what is read meanwhile comes from the log
+        run_folder.delete_tables(run)  # readers use the log meanwhile
         try:
             ended_by = _run_trials(run, source, settings, configurations, log)
         finally:
@@ -121,7 +120,7 @@ def _run_trials(
     configurations: list[dict[str, Any] | None],
     log: SearchLog,
 ) -> str | None:
-    """Run what is missing; gives what ended the search before all was run, in words."""
+    """Run the missing trials; gives what ended the search early, in words."""
     _quieten_tune()
     withhold_aws_variables()
     needs = {"CPU": settings.search.cpus_per_trial or 1.0, "GPU": settings.search.gpus_per_trial or 0.0}
@@ -130,7 +129,7 @@ def _run_trials(
         share = share_out(nodes, settings.search, len(configurations))
         log.devices = share.devices
         log.listeners.append(SearchMetrics(Meter(run, private=ray_here.private), log))
-        if ray_here.private:  # on this machine: an image that changed is known before anything is launched
+        if ray_here.private:  # on this machine: a changed image is found before anything is launched
             ensure_block(manifest, settings.pixels)
         say(
             f"tune: {len(log.missing)} of {len(configurations)} trials to run, each on {share.text()}, "
@@ -142,11 +141,11 @@ def _run_trials(
             "settings": settings.model_dump(mode="json"),
             "cpus": share.cpus,
             "gpus": share.gpus,
-            # Workers of our own private Ray are this user's processes; a cluster has credentials of its own.
-            # Parameters, unlike a configuration, are written to no file.
+            # Workers of a private Ray are this user's processes; a cluster has its own credentials. Tune writes a
+            # configuration to files, but not parameters.
             "environment": dict(aws_environment()) if ray_here.private else {},
         }
-        # A proposal is the better the more is known, so only trials that are drawn beforehand may queue.
+        # TPE proposes better the more trials have ended, so its trials do not queue.
         pending = 1 if settings.search.searcher == "tpe" else max(_MOST_PENDING, share.at_once)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(pending)
         trainable = tune.with_resources(
@@ -169,7 +168,7 @@ def _run_rounds(
     order: list[int],
     scratch: str,
 ) -> str | None:
-    """Let Tune run what is missing, in further rounds where it gave trials up, until nothing is left."""
+    """Let Tune run the missing trials, in further rounds where it gave trials up, until none is left."""
     losses: dict[int, int] = defaultdict(int)
     broken = 0
     while log.missing and not log.budget_reached():
@@ -239,17 +238,17 @@ class Configurations(Searcher):
 
 
 def _quieten_tune() -> None:
-    # No result files and no callbacks of Tune's own, and no complaint that they are absent: the log is ours.
+    # Tune's own result files and callbacks are off, and so are its complaints about that.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
-    # That a trial failed, and why, is a line of ours and a row of the table.
+    # A failed trial has a line of ours and a row of the table.
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
     os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
-    # Deciding includes writing the log, which takes its time on a bucket.
+    # A decision includes writing the log, which is slow on a bucket.
     logging.getLogger("ray.tune.utils.util").setLevel(logging.ERROR)
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would take the first Ctrl-C for itself
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer output engine prints boxes even when told to be silent
-    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1000000"  # nobody reads the state that Tune would write meanwhile
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1000000"  # Tune's state is never read
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
 
@@ -289,6 +288,6 @@ def _run_round(trainable: Any, scheduler: SearchScheduler, searcher: Searcher, c
                 "repeat the command."
             ) from err
         scheduler.broken = True
-        traceback.print_exc()  # of a process that was lost where Tune does not expect it; the search goes on
+        traceback.print_exc()  # a process was lost where Tune does not expect it; the search continues
     if scheduler.trouble is not None:
         raise scheduler.trouble

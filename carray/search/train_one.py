@@ -44,9 +44,11 @@ class TrainSettings(Settings):
     hyper: dict[str, Any] = Field(default_factory=dict)
     """The configuration: `family` (transfer, or cnn) and the values that it takes, over its own defaults."""
     epochs: int = Field(default=6, ge=1, le=10_000)
-    """Length of the learning rates' schedule."""
+    """Epochs, which the learning rate schedule spans."""
     seed: Seed = 0
+    """Seed of all random numbers."""
     pixels: PixelSettings = PixelSettings()
+    """Pixel settings, as of `carray tune`."""
 
     def configuration(self) -> CnnHyper | TransferHyper:
         """Check the configuration, its sizes against pixels.decode_size included.
@@ -168,7 +170,7 @@ def train(
         run: Folder of the run.
         settings: The configuration, and for how many epochs.
         refit_of: What names the trial that is trained once more; the validation images are then trained on, too.
-        finish: What is done with the finished run before another process may have it; what it gives is added.
+        finish: Called with the finished run while this process holds it; its result is added to the outcome.
 
     Raises:
         SettingsError: values no network takes, or a folder that holds another run.

@@ -173,8 +173,9 @@ def play(run: str, settings: TuneSettings, configurations: list[Any], missing: l
         assert read_search(run)["configurations"][number] == hyper  # stored before it is launched
         given.append(suggested)
         score = None if number % 7 == 6 else score_of(hyper)  # one in seven diverges
-        entry = {"number": number, "family": "cnn", "epoch": 2, "train_loss": 1.0, "val_loss": score and 1.0}
-        entry |= {"val_top1": score, "val_top5": None, "seconds": 1.0, "images_per_second": 1.0, "note": None}
+        entry = {"number": number, "family": "cnn", "epoch": 2, "train_loss": 1.0}
+        entry |= {"val_loss": None if score is None else 1.0, "val_top1": score or 0.0, "val_top5": None}
+        entry |= {"seconds": 1.0, "images_per_second": 1.0, "note": None}
         assert log.add(entry) == ("non_finite" if score is None else "finish")
     return given
 

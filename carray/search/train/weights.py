@@ -1,10 +1,7 @@
-"""Builds timm backbones with trained weights: from a place the user names, an installed weights package, or the hub.
+"""Builds timm backbones with trained weights, from the path that the user names, a weights package, or the hub.
 
-Invariants: the order is that one; a package's file is used only when its sha256 is the known one; files are
-safetensors, or tensors read by torch's restricted loader, which runs no code; timm itself loads all but a package's
-file, so position embeddings and windows are resampled to the trunk's size as timm does it; nothing found, or a tensor
-that a file lacks, is an error, never a random start. A name is one of timm's, or `hf-hub:OWNER/NAME` or
-`local-dir:FOLDER`, which hold a config.json beside their weights.
+A package's file is used only with the known sha256; files are safetensors, or are read by torch's restricted loader,
+which runs no code. No weights found, or a tensor that a file lacks, is an error, never a random start.
 """
 
 from __future__ import annotations
