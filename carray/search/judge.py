@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -73,21 +73,20 @@ class Judge:
         return max(self._scores.get(entry["number"], -1.0), float(entry["val_top1"]))
 
 
-class _Rule(Protocol):
-    """An early-stopping rule, over the trials of one family."""
+class _Rule:
+    """An early-stopping rule over the trials of one family; this one stops none."""
 
     def __init__(self, search: SearchSettings) -> None: ...
 
     def stops(self, number: int, epoch: int, score: float) -> bool:
         """Say whether a trial with that score after that epoch is stopped."""
-        ...
+        return False
 
     def add(self, number: int, epoch: int, score: float) -> None:
         """Take in a trial's score after an epoch."""
-        ...
 
 
-class _Asha:
+class _Asha(_Rule):
     """Asynchronous successive halving, one bracket: rungs at grace_epochs * reduction_factor ** k."""
 
     def __init__(self, search: SearchSettings) -> None:
@@ -100,7 +99,7 @@ class _Asha:
 
     def stops(self, number: int, epoch: int, score: float) -> bool:
         rung = self._reached(number, epoch)
-        if not rung:  # the first at a rung has nobody to be compared with
+        if not rung:  # the first trial at a rung has none to be compared with
             return False
         return score < float(np.nanpercentile(list(rung.values()), (1 - 1 / self._factor) * 100))
 
@@ -116,7 +115,7 @@ class _Asha:
         return next((scores for at, scores in self._rungs if epoch >= at and number not in scores), None)
 
 
-class _Median:
+class _Median(_Rule):
     """Stops a trial whose score is below the median of the other trials' mean scores up to that epoch."""
 
     def __init__(self, search: SearchSettings) -> None:
@@ -138,18 +137,7 @@ class _Median:
         self._scores[number].append((epoch, score))
 
 
-class _NoStopping:
-    """Stops nobody."""
-
-    def __init__(self, search: SearchSettings) -> None: ...
-
-    def stops(self, number: int, epoch: int, score: float) -> bool:
-        return False
-
-    def add(self, number: int, epoch: int, score: float) -> None: ...
-
-
-_RULES: dict[str, type[_Rule]] = {"asha": _Asha, "median": _Median, "none": _NoStopping}
+_RULES: dict[str, type[_Rule]] = {"asha": _Asha, "median": _Median, "none": _Rule}
 
 
 def first_stop(search: SearchSettings) -> int:
@@ -174,7 +162,7 @@ def replay(search: SearchSettings, entries: Iterable[Entry]) -> list[str]:
 
 
 def is_finite(entry: Entry) -> bool:
-    """Say whether an epoch's losses are both finite numbers; a null stands for one that is not."""
+    """Say whether both losses of an epoch are finite; the log has null for one that is not."""
     return _finite(entry["train_loss"]) and _finite(entry["val_loss"])
 
 

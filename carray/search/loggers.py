@@ -86,18 +86,10 @@ def _problem(name: str, run: str) -> str | None:
     return None
 
 
-class _Sink(Protocol):
-    def add(self, entry: Mapping[str, Any]) -> None: ...
-
-    def end(self, number: int, status: str) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class _Feed:
     """Hands one logger its entries in a thread, so that the search never waits for a server."""
 
-    def __init__(self, name: str, sink: _Sink) -> None:
+    def __init__(self, name: str, sink: _TensorBoard | _MLflow) -> None:
         self._name, self._sink, self._broken = name, sink, False
         self._waiting: queue.Queue[tuple[Any, ...] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name=f"log to {name}", daemon=True)

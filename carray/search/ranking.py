@@ -39,7 +39,7 @@ def rung_table(epochs: pd.DataFrame, search: Mapping[str, Any]) -> pd.DataFrame:
 
     Returns:
         Columns family, epoch, reached, stopped, best (best top-1 so far of those who reached it, fraction) and
-        lowest_on (the lowest such of those who went on; null where nobody did). Where there are no rungs, one row for
+        lowest_on (the lowest such of those that continued, or null). Where there are no rungs, one row for
         each epoch after which somebody was stopped.
     """
     judged = best_so_far(epochs)

@@ -65,7 +65,7 @@ TRIALS_SCHEMA = pa.schema(
         # finished: ran every epoch; stopped: by the scheduler; non_finite: its loss; failed: an error, or its process
         # was lost too often; dropped: by rung 0, before it ran; out_of_time: a budget ended the search while it ran;
         # not_started: a budget ended the search before; unfinished: it ran, and the search has not ended, though it may
-        # have been killed. The last three go on when the search does.
+        # have been killed. The last three are resumed with the search.
         ("status", pa.string()),
         ("reason", pa.string()),  # one line; null for a finished trial
         ("val_top1", pa.float64()),  # of the best epoch, fraction; null without a finite epoch
@@ -105,7 +105,7 @@ EPOCHS_SCHEMA = pa.schema(
 
 
 class _Checked(Settings):
-    """A document whose named values are checked when it is read, since it may come from anyone's bucket."""
+    """A document that is checked when it is read, since it may come from any bucket."""
 
     model_config = ConfigDict(extra="allow")  # later versions add some
 
@@ -177,12 +177,12 @@ def weights_epoch(data: bytes) -> int:
 
 
 def last_checkpoint(run: str, number: int) -> str:
-    """Give the URI of what a running trial goes on from."""
+    """Give the URI of a running trial's checkpoint."""
     return join(trial_folder(run, number), "last.safetensors")
 
 
 def trial_holder(run: str, number: int) -> str:
-    """Give the URI of what tells which process a running trial is in."""
+    """Give the URI of the note of which process trains a running trial."""
     return join(trial_folder(run, number), "holder.json")
 
 
@@ -250,8 +250,8 @@ def read_trial_ends(run: str, count: int) -> dict[int, dict[str, Any]]:
     """
 
     def read_end(number: int) -> dict[str, Any] | None:
-        place = join(trial_folder(run, number), "trial.json")
-        return read_record(_TrialEnd, place).model_dump() if exists(place) else None
+        uri = join(trial_folder(run, number), "trial.json")
+        return read_record(_TrialEnd, uri).model_dump() if exists(uri) else None
 
     if not is_folder(join(run, "trials")):
         return {}
@@ -264,7 +264,7 @@ def write_tables(run: str, *, ended_by: str | None = None) -> pd.DataFrame:
 
     Args:
         run: The run's folder.
-        ended_by: What ended the search before every trial had ended, in words.
+        ended_by: What ended the search early, in words.
 
     Raises:
         StorageError: storage refused a table.
@@ -279,7 +279,7 @@ def write_tables(run: str, *, ended_by: str | None = None) -> pd.DataFrame:
 
 
 def delete_tables(run: str) -> None:
-    """Take the tables away before the log grows beyond them.
+    """Delete the tables, before the log grows beyond them.
 
     Raises:
         StorageError: storage refused.

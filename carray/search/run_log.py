@@ -1,7 +1,7 @@
-"""Opens a run folder and writes its log: one entry per (trial, epoch), with the decision, before anybody acts on it.
+"""Opens a run folder and writes its log: one entry per (trial, epoch) with the decision, before it takes effect.
 
-Sequence numbers grow over all starts of a search; an epoch is logged once, and its first decision stands. The decision
-follows from the entries before it (search.judge).
+An epoch is logged once and its first decision stands; it follows from the entries before it (search.judge). Sequence
+numbers grow over all starts of a search.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ CHANGEABLE = {
     *("search.price_per_device_hour", "search.cpus_per_trial", "search.gpus_per_trial", "search.rung0_margin"),
     *("search.refit", "search.refit_epochs", "search.loggers"),
 }
-"""How long and on what a search runs, which a later start may say anew; all else decides what its figures mean."""
+"""Length, budgets and resources of a search, which a later start may change; all else decides its figures."""
 
 _STATUS = {"stop": "stopped", "finish": "finished", "non_finite": "non_finite"}
 _WITH_RESULT = {"stopped", "finished"}
 _SCHEDULERS = {"asha": "ASHA", "median": "the median rule"}
 
 Configuration = CnnHyper | TransferHyper | None
-"""None: the searcher proposes it when its turn comes."""
+"""None: the searcher proposes it before its launch."""
 
 
 def check_search(manifest: Manifest, configurations: Sequence[Configuration]) -> None:
@@ -68,7 +68,7 @@ def check_search(manifest: Manifest, configurations: Sequence[Configuration]) ->
 def open_run(
     run: str, manifest: Manifest, settings: TuneSettings, configurations: Sequence[Configuration]
 ) -> list[dict[str, Any] | None]:
-    """Write search.json, or go on with the one there; gives every configuration, those of earlier starts as they were.
+    """Write search.json, or extend the one there; gives every configuration, those of earlier starts unchanged.
 
     Raises:
         SettingsError: the folder holds another search, one with more trials, or one of another version of carray.
@@ -97,8 +97,8 @@ def open_run(
 
 
 def _check_same(run: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse, naming the first difference, what would make the figures of one run mean two things."""
-    # Read and written again, so that a setting which came later stands there with its default.
+    """Refuse settings that would change the meaning of the run's figures; names the first difference."""
+    # Parsed and written again, so that settings of later versions have their defaults.
     settings = parse_settings(TuneSettings, there["settings"]).model_dump(mode="json")
     old = {"manifest_fingerprint": there["manifest_fingerprint"], **_dotted(settings)}
     new = {"manifest_fingerprint": wanted["manifest_fingerprint"], **_dotted(wanted["settings"])}
@@ -118,7 +118,7 @@ def _check_same(run: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -
 
 
 def _continued(run: str, there: Sequence[Any], wanted: Mapping[str, Any]) -> list[Any]:
-    """Put the stored configurations in front of the new ones, which must go on where they end."""
+    """Join the stored configurations and the further ones of a larger search, which must begin with the stored ones."""
     drawn = wanted["configurations"]
     tpe = wanted["settings"]["search"]["searcher"] == "tpe"  # what a searcher proposed cannot be drawn again
     for number, (old, new) in enumerate(zip(there, drawn, strict=False)):
@@ -168,22 +168,22 @@ class SearchLog:
         check: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Go on where earlier starts left the log; a trial whose last decision was logged is ended now.
+        """Resume the log of earlier starts; a trial whose last decision was logged is ended now.
 
         Args:
             run: The run's folder.
-            search: How long and how widely to search.
-            count: Of configurations; None is search.trials.
+            search: Settings of the search.
+            count: Number of configurations; None is search.trials.
             devices: GPUs of a trial, or its CPUs where it has none.
-            check: Raises where another process has taken the run over, so that no entry of its is written over.
-            clock: Gives seconds that only grow.
+            check: Raises where another process has taken the run over, whose entries must not be overwritten.
+            clock: Monotonic seconds.
 
         Raises:
             StorageError: the log cannot be read, or the end of a trial not be written.
         """
         self.devices = devices
         self.listeners: list[EpochListener] = []
-        """Who else is told of each epoch and end."""
+        """Receive each epoch and end after it is logged."""
         self._run, self._search, self._check = run, search, check
         self._trials = search.trials if count is None else count
         entries = run_folder.read_log(run)
@@ -193,7 +193,7 @@ class SearchLog:
         """Logged epochs of each trial, in the order in which they began."""
         self._sequence = max((entry["sequence"] for entry in entries), default=0)
         self.ended = {number: end["status"] for number, end in run_folder.read_trial_ends(run, self._trials).items()}
-        """How each trial ended that has, by number."""
+        """Status of each ended trial, by number."""
         self._remarks: dict[int, str] = {}
         self.best: tuple[float, str] = (0.0, "none")
         """The best validation top-1 so far, and its trial's id."""
@@ -285,7 +285,7 @@ class SearchLog:
         return decision
 
     def remark(self, number: int, text: str) -> None:
-        """Say something about a trial, and note it with its next logged epoch."""
+        """Print a remark about a trial, and add it to its next logged epoch."""
         self._remarks[number] = text
         say(f"tune: {run_folder.trial_id(number)}: {text}")
 
@@ -308,8 +308,8 @@ class SearchLog:
         say(f"tune: {run_folder.trial_id(number)} is not run: {reason}")
 
     def _end(self, number: int, status: str, reason: str | None) -> None:
-        # In this order: whatever is killed in between is mended at the next start.
-        delete(run_folder.trial_holder(self._run, number))  # from now on no process writes for the trial
+        # In this order, the next start repairs a kill in between.
+        delete(run_folder.trial_holder(self._run, number))  # from now on no process may write for the trial
         delete(run_folder.last_checkpoint(self._run, number))
         run_folder.write_trial_end(self._run, number, status=status, reason=reason)
         self.ended[number] = status

@@ -94,7 +94,7 @@ def probe(candidate: Candidate, block: Block, pixels: PixelSettings, *, class_co
     Args:
         candidate: Backbone, weights, input size.
         block: The decoded images.
-        pixels: Of the search; the candidate's own size stands in for its input_size.
+        pixels: Of the search; the candidate's own size replaces its input_size.
         class_count: Of the manifest.
         device: Where the backbone and the heads run.
 

@@ -100,7 +100,7 @@ def _start(
     share: Share,
     environment: Mapping[str, str],
 ) -> dict[Any, Candidate]:
-    # max_calls=0: Ray would end a process that used a GPU after each task, and the next would import torch anew.
+    # max_calls=0: Ray would end a process that used a GPU after each task, and the next would import torch again.
     task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_calls=0)(_probe_here)
     shared = {"manifest": manifest.uri, "pixels": pixels.model_dump(mode="json"), "environment": dict(environment)}
     return {task.remote(candidate, shared, share.cpus, share.gpus): candidate for candidate in candidates}

@@ -44,7 +44,7 @@ class SearchScheduler(FIFOScheduler):
         """Whether Tune itself came to an unexpected end."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune keeps a copy of its own, which nobody reads
+        return {}  # Tune pickles a copy, which is never read
 
     @property
     def goes_on(self) -> bool:
@@ -70,7 +70,7 @@ class SearchScheduler(FIFOScheduler):
                 return str(TrialScheduler.STOP)
             entry = json.loads(result["entry"])
             if not self.log.is_logged(entry):
-                # Whoever comes further may lose its process again: where machines come and go, a long trial loses many.
+                # Losses count per epoch, since a long trial on preemptible machines loses many processes.
                 trial.run_metadata.num_failures = self._losses[number] = 0
             decision = self.log.add(entry)
             return str(TrialScheduler.CONTINUE if decision == "continue" else TrialScheduler.STOP)
@@ -92,7 +92,7 @@ class SearchScheduler(FIFOScheduler):
             self.on_trial_result(tune_controller, trial, result)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Let a trial whose process was lost go on in a new one, unless that happens too often without an epoch."""
+        """Let a trial whose process was lost resume in a new one, unless that happens too often without an epoch."""
         number, cause = trial.config["number"], _cause(trial)
         tune_tries_again = trial.should_recover() and trial.status == Trial.ERROR
         forget_handover(tune_controller, trial)
@@ -101,7 +101,7 @@ class SearchScheduler(FIFOScheduler):
             if not trial.should_recover() or self._losses[number] > MOST_LOSSES:
                 self.log.fail(number, f"its process was lost {MOST_LOSSES + 1} times in one epoch: {cause}")
             elif tune_tries_again:
-                self.log.remark(number, f"its process was lost ({cause}), and a new one goes on from its last epoch")
+                self.log.remark(number, f"its process was lost ({cause}), and a new one resumes from its last epoch")
             else:
                 self.given_up.add(number)
         except StorageError as err:

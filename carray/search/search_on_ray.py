@@ -95,7 +95,7 @@ def _search(
         finally:
             loggers.close()
     if ended_by:
-        say(f"tune: {ended_by}: {len(log.missing)} trials are unfinished; a higher limit goes on with them")
+        say(f"tune: {ended_by}: {len(log.missing)} trials are unfinished; a higher limit resumes them")
     lease.check()
     trials = run_folder.write_tables(run, ended_by=ended_by)
     winner = run_folder.best_trial(trials)
@@ -182,7 +182,7 @@ def _run_rounds(
         if (log.missing and not scheduler.goes_on and not log.budget_reached()) or broken > MOST_LOSSES:
             raise SearchError(
                 f"the search was interrupted with {len(log.missing)} of {len(configurations)} trials unfinished; "
-                "repeat the command to go on."
+                "repeat the command to resume."
             )
     return log.budget_reached() if log.missing else None
 
@@ -190,7 +190,7 @@ def _run_rounds(
 class Configurations(Searcher):
     """Hands Tune the configurations to run, in their order; with TPE, proposes those that are not stored yet.
 
-    Tune must be told `num_samples=len(numbers)`, or it asks for one. It is told of no metric, and keeps no state.
+    Tune needs `num_samples=len(numbers)`, or it asks for one. This keeps no state; results are in the log.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class Configurations(Searcher):
         self._waiting = list(reversed(numbers))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune keeps a copy of its own, which nobody reads
+        return {}  # Tune pickles a copy, which is never read
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Take no metric and no space from Tune: both are known, and the config holds what all trials share."""

@@ -29,7 +29,7 @@ FIRST_DRAWN = 5
 """Trials with a score that a family needs before TPE proposes; until then its configurations are drawn at random."""
 
 _ATTEMPTS = 20
-"""Proposals whose values do not go together that are asked for again, before a drawn configuration is taken."""
+"""Proposals with incompatible values that are asked for again, before a drawn configuration is taken."""
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class TrainSettings(Settings):
 def read_settings(config: str | None = None, *, overrides: Iterable[str] = ()) -> TrainSettings:
     """Read a training's settings from a YAML file and `key.sub=value` overrides, which win.
 
-    A file of `carray tune` stands for the default of its first family.
+    A file of `carray tune` gives the default of its first family.
 
     Raises:
         SettingsError: a value is not one, or the file is none of `train` and none of `tune`.
@@ -188,7 +188,7 @@ def train(
         if exists(join(run, run_folder.DONE)):
             outcome = dict(read_json(join(run, run_folder.DONE)))
         else:
-            advise(f"to go on from the last whole epoch, run the same command again; OUT={run}")
+            advise(f"to resume from the last whole epoch, run the same command again; OUT={run}")
             with stopping_in_order(_STOPPED):
                 _run_epochs(run, source, settings, lease, refit=refit_of is not None)
             outcome = _outcome(run, refit=refit_of is not None)

@@ -24,9 +24,9 @@ from carray.search.train.hyperparameters import CnnHyper, TransferHyper
 __all__ = ["augment", "mix", "soft_targets"]
 
 _GREY = 128.0
-"""What stands where an image was moved away or erased; about nothing, once normalised."""
+"""Fill where an image was moved away or erased; about zero once normalised."""
 _ERASED_AREA, _ERASED_STRETCH = (0.02, 0.33), 3.0
-"""Share of the image, and the largest ratio of height to width or of width to height."""
+"""Share of the image, and largest ratio of the longer to the shorter side."""
 _POLICY_DRAWS = 32
 """torchvision's policies draw one operation a call. Up to this many images get a call each; of a larger batch, as
 GPUs take, each call gets a group of images, drawn at random: launching operations image by image would take longer
@@ -138,9 +138,9 @@ def _erase(images_BCHW: Tensor, probability: float, generator: torch.Generator) 
 
 
 def _spans(start_B: Tensor, length_B: Tensor, size: int) -> Tensor:
-    """Mark, bool (B, size), the places from start on."""
-    places = torch.arange(size)
-    return (places >= start_B[:, None]) & (places < (start_B + length_B)[:, None])
+    """Mark, bool (B, size), `length` positions from `start`."""
+    positions = torch.arange(size)
+    return (positions >= start_B[:, None]) & (positions < (start_B + length_B)[:, None])
 
 
 def mix(

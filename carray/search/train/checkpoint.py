@@ -49,7 +49,7 @@ def unpack(data: bytes, expected: Mapping[str, Mapping[str, Tensor]]) -> tuple[d
         given = load(data)
         note = json.loads(safetensors_metadata(data)["note"])
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as err:
-        raise SettingsError(f"the checkpoint is cut short or damaged ({err}); the trial has to start anew.") from None
+        raise SettingsError(f"the checkpoint is cut short or damaged ({err}); the trial starts again.") from None
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in given.items():
         part, _, name = key.partition("/")
@@ -57,7 +57,7 @@ def unpack(data: bytes, expected: Mapping[str, Mapping[str, Tensor]]) -> tuple[d
     for part, named in expected.items():
         there = {name: value.shape for name, value in parts.get(part, {}).items()}
         if there != {name: value.shape for name, value in named.items()}:
-            raise SettingsError(f"the checkpoint holds another network ({part} differs); the trial has to start anew.")
+            raise SettingsError(f"the checkpoint holds another network ({part} differs); the trial starts again.")
     return parts, note
 
 
@@ -157,8 +157,8 @@ class TrialFiles:
     def _check(self) -> None:
         if self._claimed() != self._claim:
             raise StorageError(
-                f"{run_folder.trial_id(self._number)} went on in another process, so this one, whose machine was given "
-                "up, writes no more of it."
+                f"{run_folder.trial_id(self._number)} was resumed in another process, so this one, whose machine was "
+                "given up, writes no more of it."
             )
 
     def _claimed(self) -> int:

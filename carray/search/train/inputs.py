@@ -14,8 +14,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ from carray.search.train.nets import Net, predict_logits, split_trunk
 from carray.tensors.batches import balanced_weights, batch_rows, view_batch
 from carray.tensors.block import Block
 
-__all__ = ["FeatureSource", "Features", "PixelSource", "Source", "choose_source", "forward_precision"]
+__all__ = ["FeatureSource", "Features", "PixelSource", "choose_source", "forward_precision"]
 
 _CHUNK_IMAGES = 64
 _VIEW_OF = ("input_size", "crop_scale", "crop_stretch", "flip", "colour_jitter", "policy", "erasing")
@@ -102,35 +103,29 @@ class Features:
         return self._memory[name]
 
     def _from_disk(self, split: str, view: int | None) -> npt.NDArray[Any]:
-        """Map a file; while another process computes it, compute a later view."""
-        from filelock import FileLock, Timeout
-
-        assert self._folder is not None
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(split, view)
+        """Map a file; while another process computes it, compute later views."""
         for later in [] if view is None else range(view + 1, self.views):
-            try:
-                with FileLock(f"{path}.lock", timeout=0):
-                    break
-            except Timeout:
-                self._try(split, later)
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                self._write(path, self._compute(split, view))
-            os.utime(path)
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            if self._make(split, view, wait=False):
+                break
+            self._make(split, later, wait=False)
+        self._make(split, view, wait=True)
+        path = self._path(split, view)
+        os.utime(path)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
-    def _try(self, split: str, view: int) -> None:
-        """Compute a view unless it exists or another process computes it."""
+    def _make(self, split: str, view: int | None, *, wait: bool) -> bool:
+        """Compute a file unless it exists; False where another process is at it and `wait` is off."""
         from filelock import FileLock, Timeout
 
         path = self._path(split, view)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(f"{path}.lock", timeout=0):
+            with FileLock(f"{path}.lock", timeout=-1 if wait else 0):
                 if not path.exists():
                     self._write(path, self._compute(split, view))
         except Timeout:
-            return
+            return False
+        return True
 
     def _path(self, split: str, view: int | None) -> Path:
         assert self._folder is not None
@@ -214,23 +209,6 @@ _DEVICE_SHARE = 4
 """A block of at most this fraction (1/4) of a GPU's free memory is copied there whole."""
 
 
-class Source(Protocol):
-    """What a Fit asks for inputs: images_BCHW, or their features."""
-
-    @property
-    def upper(self) -> nn.Module:
-        """Give the module that turns inputs into embedding_BD."""
-        ...
-
-    def batches(self, epoch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs and labels_B (int64) of one epoch, on the network's device."""
-        ...
-
-    def validation_logits(self, rows_N: Rows) -> npt.NDArray[np.float32]:
-        """Compute logits_NK of the validation rows, float32."""
-        ...
-
-
 def choose_source(
     net: Net,
     hyper: CnnHyper | TransferHyper,
@@ -240,19 +218,21 @@ def choose_source(
     rows_N: Rows,
     epochs: int,
     seed: int,
-) -> Source:
+) -> PixelSource:
     """Choose cached features where part of the trunk is frozen and the hyper wants them, else pixels."""
     views = min(hyper.cached_views, epochs) if isinstance(hyper, TransferHyper) else 0
     parts = split_trunk(net, input_size=hyper.input_size) if views else None
     if parts is None:
         return PixelSource(net, hyper, block, pixels, rows_N=rows_N, seed=seed)
-    lower, upper = parts
-    features = Features(block, net, lower, hyper, pixels, views=views)
-    return FeatureSource(net, upper, features, hyper, block, pixels, rows_N=rows_N, seed=seed)
+    features = Features(block, net, parts[0], hyper, pixels, views=views)
+    return FeatureSource(features, parts[1], net, hyper, block, pixels, rows_N=rows_N, seed=seed)
 
 
 class PixelSource:
     """New random views of the block each epoch, on the network's device."""
+
+    upper: nn.Module
+    """Turns the inputs of a batch into embedding_BD."""
 
     def __init__(
         self, net: Net, hyper: CnnHyper | TransferHyper, block: Block, pixels: PixelSettings, *, rows_N: Rows, seed: int
@@ -260,55 +240,49 @@ class PixelSource:
         self._net, self._hyper, self._block, self._pixels = net, hyper, block, pixels
         self._rows_N, self._seed = rows_N, seed
         self._device = net.mean.device
-        self._resident = _on_device(block, self._device)
         self.upper = _Images(net)
 
     def batches(self, epoch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield augmented images_BCHW and labels_B."""
-        for rows_B in _rows(self._rows_N, self._hyper, self._block, seed=self._seed, epoch=epoch):
-            images_BCHW = augment(self._decoded(rows_B), self._hyper, generator)
-            labels_B = torch.from_numpy(self._block.labels_N[rows_B]).to(self._device)
-            yield images_BCHW.contiguous(memory_format=torch.channels_last), labels_B
+        """Yield inputs, images_BCHW or their features, and labels_B (int64) of one epoch, on the network's device."""
+        labels_N = self._block.labels_N
+        weights_N = balanced_weights(labels_N[self._rows_N]) if self._hyper.class_balance == "sampler" else None
+        for rows_B in batch_rows(
+            self._rows_N, batch_images=self._hyper.batch_images, seed=self._seed, epoch=epoch, weights_N=weights_N
+        ):
+            inputs = _channels_last(self._inputs(rows_B, epoch, generator))
+            yield inputs, torch.from_numpy(labels_N[rows_B]).to(self._device)
 
     def validation_logits(self, rows_N: Rows) -> npt.NDArray[np.float32]:
         """Compute logits_NK of the validation rows, float32."""
         return predict_logits(self._net, self._block, rows_N, self._pixels)
 
-    def _decoded(self, rows_B: Rows) -> Tensor:
+    def _inputs(self, rows_B: Rows, epoch: int, generator: torch.Generator) -> Tensor:
         if self._resident is not None:
-            return self._resident[torch.from_numpy(rows_B).to(self._device)]
-        return torch.from_numpy(self._block.pixels_NHWC[rows_B]).to(self._device)
+            pixels_BHWC = self._resident[torch.from_numpy(rows_B).to(self._device)]
+        else:
+            pixels_BHWC = torch.from_numpy(self._block.pixels_NHWC[rows_B]).to(self._device)
+        return augment(pixels_BHWC, self._hyper, generator)
+
+    @cached_property
+    def _resident(self) -> Tensor | None:
+        """Copy the block to a GPU whose memory has room for it."""
+        size_bytes = self._block.pixels_NHWC.nbytes
+        if self._device.type != "cuda" or size_bytes * _DEVICE_SHARE > torch.cuda.mem_get_info(self._device)[0]:
+            return None
+        return torch.from_numpy(np.array(self._block.pixels_NHWC)).to(self._device)
 
 
-class FeatureSource:
+class FeatureSource(PixelSource):
     """Cached features of the frozen part: random view e of every image in epoch e."""
 
-    def __init__(
-        self,
-        net: Net,
-        upper: nn.Module,
-        features: Features,
-        hyper: TransferHyper | CnnHyper,
-        block: Block,
-        pixels: PixelSettings,
-        *,
-        rows_N: Rows,
-        seed: int,
-    ) -> None:
-        self._net, self._features, self._hyper, self._block, self._pixels = net, features, hyper, block, pixels
-        self._rows_N, self._seed = rows_N, seed
-        self.upper = upper
-
-    def batches(self, epoch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield features_BX and labels_B; the views' randomness is in the features already."""
-        for rows_B in _rows(self._rows_N, self._hyper, self._block, seed=self._seed, epoch=epoch):
-            features_BX = _channels_last(self._features.of_rows(rows_B, epoch - 1))
-            yield features_BX, torch.from_numpy(self._block.labels_N[rows_B]).to(features_BX.device)
+    def __init__(self, features: Features, upper: nn.Module, *shared: Any, rows_N: Rows, seed: int) -> None:
+        super().__init__(*shared, rows_N=rows_N, seed=seed)
+        self.upper, self._features = upper, features
 
     def validation_logits(self, rows_N: Rows) -> npt.NDArray[np.float32]:
         """Compute logits_NK of the validation rows, float32."""
         if self._net.flip_average:  # mirrored images have no cached features
-            return predict_logits(self._net, self._block, rows_N, self._pixels)
+            return super().validation_logits(rows_N)
         self._net.eval()
         with torch.inference_mode():
             logits = [
@@ -316,6 +290,9 @@ class FeatureSource:
                 for features_BX in self._features.of_validation(64)
             ]
         return torch.cat(logits).numpy()
+
+    def _inputs(self, rows_B: Rows, epoch: int, generator: torch.Generator) -> Tensor:
+        return self._features.of_rows(rows_B, epoch - 1)
 
 
 class _Images(nn.Module):
@@ -328,17 +305,6 @@ class _Images(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         net = self._net[0]
         return torch.as_tensor(net.trunk(net.normalise(images_BCHW)))
-
-
-def _rows(rows_N: Rows, hyper: CnnHyper | TransferHyper, block: Block, *, seed: int, epoch: int) -> Iterator[Rows]:
-    weights_N = balanced_weights(block.labels_N[rows_N]) if hyper.class_balance == "sampler" else None
-    return batch_rows(rows_N, batch_images=hyper.batch_images, seed=seed, epoch=epoch, weights_N=weights_N)
-
-
-def _on_device(block: Block, device: torch.device) -> Tensor | None:
-    if device.type != "cuda" or block.pixels_NHWC.nbytes * _DEVICE_SHARE > torch.cuda.mem_get_info(device)[0]:
-        return None
-    return torch.from_numpy(np.array(block.pixels_NHWC)).to(device)
 
 
 def _channels_last(inputs: Tensor) -> Tensor:

@@ -275,7 +275,7 @@ def split_trunk(net: Net, *, input_size: int) -> tuple[nn.Module, nn.Module] | N
         with torch.no_grad():
             probe_BCHW = probe_BCHW.to(net.mean.device)
             same = torch.allclose(upper(lower(probe_BCHW)), net.trunk(probe_BCHW), rtol=1e-3, atol=1e-4)
-    except Exception:  # its children do not even fit together, and each family fails in its own way
+    except Exception:  # the children do not even fit; each family raises its own errors
         same = False
     net.trunk.train(was_training)
     return (lower, upper) if same else None

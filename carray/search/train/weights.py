@@ -129,10 +129,10 @@ def _configuration(backbone: str) -> Mapping[str, Any]:
 
 
 def check_weights(backbone: str, weights: str) -> None:
-    """Check, before anything is launched, that weights are to be had and fit; fetches them from the hub if need be.
+    """Check, before anything is launched, that weights are available and fit; may fetch them from the hub.
 
     Raises:
-        SettingsError: they are not, and names the three places; or they belong to another backbone.
+        SettingsError: they are not, and names the three sources; or they belong to another backbone.
     """
     if weights != "none" and (weights != "auto" or package_file(backbone) is None):
         build_trunk(backbone, weights)
@@ -233,9 +233,9 @@ def _reason(err: Exception) -> str:
 
 
 def _named_file(weights: str, backbone: str) -> Path:
-    place = Path(weights).expanduser()
+    given = Path(weights).expanduser()
     name = backbone.rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
-    path = place / f"{name}.safetensors" if place.is_dir() else place
+    path = given / f"{name}.safetensors" if given.is_dir() else given
     if path.suffix != ".safetensors" or not path.is_file():
         raise SettingsError(
             f"weights is {weights!r}, where no {name}.safetensors lies; give that file or its folder, or 'auto' to "
@@ -247,7 +247,7 @@ def _named_file(weights: str, backbone: str) -> Path:
 def _load_in_order(trunk: torch.nn.Module, given: dict[str, Any], path: Path) -> None:
     """Match tensors one to one, in order: the packages name them otherwise than timm does."""
     own = trunk.state_dict()
-    values = list(given.values())[: len(own)]  # the classifier, which the trunk has not, stands last
+    values = list(given.values())[: len(own)]  # without the classifier, which is last
     if len(values) != len(own) or any(a.shape != b.shape for a, b in zip(values, own.values(), strict=True)):
         raise SettingsError(
             f"{path} does not fit this version of timm's backbone; name a .safetensors file as weights."

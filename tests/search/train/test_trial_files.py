@@ -42,7 +42,7 @@ def test_a_process_that_was_given_up_overwrites_nothing_of_the_next(tmp_path: Pa
     before = [
         read_bytes(place) for place in (run_folder.best_weights(run, "t00000"), run_folder.last_checkpoint(run, 0))
     ]
-    with pytest.raises(StorageError, match="^t00000 went on in another process"):
+    with pytest.raises(StorageError, match="^t00000 was resumed in another process"):
         given_up.keep(fit(9), epoch(2, 0.9))
     assert [
         read_bytes(place) for place in (run_folder.best_weights(run, "t00000"), run_folder.last_checkpoint(run, 0))
@@ -54,7 +54,7 @@ def test_a_trial_that_has_ended_is_written_by_nobody(tmp_path: Path) -> None:
     kept = TrialFiles(str(tmp_path), 0)
     kept.take()
     delete(run_folder.trial_holder(str(tmp_path), 0))  # which is how a trial's end begins (record.SearchLog)
-    with pytest.raises(StorageError, match="went on in another process"):
+    with pytest.raises(StorageError, match="was resumed in another process"):
         kept.keep(fit(1), epoch(1, 0.3))
     assert not exists(run_folder.last_checkpoint(str(tmp_path), 0))
 
