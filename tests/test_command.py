@@ -257,7 +257,7 @@ def test_an_interrupted_training_is_one_sentence_and_the_same_command_goes_on(
     said += process.communicate(timeout=60)[1].splitlines()
     assert process.returncode == 130, said
     assert said[-2].startswith("carray: stopped by Ctrl-C")
-    assert said[-1].startswith("carray: to go on from the last whole epoch, run the same command again")
+    assert said[-1].startswith("carray: to resume from the last whole epoch, run the same command again")
     assert "Traceback" not in "".join(said)
     logged = len(list((tmp_path / "run" / "log").iterdir()))
     assert logged < 40

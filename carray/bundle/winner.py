@@ -20,8 +20,7 @@ from carray.core.store.files import absolute, exists, join, read_json
 from carray.manifest.manifest_file import read_manifest
 from carray.search import run_folder
 from carray.search.space import TuneSettings
-from carray.search.train_one import TRAINING, refit_run, train
-from carray.search.train_settings import find_row, recipe_of_row
+from carray.search.train_one import TRAINING, find_row, refit_run, settings_of_row, train
 
 __all__ = ["export_trial", "keep_trained", "keep_winner", "refit"]
 
@@ -121,7 +120,7 @@ def refit(
     """
     run, out = absolute(run), absolute(out)
     trial = str(_row_with_result(run, row)["trial_id"])
-    settings, _ = recipe_of_row(run, trial, overrides=[] if epochs is None else [f"epochs={epochs}"])
+    settings, _ = settings_of_row(run, trial, overrides=[] if epochs is None else [f"epochs={epochs}"])
     source = read_manifest(absolute(manifest))
     if source.fingerprint != run_folder.read_search(run)["manifest_fingerprint"]:
         raise SettingsError(

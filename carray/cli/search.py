@@ -100,16 +100,20 @@ def train(
     from carray.bundle.winner import keep_trained
     from carray.bundle.winner import refit as refit_row
     from carray.core.progress import print_result
-    from carray.search.train_one import train as train_one
-    from carray.search.train_settings import read_recipe, recipe_of_row
+    from carray.search import train_one
 
     _check_one_source(source, config=config, refit=refit, changed=bool(settings) or seed is not None)
     if source and refit:
         print_result(refit_row(source, row, manifest=manifest, out=out, epochs=epochs))
         return
     overrides = short_for(settings, epochs=epochs, seed=seed)
-    recipe = recipe_of_row(source, row, overrides=overrides)[0] if source else read_recipe(config, overrides=overrides)
-    print_result(train_one(manifest, run=out, settings=recipe, finish=lambda run: {"bundle": keep_trained(run)}))
+    if source:
+        training, _ = train_one.settings_of_row(source, row, overrides=overrides)
+    else:
+        training = train_one.read_settings(config, overrides=overrides)
+    print_result(
+        train_one.train(manifest, run=out, settings=training, finish=lambda run: {"bundle": keep_trained(run)})
+    )
 
 
 def _check_one_source(source: str | None, *, config: str | None, refit: bool, changed: bool) -> None:

@@ -1,9 +1,7 @@
-"""Passes each logged epoch on to TensorBoard and MLflow, for those who look there; needs no Ray.
+"""Passes each logged epoch on to TensorBoard and MLflow; needs no Ray.
 
-From: entries of the log (search.run_folder). To: RUN/tensorboard/ID of a local run, and one MLflow run a trial at
-MLFLOW_TRACKING_URI.
-Invariants: off unless search.loggers names them; the search waits for neither, since each has a thread of its own; one
-that fails says so once, is given up, and ends nothing. The run's own log stays the record: these are copies.
+Off unless search.loggers names them. Each logger has its own thread, so the search waits for neither; one that fails
+says so once, is given up, and ends nothing. The run's own log stays the record.
 """
 
 from __future__ import annotations
@@ -30,29 +28,29 @@ _METRICS = (
 _INSTALL = {"tensorboard": ("tensorboardX", "tensorboardX"), "mlflow": ("mlflow", "mlflow-skinny")}
 """Module and package of each logger."""
 _CLOSE_SECONDS = 30.0
-"""How long the end of a search waits for entries that are still under way."""
+"""Longest wait at the end of a search for entries that are not yet written."""
 _MLFLOW_STATUS = {"failed": "FAILED", "non_finite": "FAILED"}
-"""A trial that was stopped early did what it was meant to do: all others are FINISHED."""
+"""All other statuses, including a trial that was stopped early, are FINISHED."""
 
 
 class EpochListener(Protocol):
-    """Is told of what a search logs, once it is logged."""
+    """Receives each epoch and end of a trial once it is logged."""
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Take one logged epoch."""
+        """Take a logged epoch."""
 
     def end(self, number: int, status: str) -> None:
         """Take how a trial ended."""
 
 
 class EpochLoggers:
-    """Feeds every logger that search.loggers names; nothing it meets later ends the search."""
+    """The loggers that search.loggers names; no error of theirs ends the search."""
 
     def __init__(self, run: str, names: Sequence[str]) -> None:
-        """Check that each can be fed, and start their threads.
+        """Check that each is usable, and start their threads.
 
         Raises:
-            SettingsError: one is not installed, or has nowhere to write to; one sentence each.
+            SettingsError: one is not installed, or has no destination; one sentence each.
         """
         run = absolute(run)
         problems = [problem for name in names if (problem := _problem(name, run))]
@@ -62,7 +60,7 @@ class EpochLoggers:
         self._feeds = [_Feed(name, kinds[name](run)) for name in dict.fromkeys(names)]
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Pass on one logged epoch of a trial, whose configuration stands in search.json by then."""
+        """Pass on a logged epoch of a trial, whose configuration is in search.json."""
         for feed in self._feeds:
             feed.put("add", dict(entry))
 
@@ -72,7 +70,7 @@ class EpochLoggers:
             feed.put("end", number, status)
 
     def close(self) -> None:
-        """Wait, half a minute at most, until all is passed on."""
+        """Wait, half a minute at most, until all entries are passed on."""
         for feed in self._feeds:
             feed.close(_CLOSE_SECONDS)
 
@@ -88,18 +86,10 @@ def _problem(name: str, run: str) -> str | None:
     return None
 
 
-class _Sink(Protocol):
-    def add(self, entry: Mapping[str, Any]) -> None: ...
-
-    def end(self, number: int, status: str) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class _Feed:
-    """Hands one logger its entries in a thread, so that a server that does not answer holds up nobody."""
+    """Hands one logger its entries in a thread, so that the search never waits for a server."""
 
-    def __init__(self, name: str, sink: _Sink) -> None:
+    def __init__(self, name: str, sink: _TensorBoard | _MLflow) -> None:
         self._name, self._sink, self._broken = name, sink, False
         self._waiting: queue.Queue[tuple[Any, ...] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name=f"log to {name}", daemon=True)
@@ -125,14 +115,14 @@ class _Feed:
             return
         try:
             getattr(self._sink, action)(*arguments)
-        except Exception as err:  # a full disk, a server that is away, another version: none is the search's concern
+        except Exception as err:  # no failure of a logger ends the search
             self._broken = True
             reason = " ".join(str(err).split())[:300]
             say(f"warning: logging to {self._name} failed and is given up ({type(err).__name__}: {reason})")
 
 
 class _TensorBoard:
-    """Writes event files, one folder a trial; a trial that goes on gets another file in its folder."""
+    """Writes event files, one folder a trial; a resumed trial gets another file in its folder."""
 
     def __init__(self, run: str) -> None:
         self._run = run
@@ -196,7 +186,7 @@ class _MLflow:
             self._client.set_terminated(mlflow_run, status=_MLFLOW_STATUS.get(status, "FINISHED"))
 
     def close(self) -> None:
-        """Leave what is running as it is: the search may go on."""
+        """Leave running MLflow runs as they are: the search may be resumed."""
 
     def _open(self, number: int) -> str:
         from mlflow.entities import Param

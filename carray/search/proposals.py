@@ -1,7 +1,7 @@
-"""Draws configurations: number i is a function of the seed, i and the families alone.
+"""Reads the search space and draws configurations: number i is a function of the seed, i and the families alone.
 
-Invariants: every range is checked before anything is drawn, and every configuration before anything is launched; the
-first trial of each family is its known-good default; drawing more trials leaves the earlier ones as they were.
+Every domain is checked before anything is drawn, and every configuration before anything is launched. The first trial
+of each family is its known-good default; a larger search keeps the configurations of a smaller one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Annotated, Any, Literal, cast
 
@@ -19,19 +19,91 @@ from pydantic import TypeAdapter, ValidationError
 from carray.core.errors import SettingsError
 from carray.search.space import TuneSettings
 from carray.search.train.hyperparameters import HYPERS, CnnHyper, TransferHyper, read_hyper
-from carray.search.value_ranges import Range, read_range
 
 __all__ = [
+    "Domain",
     "Family",
     "candidates",
-    "check_spaces",
     "deal_families",
     "draw_trials",
     "draw_values",
     "grid_size",
+    "read_domain",
     "read_values",
+    "shorten",
     "spaces",
 ]
+
+_KINDS = ("uniform", "log_uniform", "integers")
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The values that one hyperparameter may have: `choices`, or numbers from `low` to `high`, both included."""
+
+    kind: Literal["fixed", "choice", "uniform", "log_uniform", "integers"]
+    choices: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+
+    @property
+    def extremes(self) -> tuple[Any, ...]:
+        """Give the choices, or both ends of the range; a network that takes these takes all of it."""
+        if self.choices:
+            return self.choices
+        return (int(self.low), int(self.high)) if self.kind == "integers" else (self.low, self.high)
+
+    @property
+    def values(self) -> tuple[Any, ...] | None:
+        """Give every value, each once; None for a continuous range."""
+        if self.kind == "integers":
+            return tuple(range(int(self.low), int(self.high) + 1))
+        return tuple(dict.fromkeys(self.choices)) or None
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """Draw one value; a number has four significant digits."""
+        if self.kind == "fixed":
+            return self.choices[0]
+        if self.kind == "choice":
+            return self.choices[int(rng.integers(len(self.choices)))]
+        if self.kind == "integers":
+            return int(rng.integers(int(self.low), int(self.high) + 1))
+        if self.kind == "log_uniform":
+            return shorten(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
+        return shorten(rng.uniform(self.low, self.high))
+
+
+def shorten(value: float) -> float:
+    """Round to four significant digits, so that a person can read and type the value."""
+    return float(f"{value:.4g}")
+
+
+def read_domain(where: str, spec: Any) -> Domain:
+    """Read an entry of a space: a list, {uniform|log_uniform|integers: [a, b]} or a fixed value; `where` is its name.
+
+    Raises:
+        SettingsError: nothing can be drawn from it.
+    """
+    if isinstance(spec, list):
+        if not spec:
+            raise SettingsError(f"{where} is an empty list; give at least one choice.")
+        return Domain("choice", tuple(spec))
+    if not isinstance(spec, dict):
+        return Domain("fixed", (spec,))
+    kind, bounds = next(iter(spec.items())) if len(spec) == 1 else ("", None)
+    if kind not in _KINDS:
+        allowed = "a list, {uniform: [a, b]}, {log_uniform: [a, b]} or {integers: [a, b]}"
+        raise SettingsError(f"{where} is {spec!r}; allowed is {allowed}.")
+    try:
+        low, high = (float(bound) for bound in bounds or ())
+    except (TypeError, ValueError):
+        raise SettingsError(f"{where}.{kind} is {bounds!r}; allowed are two numbers [a, b].") from None
+    if not low <= high or not math.isfinite(high - low) or (kind == "log_uniform" and low <= 0):
+        raise SettingsError(f"{where}.{kind} is {bounds!r}; allowed is a <= b, and a > 0 for log_uniform.")
+    if kind == "integers" and not (low.is_integer() and high.is_integer()):
+        raise SettingsError(f"{where}.integers is {bounds!r}; allowed are two whole numbers [a, b].")
+    return Domain(cast("Literal['uniform', 'log_uniform', 'integers']", kind), low=low, high=high)
+
 
 Family = Literal["cnn", "transfer"]
 
@@ -42,13 +114,13 @@ def draw_trials(settings: TuneSettings) -> list[CnnHyper | TransferHyper]:
     """Draw every configuration of a search, at random or from a grid.
 
     A grid holds each family's default and every combination of its lists and integers, in an order that the seed
-    shuffles; a search of fewer trials takes the first so many, one of more has as many as there are. With tpe, these
-    are the configurations that stand where it has observed too little to propose any.
+    shuffles; a search has at most that many trials. With tpe, these are the configurations of the trials before it
+    has observed enough to propose any.
 
     Raises:
         SettingsError: a range that cannot be drawn from, or a value that no network takes.
     """
-    check_spaces(settings)
+    _check_spaces(settings)
     grid = settings.search.searcher == "grid"
     problems: dict[str, None] = {}
     trials: list[CnnHyper | TransferHyper] = []
@@ -63,16 +135,16 @@ def draw_trials(settings: TuneSettings) -> list[CnnHyper | TransferHyper]:
 
 
 def grid_size(settings: TuneSettings) -> int:
-    """Count the configurations of a grid, the families' defaults among them.
+    """Count the configurations of a grid, including the families' defaults.
 
     Raises:
-        SettingsError: a range that has no end of values, or a default that no network takes.
+        SettingsError: a continuous range, or a default that no network takes.
     """
-    check_spaces(settings)
+    _check_spaces(settings)
     return sum(_combinations(settings, name, axes)[0] for name, axes in spaces(settings).items())
 
 
-def spaces(settings: TuneSettings) -> dict[Family, dict[str, Range]]:
+def spaces(settings: TuneSettings) -> dict[Family, dict[str, Domain]]:
     """Read the families' spaces; sorted, so that the order of keys in a file does not change what is drawn.
 
     Raises:
@@ -84,9 +156,9 @@ def spaces(settings: TuneSettings) -> dict[Family, dict[str, Range]]:
     }
 
 
-def _axis(family: Family, key: str, spec: Any) -> Range:
-    possible = read_range(f"families.{family}.space.{key}", spec)
-    # As the hyper will hold them: YAML reads 1e-3 as a text, and a path of weights becomes absolute.
+def _axis(family: Family, key: str, spec: Any) -> Domain:
+    possible = read_domain(f"families.{family}.space.{key}", spec)
+    # Values as the hyper holds them: YAML reads 1e-3 as text, and a path of weights becomes absolute.
     field = HYPERS[family].model_fields[key]
     as_held = TypeAdapter(cast("Any", Annotated[cast("Any", field.annotation), field])).validate_python
     with suppress(ValidationError):
@@ -94,7 +166,7 @@ def _axis(family: Family, key: str, spec: Any) -> Range:
     return possible
 
 
-def check_spaces(settings: TuneSettings) -> None:
+def _check_spaces(settings: TuneSettings) -> None:
     """Check that every choice, and both ends of every range, is a value that a network takes.
 
     Raises:
@@ -105,7 +177,7 @@ def check_spaces(settings: TuneSettings) -> None:
         for key, spec in sorted(family.space.items()):
             where = f"families.{name}.space.{key}"
             try:
-                possible = read_range(where, spec)
+                possible = read_domain(where, spec)
             except SettingsError as err:
                 problems |= dict.fromkeys(err.problems)
                 continue
@@ -121,7 +193,7 @@ def check_spaces(settings: TuneSettings) -> None:
 
 
 def read_values(settings: TuneSettings, family: Family, values: Mapping[str, Any]) -> CnnHyper | TransferHyper:
-    """Check one configuration's values, those of the family's default among them.
+    """Check one configuration's values, including those of the family's default.
 
     Raises:
         SettingsError: one sentence for each value that no network takes.
@@ -140,16 +212,16 @@ def read_values(settings: TuneSettings, family: Family, values: Mapping[str, Any
     return hyper
 
 
-def draw_values(settings: TuneSettings, family: Family, axes: Mapping[str, Range], number: int) -> dict[str, Any]:
-    """Draw trial number i at random, over its family's default, from that family's space; unchecked."""
+def draw_values(settings: TuneSettings, family: Family, axes: Mapping[str, Domain], number: int) -> dict[str, Any]:
+    """Draw trial `number` from its family's space, over the family's default; the result is not checked."""
     rng = np.random.default_rng([settings.search.seed, number])
     return {**settings.families[family].default, **{key: possible.draw(rng) for key, possible in axes.items()}}
 
 
 def candidates(settings: TuneSettings) -> list[CnnHyper | TransferHyper]:
-    """Give a configuration of every backbone, weights and size that a searcher may come to propose.
+    """Give a configuration for every backbone, weights and size that a searcher may propose.
 
-    Of last_stages it has the highest, which is the one that a backbone may not have.
+    Each has the highest last_stages, the only value of it that a backbone may lack.
 
     Raises:
         SettingsError: a range that cannot be drawn from, or a default that no network takes.
@@ -176,7 +248,7 @@ def deal_families(settings: TuneSettings, *, limits: Mapping[Family, int] | None
     total = sum(family.share for family in settings.families.values())
     given = dict.fromkeys(names, 0)
     for i in range(min(settings.search.trials, sum(limits.values()))):
-        # A family that has had none goes first, so that even a short search tries each default.
+        # A family without a trial goes first, so that even a short search tries each default.
         name = max(
             (name for name in names if given[name] < limits[name]),
             key=lambda n: (given[n] == 0, settings.families[n].share / total * (i + 1) - given[n]),
@@ -201,9 +273,9 @@ def _grid(settings: TuneSettings) -> Iterator[tuple[Family, dict[str, Any]]]:
 
 
 def _combinations(
-    settings: TuneSettings, family: Family, axes: Mapping[str, Range]
+    settings: TuneSettings, family: Family, axes: Mapping[str, Domain]
 ) -> tuple[int, Iterator[dict[str, Any]]]:
-    """Give the number of a family's configurations and each of them once: the default, then the others shuffled."""
+    """Count a family's configurations and yield each once: the default, then the others shuffled."""
     default = settings.families[family].default
     known_good = read_values(settings, family, default).model_dump()
     choices = {key: possible.values or () for key, possible in axes.items()}
@@ -214,7 +286,7 @@ def _combinations(
             f"families.{family}.space has {count:,} combinations; a grid may have {_LARGEST_GRID:,}, so shorten its "
             "lists, or take search.searcher random or tpe."
         )
-    # Those of the default's own values would be a second trial of the same configuration.
+    # A combination equal to the default would be a second trial of the same configuration.
     twin = {key: known_good[key] for key in choices}
     has_twin = all(twin[key] in values for key, values in choices.items())
 
@@ -222,8 +294,8 @@ def _combinations(
         yield dict(default)
         order = np.random.default_rng([settings.search.seed, sorted(HYPERS).index(family)]).permutation(count)
         for index in order:
-            places = np.unravel_index(index, shape) if shape else ()
-            chosen = {key: values[int(i)] for (key, values), i in zip(choices.items(), places, strict=True)}
+            indices = np.unravel_index(index, shape) if shape else ()
+            chosen = {key: values[int(i)] for (key, values), i in zip(choices.items(), indices, strict=True)}
             if chosen != twin:
                 yield {**default, **chosen}
 
@@ -231,7 +303,7 @@ def _combinations(
 
 
 def _field_problems(settings: TuneSettings, family: Family, key: str, value: Any) -> list[str]:
-    """Give what is wrong with one value by itself; what two values do to each other is seen when they are drawn."""
+    """List the problems of one value by itself; combinations are checked when they are drawn."""
     try:
         HYPERS[family].model_validate({key: value})
     except ValidationError as err:
@@ -249,7 +321,7 @@ def _size_problems(settings: TuneSettings, family: Family, key: str, size: int |
 
 
 def _sentence(family: Family, problem: Any) -> str:
-    # A problem of a whole configuration has no place of its own, and says itself which values it means.
+    # A problem of a whole configuration has no location; its message names the values.
     where = ".".join(str(part) for part in problem["loc"] if part != family)
     message = problem["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]

@@ -1,7 +1,6 @@
-"""Works out what a search's tables say: who leads and how surely, who was stopped where, and what came of rung 0.
+"""Summarises a search's tables: the leader's interval, the trials stopped at each rung, and rung 0's candidates.
 
-From: trials and epochs (search.run_folder), and the search's settings. To: small tables and a headline.
-Invariants: nothing here is measured or drawn; a question that the tables cannot answer has no row, never a guess.
+A question that the tables cannot answer has no row.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def rung_table(epochs: pd.DataFrame, search: Mapping[str, Any]) -> pd.DataFrame:
 
     Returns:
         Columns family, epoch, reached, stopped, best (best top-1 so far of those who reached it, fraction) and
-        lowest_on (the lowest such of those who went on; null where nobody did). Where there are no rungs, one row for
+        lowest_on (the lowest such of those that continued, or null). Where there are no rungs, one row for
         each epoch after which somebody was stopped.
     """
     judged = best_so_far(epochs)

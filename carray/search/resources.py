@@ -1,8 +1,7 @@
-"""Shares a cluster's CPUs and GPUs out among trials.
+"""Divides a cluster's CPUs and GPUs among trials.
 
-From: what each machine has, and what the settings ask for. To: what one trial gets.
-Invariants: what the settings leave open depends on the cluster and the number of the search's trials alone, never on
-how many are left, so that a search that goes on computes with as many threads as before.
+Defaults depend on the cluster and the search's number of trials alone, never on how many are left, so that a resumed
+search computes with as many threads as before.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from carray.search.space import SearchSettings
 __all__ = ["Share", "share_out"]
 
 _SLACK = 1e-6
-"""Of a share, so that 1 / (1/3) is 3."""
+"""Tolerance, so that 1 / (1/3) is 3."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Says what one trial gets, and how many trials run at once."""
+    """The resources of one trial, and how many trials run at once."""
 
     cpus: float
     gpus: float
@@ -29,11 +28,11 @@ class Share:
 
     @property
     def devices(self) -> float:
-        """Give what device-hours are counted in: GPUs, or CPUs where there is none."""
+        """Return the devices that device-hours count: GPUs, or CPUs where there is none."""
         return self.gpus or self.cpus
 
     def text(self) -> str:
-        """Say it in words: '1 GPU and 8 CPUs'."""
+        """Describe it: '1 GPU and 8 CPUs'."""
         named = [f"{n:g} {unit}{'' if n <= 1 else 's'}" for n, unit in ((self.gpus, "GPU"), (self.cpus, "CPU")) if n]
         return " and ".join(named)
 
@@ -67,21 +66,21 @@ def _check(search: SearchSettings, gpus: float, largest: Mapping[str, float]) ->
             "lower it."
         )
     if gpus > largest["GPU"]:
-        place = f"the largest machine has {largest['GPU']:g} GPUs" if largest["GPU"] else "the cluster has no GPU"
-        raise SettingsError(f"search.gpus_per_trial is {gpus:g}, but {place}; lower it or leave it out.")
+        limit = f"the largest machine has {largest['GPU']:g} GPUs" if largest["GPU"] else "the cluster has no GPU"
+        raise SettingsError(f"search.gpus_per_trial is {gpus:g}, but {limit}; lower it or leave it out.")
     if gpus > 1 and gpus != int(gpus):
         raise SettingsError(f"search.gpus_per_trial is {gpus:g}; above 1 only whole GPUs can be given.")
 
 
 def _beside_gpus(nodes: Sequence[Mapping[str, float]], gpus: float) -> float:
-    """Divide each machine's CPUs by its trials; the poorest machine decides, so that every GPU is used."""
+    """Divide each machine's CPUs by its trials; the smallest share decides, so that every GPU is used."""
     shares = [node.get("CPU", 0.0) / int(node["GPU"] / gpus + _SLACK) for node in nodes if node.get("GPU", 0.0) >= gpus]
     share = min(shares)
     return float(int(share)) if share >= 1 else int(share * 100) / 100
 
 
 def _of_cpus(nodes: Sequence[Mapping[str, float]], trials: int) -> float:
-    """Give the most CPUs with which all trials still run at once, and at least one."""
+    """Give the most CPUs with which all trials still run at once, at least one."""
     most = max((int(node.get("CPU", 0.0)) for node in nodes), default=1)
     for cpus in range(most, 1, -1):
         if sum(_fitting(node, cpus, 0.0) for node in nodes) >= trials:

@@ -1,30 +1,27 @@
-"""Says what a search leaves behind, and derives its tables from the log.
+"""Names and reads the files of a run, and derives its tables from the log.
 
-    RUN/driver.json            which process works here now (core.store.lease)
+    RUN/driver.json            the process that works here now (core.store.lease)
     RUN/search.json            settings, manifest and every configuration, each written before it is launched
-    RUN/log/NUMBER.json        one object per (trial, epoch): the figures and the scheduler's decision
-    RUN/probes.json            rung 0: one entry a candidate backbone
-    RUN/trials/ID/best.safetensors   weights of the trial's best epoch; its metadata name that epoch
-    RUN/trials/ID/last.safetensors   where the trial goes on from (Fit.checkpoint); gone when it has ended
-    RUN/trials/ID/holder.json  which of the processes that took the trial up has it now; gone when it has ended
-    RUN/trials/ID/trial.json   how the trial ended, written when it ended
-    RUN/trials.parquet         one row a trial, best first;  RUN/epochs.parquet  one row a (trial, epoch)
+    RUN/log/NUMBER.json        one object per (trial, epoch): its figures and the decision
+    RUN/probes.json            rung 0: one entry per candidate backbone
+    RUN/trials/ID/best.safetensors   weights of the trial's best epoch, which its metadata name
+    RUN/trials/ID/last.safetensors   checkpoint of a running trial
+    RUN/trials/ID/holder.json  number of the last process that claimed a running trial
+    RUN/trials/ID/trial.json   how the trial ended
+    RUN/trials.parquet         one row per trial, best first;  RUN/epochs.parquet  one row per (trial, epoch)
     RUN/curves.png, RUN/leaderboard.html   pictures of both
-    RUN/done.json              what came out and what ended the search, written last
+    RUN/done.json              the outcome and what ended the search, written last
     RUN/bundle/                the winner, packed (bundle.bundle_folder)
-    RUN/training.json          of carray train, whose run is like that of one trial: on which images, after which trial
+    RUN/training.json          of carray train, whose run is like that of one trial: its images, and the refitted trial
     RUN/refit/ID-EPOCHS/       such a run: the winner's, on train and val
 
-Invariants: S3 cannot append, hence one object an entry; sequence numbers grow in the order of decisions; an epoch of a
-trial is logged once, however often it is run; "best" is the best epoch's validation top-1, never the last epoch's, and
-a trial whose loss became non-finite has that of the epochs before. Tables that are there are of the whole log: a search
-that goes on deletes them first. Nothing here is Ray's: its own state files may be lost. Version 2.
+S3 cannot append, hence one object per entry. A trial's result is its best epoch's validation top-1. A search that is
+resumed deletes the tables first, so tables that exist are of the whole log.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -32,13 +29,14 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+from pydantic import ConfigDict, Field
 
 from carray.core.at_once import at_once
 from carray.core.errors import SearchError, SettingsError, StorageError
-from carray.core.settings import read_record
+from carray.core.settings import Settings, read_record
 from carray.core.store.files import delete, exists, is_folder, join, list_files, read_json, write_json
 from carray.core.tables import read_table, table_from_rows, write_table
-from carray.search.document_checks import LogEntry, SearchDocument, TrialEnd
+from carray.search.judge import is_finite
 
 __all__ = [
     "EPOCHS_SCHEMA",
@@ -67,7 +65,7 @@ TRIALS_SCHEMA = pa.schema(
         # finished: ran every epoch; stopped: by the scheduler; non_finite: its loss; failed: an error, or its process
         # was lost too often; dropped: by rung 0, before it ran; out_of_time: a budget ended the search while it ran;
         # not_started: a budget ended the search before; unfinished: it ran, and the search has not ended, though it may
-        # have been killed. The last three go on when the search does.
+        # have been killed. The last three are resumed with the search.
         ("status", pa.string()),
         ("reason", pa.string()),  # one line; null for a finished trial
         ("val_top1", pa.float64()),  # of the best epoch, fraction; null without a finite epoch
@@ -106,6 +104,49 @@ EPOCHS_SCHEMA = pa.schema(
 )
 
 
+class _Checked(Settings):
+    """A document that is checked when it is read, since it may come from any bucket."""
+
+    model_config = ConfigDict(extra="allow")  # later versions add some
+
+
+class _SearchDocument(_Checked):
+    """What search.json holds."""
+
+    version: int
+    manifest: str = ""
+    manifest_fingerprint: str = ""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    configurations: list[dict[str, Any] | None]
+
+
+class _LogEntry(_Checked):
+    """One (trial, epoch) of the log, whose figures are null where they were not finite."""
+
+    sequence: int
+    number: int
+    family: str
+    epoch: int
+    train_loss: float | None
+    val_loss: float | None
+    val_top1: float | None
+    val_top5: float | None
+    seconds: float
+    images_per_second: float
+    note: str | None
+    decision: str
+    clock_seconds: float
+    devices: float
+
+
+class _TrialEnd(_Checked):
+    """What trial.json holds."""
+
+    number: int
+    status: str
+    reason: str | None
+
+
 def trial_id(number: int) -> str:
     """Name trial number i; the name sorts as the number does."""
     return f"t{number:05d}"
@@ -136,12 +177,12 @@ def weights_epoch(data: bytes) -> int:
 
 
 def last_checkpoint(run: str, number: int) -> str:
-    """Give the URI of what a running trial goes on from."""
+    """Give the URI of a running trial's checkpoint."""
     return join(trial_folder(run, number), "last.safetensors")
 
 
 def trial_holder(run: str, number: int) -> str:
-    """Give the URI of what tells which process a running trial is in."""
+    """Give the URI of the note of which process trains a running trial."""
     return join(trial_folder(run, number), "holder.json")
 
 
@@ -164,7 +205,7 @@ def read_search(run: str) -> dict[str, Any]:
             f"{run} was written by {age} carray (run version {version}, this one reads {VERSION}); "
             "use that carray for it, or name another --out."
         )
-    return read_record(SearchDocument, join(run, SEARCH), found=found).model_dump()
+    return read_record(_SearchDocument, join(run, SEARCH), found=found).model_dump()
 
 
 def store_configuration(run: str, number: int, hyper: Mapping[str, Any]) -> None:
@@ -187,7 +228,7 @@ def read_log(run: str) -> list[dict[str, Any]]:
         StorageError: an entry cannot be read, or is none.
     """
     entries = [uri for uri in list_files(join(run, "log")) if re.fullmatch(r"\d{8}\.json", uri.rsplit("/", 1)[-1])]
-    read = at_once(lambda uri: read_record(LogEntry, uri).model_dump(), entries)
+    read = at_once(lambda uri: read_record(_LogEntry, uri).model_dump(), entries)
     return sorted(read, key=lambda entry: entry["sequence"])
 
 
@@ -209,8 +250,8 @@ def read_trial_ends(run: str, count: int) -> dict[int, dict[str, Any]]:
     """
 
     def read_end(number: int) -> dict[str, Any] | None:
-        place = join(trial_folder(run, number), "trial.json")
-        return read_record(TrialEnd, place).model_dump() if exists(place) else None
+        uri = join(trial_folder(run, number), "trial.json")
+        return read_record(_TrialEnd, uri).model_dump() if exists(uri) else None
 
     if not is_folder(join(run, "trials")):
         return {}
@@ -223,7 +264,7 @@ def write_tables(run: str, *, ended_by: str | None = None) -> pd.DataFrame:
 
     Args:
         run: The run's folder.
-        ended_by: What ended the search before every trial had ended, in words.
+        ended_by: What ended the search early, in words.
 
     Raises:
         StorageError: storage refused a table.
@@ -238,7 +279,7 @@ def write_tables(run: str, *, ended_by: str | None = None) -> pd.DataFrame:
 
 
 def delete_tables(run: str) -> None:
-    """Take the tables away before the log grows beyond them.
+    """Delete the tables, before the log grows beyond them.
 
     Raises:
         StorageError: storage refused.
@@ -329,9 +370,3 @@ def _trial_row(
         "note": "; ".join(dict.fromkeys(entry["note"] for entry in entries if entry["note"])) or None,
         "hyper": json.dumps(hyper),
     }
-
-
-def is_finite(entry: Mapping[str, Any]) -> bool:
-    """Say whether an epoch's losses are both finite numbers; a null stands for one that is not."""
-    losses = (entry["train_loss"], entry["val_loss"])
-    return all(loss is not None and math.isfinite(loss) for loss in losses)

@@ -1,14 +1,13 @@
-"""Opens a run folder and keeps its log: one entry a (trial, epoch), with the decision, before anybody acts on it.
+"""Opens a run folder and writes its log: one entry per (trial, epoch) with the decision, before it takes effect.
 
-From: settings and a manifest; then epoch after epoch. To: RUN/search.json, RUN/log, RUN/trials/ID/trial.json
-(search.run_folder).
-Invariants: one process writes the log (core.store.lease); sequence numbers grow over every start of the search; an
-epoch is logged once, and its first decision stands.
+An epoch is logged once and its first decision stands; it follows from the entries before it (search.judge). Sequence
+numbers grow over all starts of a search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,30 +17,28 @@ from carray.core.settings import parse_settings
 from carray.core.store.files import delete, exists, join, read_json, write_json
 from carray.manifest.manifest_file import Manifest
 from carray.search import run_folder
-from carray.search.budget import Budget
+from carray.search.judge import Judge, budget_reached, is_finite, replay, spent
 from carray.search.loggers import EpochListener
 from carray.search.space import SearchSettings, TuneSettings
 from carray.search.train.export import check_backbones
 from carray.search.train.hyperparameters import CnnHyper, TransferHyper, read_hyper
 from carray.search.train.weights import check_backbone, check_weights
 
-__all__ = ["METRIC", "SearchLog", "check_search", "open_run"]
-
-METRIC = "best_val_top1"
-"""What schedulers compare: the best epoch so far, so that one bad last epoch stops nobody."""
+__all__ = ["SearchLog", "check_decisions", "check_search", "open_run"]
 
 CHANGEABLE = {
     *("search.trials", "search.time_budget_minutes", "search.device_hours_budget", "search.money_budget"),
     *("search.price_per_device_hour", "search.cpus_per_trial", "search.gpus_per_trial", "search.rung0_margin"),
     *("search.refit", "search.refit_epochs", "search.loggers"),
 }
-"""How long and on what a search runs, which a later start may say anew; all else decides what its figures mean."""
+"""Length, budgets and resources of a search, which a later start may change; all else decides its figures."""
 
 _STATUS = {"stop": "stopped", "finish": "finished", "non_finite": "non_finite"}
+_WITH_RESULT = {"stopped", "finished"}
 _SCHEDULERS = {"asha": "ASHA", "median": "the median rule"}
 
 Configuration = CnnHyper | TransferHyper | None
-"""None: the searcher proposes it when its turn comes."""
+"""None: the searcher proposes it before its launch."""
 
 
 def check_search(manifest: Manifest, configurations: Sequence[Configuration]) -> None:
@@ -71,7 +68,7 @@ def check_search(manifest: Manifest, configurations: Sequence[Configuration]) ->
 def open_run(
     run: str, manifest: Manifest, settings: TuneSettings, configurations: Sequence[Configuration]
 ) -> list[dict[str, Any] | None]:
-    """Write search.json, or go on with the one there; gives every configuration, those of earlier starts as they were.
+    """Write search.json, or extend the one there; gives every configuration, those of earlier starts unchanged.
 
     Raises:
         SettingsError: the folder holds another search, one with more trials, or one of another version of carray.
@@ -100,8 +97,8 @@ def open_run(
 
 
 def _check_same(run: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse, naming the first difference, what would make the figures of one run mean two things."""
-    # Read and written again, so that a setting which came later stands there with its default.
+    """Refuse settings that would change the meaning of the run's figures; names the first difference."""
+    # Parsed and written again, so that settings of later versions have their defaults.
     settings = parse_settings(TuneSettings, there["settings"]).model_dump(mode="json")
     old = {"manifest_fingerprint": there["manifest_fingerprint"], **_dotted(settings)}
     new = {"manifest_fingerprint": wanted["manifest_fingerprint"], **_dotted(wanted["settings"])}
@@ -121,7 +118,7 @@ def _check_same(run: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -
 
 
 def _continued(run: str, there: Sequence[Any], wanted: Mapping[str, Any]) -> list[Any]:
-    """Put the stored configurations in front of the new ones, which must go on where they end."""
+    """Join the stored configurations and the further ones of a larger search, which must begin with the stored ones."""
     drawn = wanted["configurations"]
     tpe = wanted["settings"]["search"]["searcher"] == "tpe"  # what a searcher proposed cannot be drawn again
     for number, (old, new) in enumerate(zip(there, drawn, strict=False)):
@@ -147,8 +144,19 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def check_decisions(run: str) -> list[str]:
+    """Decide about a run's logged epochs once more; give a sentence for each that comes out otherwise.
+
+    Raises:
+        SettingsError: no search was ever started there.
+        StorageError: the log cannot be read.
+    """
+    settings = parse_settings(TuneSettings, run_folder.read_search(run)["settings"])
+    return replay(settings.search, run_folder.read_log(run))
+
+
 class SearchLog:
-    """Keeps one search's log and says each epoch in a line."""
+    """The log of one search, open for writing; prints a line for each epoch."""
 
     def __init__(
         self,
@@ -158,36 +166,45 @@ class SearchLog:
         count: int | None = None,
         devices: float = 1.0,
         check: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take up the log where earlier starts left it; a trial whose last decision was logged is ended now.
+        """Resume the log of earlier starts; a trial whose last decision was logged is ended now.
 
         Args:
             run: The run's folder.
-            search: How long and how widely to search.
-            count: Of configurations; None is search.trials.
+            search: Settings of the search.
+            count: Number of configurations; None is search.trials.
             devices: GPUs of a trial, or its CPUs where it has none.
-            check: Raises where another process has taken the run over, so that no entry of its is written over.
+            check: Raises where another process has taken the run over, whose entries must not be overwritten.
+            clock: Monotonic seconds.
 
         Raises:
             StorageError: the log cannot be read, or the end of a trial not be written.
         """
         self.devices = devices
         self.listeners: list[EpochListener] = []
-        """Who else is told of each epoch and end."""
+        """Receive each epoch and end after it is logged."""
         self._run, self._search, self._check = run, search, check
         self._trials = search.trials if count is None else count
-        self._entries = run_folder.read_log(run)
-        self._decisions = {(entry["number"], entry["epoch"]): entry["decision"] for entry in self._entries}
-        self._begun = dict.fromkeys(entry["number"] for entry in self._entries)  # in that order
-        self._sequence = max((entry["sequence"] for entry in self._entries), default=0)
+        entries = run_folder.read_log(run)
+        self._judge = Judge(search, entries)
+        self._decisions = {(entry["number"], entry["epoch"]): entry["decision"] for entry in entries}
+        self._epochs = {entry["number"]: entry["epoch"] for entry in entries}
+        """Logged epochs of each trial, in the order in which they began."""
+        self._sequence = max((entry["sequence"] for entry in entries), default=0)
         self.ended = {number: end["status"] for number, end in run_folder.read_trial_ends(run, self._trials).items()}
-        """How each trial ended that has, by number."""
+        """Status of each ended trial, by number."""
         self._remarks: dict[int, str] = {}
-        self._best: tuple[float, str] = (0.0, "none")
+        self.best: tuple[float, str] = (0.0, "none")
+        """The best validation top-1 so far, and its trial's id."""
         done = read_json(join(run, run_folder.DONE)) if exists(join(run, run_folder.DONE)) else {}
-        self.budget = Budget(search, self._entries, earlier_seconds=60 * done.get("spent", {}).get("minutes", 0.0))
-        for entry in self._entries:
-            self._compare(entry)
+        self._clock, self._started = clock, clock()
+        # The epochs that a budget's end cut off have no entry, but their time is gone: done.json has it.
+        self._earlier_seconds = 60 * float(done.get("spent", {}).get("minutes", 0.0))
+        self._device_seconds = 0.0
+        for entry in entries:
+            self._earlier_seconds = max(self._earlier_seconds, entry["clock_seconds"])
+            self._count_in(entry)
             # Killed between the decision and the note of it.
             if entry["decision"] != "continue" and entry["number"] not in self.ended:
                 self._end(entry["number"], _STATUS[entry["decision"]], self._reason(entry))
@@ -195,67 +212,80 @@ class SearchLog:
     @property
     def missing(self) -> list[int]:
         """Give the trials that have not ended: those that ran before first, in the order they began, then by number."""
-        numbers = dict.fromkeys([*self._begun, *range(self._trials)])
+        numbers = dict.fromkeys([*self._epochs, *range(self._trials)])
         return [number for number in numbers if number not in self.ended]
 
     @property
     def running(self) -> list[int]:
         """Give the trials that have logged an epoch and not ended, in the order they began."""
-        return [number for number in self.missing if number in self._begun]
+        return [number for number in self.missing if number in self._epochs]
+
+    def results(self) -> dict[int, tuple[int, float | None]]:
+        """Give the epochs and the best validation top-1 of each ended trial; (0, None) where it has no such result."""
+        return {
+            number: (self._epochs.get(number, 0), self._judge.score_of(number)) if status in _WITH_RESULT else (0, None)
+            for number, status in self.ended.items()
+        }
 
     @property
     def advice(self) -> str:
-        """Say what is kept and how to go on, should the search end now."""
+        """Say how to resume, should the search end now."""
         ended = f"{len(self.ended)} of {self._trials} trials have ended and stay"
         return f"{ended}; to go on, run the same command again; OUT={self._run}"
 
-    def replayed(self) -> Iterator[dict[str, Any]]:
-        """Give every finite epoch of every trial in the order of decisions, with the trial's best so far as METRIC."""
-        best: dict[int, float] = {}
-        for entry in self._entries:
-            if run_folder.is_finite(entry):
-                number = entry["number"]
-                best[number] = max(best.get(number, -1.0), entry["val_top1"])
-                yield {**entry, METRIC: best[number]}
+    def spent(self) -> dict[str, float]:
+        """Give what the search has spent over all its starts; see `judge.spent`."""
+        seconds = self._earlier_seconds + self._clock() - self._started
+        return spent(self._search, clock_seconds=seconds, device_seconds=self._device_seconds)
 
-    def decision_of(self, entry: Mapping[str, Any]) -> str | None:
-        """Give what was decided about that epoch of that trial when it was logged; None when it never was."""
-        return self._decisions.get((entry["number"], entry["epoch"]))
+    def budget_reached(self) -> str | None:
+        """Name the first budget that is used up, in words; None while none is."""
+        return budget_reached(self._search, self.spent())
 
-    def add(self, entry: Mapping[str, Any], decision: str) -> None:
-        """Log one epoch and what was decided: continue, stop, finish or non_finite.
+    def is_logged(self, entry: Mapping[str, Any]) -> bool:
+        """Say whether that epoch of that trial was logged before."""
+        return (entry["number"], entry["epoch"]) in self._decisions
+
+    def decide(self, entry: Mapping[str, Any]) -> str:
+        """Give the decision on an epoch: the logged one, or the judge's."""
+        return self._decisions.get((entry["number"], entry["epoch"])) or self._judge.decide(entry)
+
+    def add(self, entry: Mapping[str, Any]) -> str:
+        """Log one epoch with the decision on it, unless it is there already; gives the decision.
 
         Raises:
             StorageError: storage refused the entry after every try.
             BudgetError: another process has taken the run over.
         """
-        number = entry["number"]
+        number, decision = entry["number"], self.decide(entry)
+        if self.is_logged(entry):
+            return decision
         notes = [note for note in (self._remarks.pop(number, None), entry.get("note")) if note]
-        record = {
+        logged = {
             "sequence": self._sequence + 1,
             "trial_id": run_folder.trial_id(number),
             **entry,
             "note": "; ".join(notes) or None,
             "decision": decision,
-            "clock_seconds": round(self.budget.clock_seconds, 3),
+            "clock_seconds": round(60 * self.spent()["minutes"], 3),
             "devices": self.devices,
             "logged_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        run_folder.write_log_entry(self._run, record, check=self._check)
+        run_folder.write_log_entry(self._run, logged, check=self._check)
         self._sequence += 1
-        self._entries.append(record)
-        self._begun[number] = None
+        self._epochs[number] = entry["epoch"]
         self._decisions[number, entry["epoch"]] = decision
-        self.budget.add(record)
-        self._compare(record)
+        self._judge.add(logged)
+        self._count_in(logged)
         for listener in self.listeners:
-            listener.add(record)
+            listener.add(logged)
         if decision != "continue":
-            self._end(number, _STATUS[decision], self._reason(record))
-        self._say(record)
+            self._end(number, _STATUS[decision], self._reason(logged))
+        self._say(logged)
+        return decision
 
     def remark(self, number: int, text: str) -> None:
-        """Say something about a trial, and note it with its next logged epoch."""
+        """Print a remark about a trial, and add it to its next logged epoch."""
         self._remarks[number] = text
         say(f"tune: {run_folder.trial_id(number)}: {text}")
 
@@ -278,8 +308,8 @@ class SearchLog:
         say(f"tune: {run_folder.trial_id(number)} is not run: {reason}")
 
     def _end(self, number: int, status: str, reason: str | None) -> None:
-        # In this order: whatever is killed in between is mended at the next start.
-        delete(run_folder.trial_holder(self._run, number))  # from now on no process writes for the trial
+        # In this order, the next start repairs a kill in between.
+        delete(run_folder.trial_holder(self._run, number))  # from now on no process may write for the trial
         delete(run_folder.last_checkpoint(self._run, number))
         run_folder.write_trial_end(self._run, number, status=status, reason=reason)
         self.ended[number] = status
@@ -297,15 +327,16 @@ class SearchLog:
     def _count(self) -> str:
         return f"{len(self.ended)}/{self._trials}"
 
-    def _compare(self, entry: Mapping[str, Any]) -> None:
-        if run_folder.is_finite(entry) and entry["val_top1"] > self._best[0]:
-            self._best = (entry["val_top1"], entry["trial_id"])
+    def _count_in(self, entry: Mapping[str, Any]) -> None:
+        self._device_seconds += entry["seconds"] * entry["devices"]
+        if is_finite(entry) and entry["val_top1"] > self.best[0]:
+            self.best = (entry["val_top1"], entry["trial_id"])
 
-    def _say(self, record: Mapping[str, Any]) -> None:
-        loss = "not finite" if record["train_loss"] is None else f"{record['train_loss']:.3f}"
-        note = f"  ({record['note']})" if record["note"] else ""
+    def _say(self, entry: Mapping[str, Any]) -> None:
+        loss = "not finite" if entry["train_loss"] is None else f"{entry['train_loss']:.3f}"
+        note = f"  ({entry['note']})" if entry["note"] else ""
         say(
-            f"tune {record['clock_seconds'] / 60:5.1f} min  {record['trial_id']} {record['family']:<8} epoch "
-            f"{record['epoch']}/{self._search.epochs}  loss {loss}  val top-1 {record['val_top1'] or 0.0:.1%}  "
-            f"{record['decision']:<8}  best {self._best[0]:.1%} ({self._best[1]})  trials {self._count()}{note}"
+            f"tune {entry['clock_seconds'] / 60:5.1f} min  {entry['trial_id']} {entry['family']:<8} epoch "
+            f"{entry['epoch']}/{self._search.epochs}  loss {loss}  val top-1 {entry['val_top1'] or 0.0:.1%}  "
+            f"{entry['decision']:<8}  best {self.best[0]:.1%} ({self.best[1]})  trials {self._count()}{note}"
         )

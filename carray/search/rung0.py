@@ -1,12 +1,8 @@
-"""Looks at a backbone before any trial trains it: rung 0, a linear head on its frozen features.
+"""Rung 0: compares backbones before any trial trains them, by a linear head on their frozen features.
 
-From: a block and a candidate, which is a backbone, its weights and an input size. To: a `Probe`, whose validation top-1
-tells better starting points from worse ones; and the order in which trials should run.
-Invariants: the images are chosen by their row numbers alone, so every candidate sees the same ones and a probe that is
-run again sees them again; views are evaluation's. The figure compares candidates: the head's decay is chosen on the
-validation images that it is then measured on, alike for all, so it is no estimate of accuracy.
-Source: Kornblith et al., 'Do Better ImageNet Models Transfer Better?', 2019: the accuracy of logistic regression on
-frozen features and that of fine-tuning rank backbones alike. How alike here: results/LOG.md.
+The images are chosen by their row numbers alone, so every candidate sees the same ones. The head's decay is chosen on
+the validation images that it is measured on, alike for all: the figure ranks candidates and is no estimate of accuracy.
+Source: Kornblith et al., 'Do Better ImageNet Models Transfer Better?', 2019; how well it ranks here: results/LOG.md.
 Cost: a forward pass of at most 12 images a class and 2,000 validation images, and seconds for the heads.
 """
 
@@ -44,19 +40,18 @@ __all__ = [
 TRAIN_IMAGES_PER_CLASS = 12
 VAL_IMAGES = 2_000
 DECAYS = (30.0, 3.0, 0.3)
-"""L2 strengths of the head, on its summed loss and standardised features, from strong to weak: each starts at the last.
-On the cars, from 100 to 0.1, they make a difference of four points."""
+"""L2 strengths of the head, on its summed loss and standardised features; each fit starts from the one before."""
 _STEPS = 30
 _BATCH_IMAGES = 64
 
 Rows = npt.NDArray[np.int64]
 Candidate = tuple[str, str, int]
-"""Backbone, weights, input size: what a frozen backbone's features depend on."""
+"""Backbone, weights and input size, on which a frozen backbone's features depend."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Says what one candidate's frozen features are worth."""
+    """The accuracy of one candidate's frozen features."""
 
     backbone: str
     weights: str
@@ -67,14 +62,14 @@ class Probe:
 
     @property
     def candidate(self) -> Candidate:
-        """Give what was probed."""
+        """Return the candidate that was probed."""
         return self.backbone, self.weights, self.input_size
 
 
 def read_probes(run: str) -> list[Probe]:
-    """Read a run's probes; none where rung 0 was not asked."""
-    place = join(run, run_folder.PROBES)
-    return [Probe(**values) for values in read_json(place)] if exists(place) else []
+    """Read a run's probes; none where rung 0 was not run."""
+    uri = join(run, run_folder.PROBES)
+    return [Probe(**values) for values in read_json(uri)] if exists(uri) else []
 
 
 def write_probes(run: str, probes: Iterable[Probe]) -> None:
@@ -87,7 +82,7 @@ def write_probes(run: str, probes: Iterable[Probe]) -> None:
 
 
 def candidate_of(hyper: CnnHyper | TransferHyper | None) -> Candidate | None:
-    """Give what a trial starts from; None for a CNN from scratch, or a trial that is not drawn yet."""
+    """Give a trial's candidate; None for a CNN from scratch, or a trial that is not proposed yet."""
     if not isinstance(hyper, TransferHyper):
         return None
     return hyper.backbone, hyper.weights, hyper.input_size
@@ -99,7 +94,7 @@ def probe(candidate: Candidate, block: Block, pixels: PixelSettings, *, class_co
     Args:
         candidate: Backbone, weights, input size.
         block: The decoded images.
-        pixels: Of the search; the candidate's own size stands in for its input_size.
+        pixels: Of the search; the candidate's own size replaces its input_size.
         class_count: Of the manifest.
         device: Where the backbone and the heads run.
 
@@ -140,7 +135,7 @@ def _embed(net: Any, block: Block, rows_N: Rows, pixels: PixelSettings) -> Any:
     """Compute the trunk's embedding_ND of evaluation's views, a float32 tensor on the network's device."""
     import torch
 
-    from carray.search.train.features import forward_precision
+    from carray.search.train.inputs import forward_precision
 
     device = net.mean.device
     precision = forward_precision(device)
@@ -180,26 +175,18 @@ def _best_head(train_ND: Any, labels_N: Any, val_MD: Any, val_labels_M: Any, *, 
 
 
 def order_trials(
-    configurations: Sequence[CnnHyper | TransferHyper | None],
-    missing: Sequence[int],
-    probes: Iterable[Probe],
-    *,
-    margin: float,
-    running: Sequence[int] = (),
+    configurations: Sequence[CnnHyper | TransferHyper | None], probes: Iterable[Probe], *, margin: float
 ) -> tuple[list[int], dict[int, str]]:
-    """Order the missing trials, best candidate first, and name those that are not to be run, with the reason.
+    """Order trial numbers, best candidate first, and give those that are not to be run, with the reason.
 
-    Running trials come first, then each family's first trial, its default; neither is dropped. Among the others every
-    family keeps its places, and only the transfer trials change theirs among themselves; a candidate that could not
-    be probed comes last.
+    Each family's first trial, its default, comes first and is not dropped. Among the others every family keeps its
+    positions, and only the transfer trials are reordered; a candidate that could not be probed comes last.
     """
     value = {one.candidate: one.val_top1 for one in probes}
     best = max(value, key=lambda candidate: (value[candidate], candidate), default=None)
     first = {hyper.family: number for number, hyper in reversed(list(enumerate(configurations))) if hyper}
-    begun, defaults = set(running), set(first.values())
-    early = [number for number in missing if number in begun]
-    early += [number for number in missing if number in defaults - begun]
-    others = [number for number in missing if number not in defaults | begun]
+    early = sorted(first.values())
+    others = [number for number in range(len(configurations)) if number not in early]
     dropped: dict[int, str] = {}
     for number in others:
         candidate = candidate_of(configurations[number])
@@ -209,11 +196,11 @@ def order_trials(
                 f"{margin:.1%} below the {value[best]:.1%} of {named(best)} (search.rung0_margin)"
             )
     left = [number for number in others if number not in dropped]
-    places = [place for place, number in enumerate(left) if candidate_of(configurations[number])]
-    moving = [left[place] for place in places]
+    positions = [i for i, number in enumerate(left) if candidate_of(configurations[number])]
+    moving = [left[i] for i in positions]
     moving.sort(key=lambda number: -value.get(candidate_of(configurations[number]) or ("", "", 0), -1.0))
-    for place, number in zip(places, moving, strict=True):
-        left[place] = number
+    for i, number in zip(positions, moving, strict=True):
+        left[i] = number
     return early + left, dropped
 
 
@@ -242,6 +229,6 @@ def rank_correlation(probes: Iterable[Probe], trials: Iterable[Mapping[str, Any]
 
 
 def named(candidate: Candidate) -> str:
-    """Say a candidate in words: 'tf_efficientnet_lite0 at 160 pixels'."""
+    """Name a candidate: 'tf_efficientnet_lite0 at 160 pixels'."""
     backbone, weights, input_size = candidate
     return f"{backbone}{'' if weights == 'auto' else f' ({weights})'} at {input_size} pixels"

@@ -1,9 +1,7 @@
-"""Asks rung 0 of every candidate backbone, as Ray tasks, and says in which order the trials should run.
+"""Probes every candidate backbone in Ray tasks (rung 0) and orders the trials by the results.
 
-From: a run and its trials. To: RUN/probes.json, an order, and the trials that are not worth running.
-Invariants: each answer is kept as it comes, so a search that goes on asks nothing twice; a candidate that cannot be
-probed drops nobody, since its trials say what is wrong; worker processes are kept, since importing torch and timm takes
-about 15 s.
+Each probe is written to RUN/probes.json as it comes, so a resumed search repeats none. The trials of a candidate that
+cannot be probed are not dropped. Workers are reused, since importing torch and timm takes about 15 s.
 """
 
 from __future__ import annotations
@@ -42,32 +40,28 @@ def rank_trials(
     manifest: Manifest,
     settings: TuneSettings,
     configurations: Sequence[Mapping[str, Any] | None],
-    numbers: Sequence[int],
     share: Share,
     *,
-    running: Sequence[int] = (),
     environment: Mapping[str, str] = {},
 ) -> tuple[list[int], dict[int, str]]:
-    """Order trials, best backbone first; gives those to run and, with a reason, those not worth running.
+    """Order all trials, best backbone first; gives those to run and, with a reason, those not worth running.
 
     Args:
         run: The run's folder.
         manifest: Of the search.
         settings: Of the search: search.rung0 and search.rung0_margin among them.
-        configurations: Of every trial; None for one that the searcher proposes later.
-        numbers: Of the trials to order, as they would run otherwise; those that have ended belong to them where every
-            start of a search shall come to the same order.
-        share: What a trial gets, and so what a probe gets.
-        running: Those that have begun; they stay in front.
+        configurations: Of every trial, ended or not, so that every start of a search comes to the same order; None for
+            one that the searcher proposes later.
+        share: Resources of a trial, and so of a probe.
         environment: Variables that the workers need besides their own.
 
     Raises:
         StorageError: storage refused to keep an answer.
     """
     hypers = [None if values is None else read_hyper(values) for values in configurations]
-    candidates = _candidates(settings, hypers, numbers)
+    candidates = _candidates(settings, hypers)
     if not candidates:
-        return list(numbers), {}
+        return list(range(len(hypers))), {}
     probes = read_probes(run)
     known = {one.candidate for one in probes}
     asked = [candidate for candidate in candidates if candidate not in known]
@@ -85,14 +79,12 @@ def rank_trials(
         else:
             text = f"no answer ({answer}); its trials are not held back"
         say(f"tune: rung 0: {named(candidate)}: {text}")
-    return order_trials(hypers, numbers, probes, margin=settings.search.rung0_margin, running=running)
+    return order_trials(hypers, probes, margin=settings.search.rung0_margin)
 
 
-def _candidates(
-    settings: TuneSettings, hypers: Sequence[CnnHyper | TransferHyper | None], numbers: Sequence[int]
-) -> list[Candidate]:
-    """Give what is to be compared; nothing where rung 0 is off, or where there is nothing to choose."""
-    of_trials = [candidate for number in numbers if (candidate := candidate_of(hypers[number]))]
+def _candidates(settings: TuneSettings, hypers: Sequence[CnnHyper | TransferHyper | None]) -> list[Candidate]:
+    """List the candidates to compare; none where rung 0 is off, or where there is nothing to choose."""
+    of_trials = [candidate for hyper in hypers if (candidate := candidate_of(hyper))]
     candidates = list(dict.fromkeys(of_trials))
     if settings.search.rung0 == "off" or (
         settings.search.rung0 == "auto" and (len(candidates) < 2 or len(of_trials) < 2)
@@ -108,14 +100,14 @@ def _start(
     share: Share,
     environment: Mapping[str, str],
 ) -> dict[Any, Candidate]:
-    # max_calls=0: Ray would end a process that used a GPU after each task, and the next would import torch anew.
+    # max_calls=0: Ray would end a process that used a GPU after each task, and the next would import torch again.
     task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_calls=0)(_probe_here)
     shared = {"manifest": manifest.uri, "pixels": pixels.model_dump(mode="json"), "environment": dict(environment)}
     return {task.remote(candidate, shared, share.cpus, share.gpus): candidate for candidate in candidates}
 
 
 def _probe_here(candidate: Candidate, shared: Mapping[str, Any], cpus: float, gpus: float) -> Probe | str:
-    """Probe one candidate in a worker; gives a sentence where it cannot be."""
+    """Probe one candidate in a worker; gives a sentence where that fails."""
     import torch
 
     os.environ.update(shared["environment"])
@@ -131,7 +123,7 @@ def _probe_here(candidate: Candidate, shared: Mapping[str, Any], cpus: float, gp
 
 
 def _result_of(task: Any) -> Probe | str:
-    """Give a task's answer; a lost process, or a backbone that torch cannot run, is a sentence, too."""
+    """Give a task's probe, or a sentence where its process was lost or torch cannot run the backbone."""
     try:
         return ray.get(task)
     except RayError as err:

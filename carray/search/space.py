@@ -1,8 +1,4 @@
-"""Says what is searched and how: typed settings, from YAML.
-
-Invariants: unknown names are errors; a space may name only what its family has; the defaults are a search that makes
-sense on a laptop.
-"""
+"""Defines the settings of `carray tune`: the search, its families and their spaces; unknown names are errors."""
 
 from __future__ import annotations
 
@@ -18,60 +14,60 @@ __all__ = ["FamilySettings", "SearchSettings", "TuneSettings"]
 
 
 class FamilySettings(Settings):
-    """Says how much of a search a family gets, where it starts, and what varies."""
+    """A family of networks: its share of the trials, its first configuration, and its search space."""
 
     share: float = Field(default=0.5, gt=0, le=1)
-    """Of the trials, relative to the other families' shares."""
+    """Share of the trials, relative to the other families' shares."""
     default: dict[str, Any] = Field(default_factory=dict)
-    """Values of the first trial, over the hyper's own defaults."""
+    """Values of the first trial, over the hyperparameters' own defaults."""
     space: dict[str, Any] = Field(default_factory=dict)
     """For each varied value: a list (choice), {uniform: [a, b]}, {log_uniform: [a, b]} or {integers: [a, b]}."""
 
 
 class SearchSettings(Settings):
-    """Says how long and how widely to search."""
+    """Length, method, budgets and resources of a search."""
 
     trials: int = Field(default=8, ge=1, le=100_000)
-    """Configurations at most."""
+    """Largest number of configurations."""
     epochs: int = Field(default=6, ge=1, le=10_000)
-    """Of a trial that nobody stops; the schedule of learning rates spans them."""
+    """Epochs of a trial that is not stopped early; the learning rate schedule spans them."""
     seed: Seed = 0
-    """Of all random numbers of the search; configuration i is a function of (seed, i)."""
+    """Seed of all random numbers; configuration i is a function of (seed, i)."""
     searcher: Literal["random", "tpe", "grid"] = "random"
-    """Where configurations come from: drawn at random, Optuna's TPE, or every combination of the listed choices."""
+    """Source of configurations: random draws, Optuna's TPE, or every combination of the listed choices."""
     scheduler: Literal["asha", "median", "none"] = "asha"
-    """Which trials are stopped early: those that ASHA stops, those below the median, or none."""
+    """Early stopping: ASHA, the median rule, or none."""
     grace_epochs: int = Field(default=1, ge=1)
-    """No trial is stopped before this epoch."""
+    """First epoch after which a trial may be stopped."""
     reduction_factor: float = Field(default=3, gt=1)
-    """Of the trials at a rung of ASHA, one in this many goes on."""
+    """At each rung of ASHA, one trial in this many continues."""
     rung0: Literal["auto", "on", "off"] = "auto"
-    """Whether a linear head on each backbone's frozen features orders the transfer trials; auto: where two or more
-    candidates are to be told apart."""
+    """Whether transfer trials are ordered by a linear head on each backbone's frozen features; auto: with two or more
+    candidates."""
     rung0_margin: float = Field(default=0.2, ge=0, le=1)
-    """Trials whose candidate is this far below the best one's accuracy are not run; 1 drops none."""
+    """Trials whose candidate is more than this below the best candidate's accuracy are not run; 1 drops none."""
     time_budget_minutes: float | None = Field(default=None, gt=0)
-    """After this long, summed over all starts, no epoch is awaited any more, and the best so far is packed."""
+    """The search ends after this long, summed over all starts, and packs the best trial so far."""
     device_hours_budget: float | None = Field(default=None, gt=0)
-    """As much, in hours of a trial's devices: its GPUs, or its CPUs where it has none."""
+    """The same in device hours: of a trial's GPUs, or of its CPUs where it has none."""
     money_budget: float | None = Field(default=None, gt=0)
-    """As much, at price_per_device_hour, in its currency."""
+    """The same in money, at price_per_device_hour."""
     price_per_device_hour: float | None = Field(default=None, gt=0)
-    """Of one GPU, or of one CPU where a trial has no GPU."""
+    """Price of one GPU, or of one CPU where a trial has no GPU."""
     cpus_per_trial: float | None = Field(default=None, gt=0)
-    """None: one, or what the GPUs leave to each trial."""
+    """None: one, or each trial's share of the CPUs beside its GPUs."""
     gpus_per_trial: float | None = Field(default=None, ge=0)
-    """None: one whole GPU where the cluster has any, else none; 0.5 lets two trials share one."""
+    """None: one GPU where the cluster has any, else none; 0.5 lets two trials share one."""
     loggers: list[Literal["tensorboard", "mlflow"]] = Field(default_factory=list)
-    """Who is told each epoch besides the run's own log: TensorBoard's files under RUN/tensorboard, an MLflow server at
+    """Loggers besides the run's own log: TensorBoard files under RUN/tensorboard, an MLflow server at
     MLFLOW_TRACKING_URI."""
     refit: bool = False
-    """Whether the winner is trained once more, on train and val, and that is what is packed."""
+    """Whether the winner is trained once more, on train and val, and packed from that training."""
     refit_epochs: int | None = Field(default=None, ge=1, le=10_000)
-    """Of that training; None is epochs."""
+    """Epochs of the refit; None is epochs."""
     target_precision: float | None = Field(default=0.95, gt=0, lt=1)
-    """Share of accepted labels that are to be right: the bundle's threshold is chosen for it on validation, or none is
-    where that cannot be shown; None chooses none."""
+    """Share of accepted labels that should be right: the bundle's threshold is chosen for it on validation images,
+    where that can be shown; None chooses no threshold."""
 
     @field_validator("rung0", mode="before")
     @classmethod
@@ -112,11 +108,11 @@ _FAMILIES: dict[Literal["cnn", "transfer"], FamilySettings] = {
 
 
 class TuneSettings(Settings):
-    """Is everything `carray tune` can be told."""
+    """All settings of `carray tune`."""
 
     search: SearchSettings = SearchSettings()
     pixels: PixelSettings = PixelSettings()
-    """Of every trial; a trial's own eval_size or input_size stands in for pixels.input_size."""
+    """Pixel settings; a trial's own eval_size or input_size replaces pixels.input_size."""
     families: dict[Literal["cnn", "transfer"], FamilySettings] = Field(default_factory=lambda: dict(_FAMILIES))
 
     @model_validator(mode="after")
@@ -134,5 +130,5 @@ class TuneSettings(Settings):
         return self
 
     def trial_pixels(self, hyper: CnnHyper | TransferHyper) -> PixelSettings:
-        """Give one trial's pixel settings: the search's, at the trial's own size."""
+        """Give a trial's pixel settings: the search's, at the trial's own size."""
         return self.pixels.model_copy(update={"input_size": hyper.eval_size or hyper.input_size})

@@ -1,10 +1,7 @@
 """Measures how many images a second a trial's network classifies end to end, decoding included, on this machine.
 
-From: a run, and real images of its validation split. To: RUN/throughput.json; trials.parquet is left as it is.
-Invariants: the pixels are those that classify makes (`pixels.decode`, then `pixels.view`); what decides the speed is
-the architecture and the sizes, never the weights, so each distinct one is measured once, with random weights, and what
-was measured on this machine is not measured again.
-Cost: about 4 s an architecture, and 5 s to import torch.
+Writes RUN/throughput.json; trials.parquet stays as it is. Speed depends on architecture and sizes, not on weights, so
+each distinct network is measured once a machine, with random weights, about 4 s each.
 """
 
 from __future__ import annotations
@@ -12,29 +9,28 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from carray.core.errors import DataError, DecodeError, FetchError
+from carray.core.errors import BundleError, DataError
 from carray.core.progress import say
 from carray.core.settings import parse_settings
 from carray.core.store.files import absolute, exists, join, read_json, write_json
-from carray.core.store.image_bytes import fetch_image
-from carray.images.pixels import Box, PixelSettings, decode, view
+from carray.core.store.image_bytes import FetchedImage
+from carray.images.pixels import Box, PixelSettings
+from carray.images.read import ReadImage, decode_fetched, fetch_original
 from carray.manifest.manifest_file import Manifest, read_manifest, row_box
 from carray.search import run_folder
 from carray.search.space import TuneSettings
+from carray.search.train.export import export_onnx
 from carray.search.train.hyperparameters import CnnHyper, TransferHyper, read_hyper
 
 __all__ = ["measure_throughput", "read_throughput", "trial_speeds"]
@@ -44,11 +40,12 @@ _DECIDING = {
     "cnn": ("stages", "blocks", "width", "kernel"),
     "transfer": ("backbone",),
 }
-"""What decides a network's speed, besides its sizes and the averaging over mirror images."""
+"""Hyperparameters that decide a network's speed, besides its size and flip_average."""
 _BATCH_IMAGES = 16
 _SLICES = 4
 
 Pixels = npt.NDArray[np.uint8]
+Fetched = tuple[FetchedImage, Box | None]
 Logits = Callable[[Pixels], npt.NDArray[np.float32]]
 
 
@@ -79,21 +76,21 @@ def measure_throughput(run: str, *, images: int = 48, seconds: float = 2.0) -> d
     missing = [key for key in wanted if key not in found]
     if missing:
         data = _fetch(manifest, images)
-        for place, key in enumerate(missing, start=1):
+        for number, key in enumerate(missing, start=1):
             hyper = wanted[key]
             score, runtime = _scorer(hyper, settings.trial_pixels(hyper), len(manifest.classes))
             rate = _measure(score, data, settings.trial_pixels(hyper), seconds)
             found[key] = {"images_per_second": round(rate, 2), "runtime": runtime}
-            say(f"throughput: {place} of {len(missing)} networks: {key}: {rate:.0f} images a second ({runtime})")
+            say(f"throughput: {number} of {len(missing)} networks: {key}: {rate:.0f} images a second ({runtime})")
         note = {"machine": machine, "measured_at": datetime.now(UTC).isoformat(timespec="seconds")}
         write_json(join(run, THROUGHPUT), {**note, "images": len(data), "networks": found})
     return trial_speeds(run, trials)
 
 
 def read_throughput(run: str) -> dict[str, Any]:
-    """Read what was measured: machine, measured_at, images and networks; networks is empty where nothing was."""
-    place = join(run, THROUGHPUT)
-    return dict(read_json(place)) if exists(place) else {"networks": {}}
+    """Read the measurements: machine, measured_at, images and networks, which is empty where nothing was measured."""
+    uri = join(run, THROUGHPUT)
+    return dict(read_json(uri)) if exists(uri) else {"networks": {}}
 
 
 def trial_speeds(run: str, trials: pd.DataFrame) -> dict[str, float]:
@@ -130,18 +127,18 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _fetch(manifest: Manifest, images: int) -> list[tuple[bytes, Box | None]]:
+def _fetch(manifest: Manifest, images: int) -> list[Fetched]:
     rows = manifest.of_split("val")
     chosen = rows.iloc[np.linspace(0, len(rows) - 1, min(images, len(rows))).astype(int)].to_dict("records")
 
-    def fetch(row: Mapping[Any, Any]) -> tuple[bytes, Box | None] | None:
-        try:
-            data = fetch_image(row["uri"], escaped=bool(row["escaped"])).data
-            box = row_box(row) if manifest.crop_boxes else None
-            decode(data, PixelSettings(), box=box)
-            return data, box
-        except (FetchError, DecodeError):
+    def fetch(row: Mapping[Any, Any]) -> Fetched | None:
+        fetched, box = (
+            fetch_original(row["uri"], escaped=bool(row["escaped"])),
+            row_box(row) if manifest.crop_boxes else None,
+        )
+        if isinstance(fetched, ReadImage) or decode_fetched(fetched, PixelSettings(), box=box).pixels_HWC is None:
             return None
+        return fetched, box
 
     with ThreadPoolExecutor(_BATCH_IMAGES) as pool:
         found = [pair for pair in pool.map(fetch, chosen) if pair is not None]
@@ -167,39 +164,15 @@ def _scorer(hyper: CnnHyper | TransferHyper, pixels: PixelSettings, class_count:
 
     probe_BHWC = np.random.default_rng(0).integers(0, 256, (2, pixels.input_size, pixels.input_size, 3), dtype=np.uint8)
     try:
-        exported = _export(net, probe_BHWC)
-        same = np.allclose(exported(probe_BHWC), score(probe_BHWC), rtol=1e-2, atol=1e-2)
-    except Exception as err:  # the exporter raises anything at all; what cannot be exported so is timed as it is
-        say(f"throughput: {_network_key(hyper)} is timed in torch, since its export failed ({type(err).__name__})")
-        same = False
-    return (exported, "onnxruntime fp32") if same else (score, "torch fp32")
+        return _session(export_onnx(net, probe_BHWC, fast=True)[0]), "onnxruntime fp32"
+    except BundleError as err:
+        say(f"throughput: {_network_key(hyper)} is timed in torch: {err}")
+        return score, "torch fp32"
 
 
-def _export(net: Any, probe_BHWC: Pixels) -> Logits:
-    """Export with torch's older exporter, which takes a second where the one that bundles are made with takes ten."""
+def _session(model: bytes) -> Logits:
     import onnxruntime
-    import torch
 
-    class Exported(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, pixels_BHWC: torch.Tensor) -> Any:
-            return self.net(pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32))[0]
-
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            Exported().eval(),
-            (torch.from_numpy(probe_BHWC),),
-            f"{folder}/network.onnx",
-            input_names=["pixels"],
-            output_names=["logits"],
-            dynamic_axes={"pixels": {0: "batch"}},
-            dynamo=False,
-        )
-        model = Path(folder, "network.onnx").read_bytes()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = _cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as bundle.scorer does
@@ -207,12 +180,14 @@ def _export(net: Any, probe_BHWC: Pixels) -> Logits:
     return lambda pixels_BHWC: np.asarray(session.run(["logits"], {"pixels": pixels_BHWC})[0])
 
 
-def _measure(score: Logits, data: list[tuple[bytes, Box | None]], pixels: PixelSettings, seconds: float) -> float:
+def _measure(score: Logits, data: list[Fetched], pixels: PixelSettings, seconds: float) -> float:
     """Decode and score batch after batch; give images a second, of the best slice of the time."""
     import cv2
 
-    def see(pair: tuple[bytes, Box | None]) -> Pixels:
-        return view(decode(pair[0], pixels, box=pair[1]).pixels_HWC, pixels)
+    def see(pair: Fetched) -> Pixels:
+        seen = decode_fetched(pair[0], pixels, box=pair[1], as_input=True)
+        assert seen.pixels_HWC is not None, "it was decoded when it was fetched"
+        return seen.pixels_HWC
 
     batches = [data[start : start + _BATCH_IMAGES] for start in range(0, len(data), _BATCH_IMAGES)]
     threads = cv2.getNumThreads()

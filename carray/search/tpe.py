@@ -1,8 +1,7 @@
 """Proposes configurations near the good ones and away from the bad ones, by Optuna's TPE.
 
-From: the settings, and how earlier trials of the same family ended. To: a configuration.
-Invariants: a proposal is a function of the seed, the trial's number and the observations alone, so a search that goes
-on proposes what it would have proposed; it is checked as a drawn one is.
+A proposal is a function of the seed, the trial's number and the observations alone, so a resumed search proposes the
+same; it is checked as a drawn one is.
 Source: Bergstra et al., 'Algorithms for Hyper-Parameter Optimization', 2011.
 """
 
@@ -16,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from carray.core.errors import SettingsError
-from carray.search.proposals import deal_families, draw_values, read_values, spaces
+from carray.search.proposals import Domain, deal_families, draw_values, read_values, shorten, spaces
 from carray.search.space import TuneSettings
 from carray.search.train.hyperparameters import CnnHyper, TransferHyper
-from carray.search.value_ranges import Range, shorten
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -28,27 +26,26 @@ if TYPE_CHECKING:
 __all__ = ["FIRST_DRAWN", "Observation", "propose"]
 
 FIRST_DRAWN = 5
-"""Of each family, until so many trials have a score, configurations are those that random search draws."""
+"""Trials with a score that a family needs before TPE proposes; until then its configurations are drawn at random."""
 
 _ATTEMPTS = 20
-"""Two values that are each possible may not be so together; after so many such proposals a drawn one is taken."""
+"""Proposals with incompatible values that are asked for again, before a drawn configuration is taken."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """Says how one trial ended."""
+    """How one trial ended."""
 
     number: int
     hyper: Mapping[str, Any]
-    """Its configuration, `family` among it."""
+    """Its configuration, including `family`."""
     epochs: int
-    """How many it ran."""
     score: float | None
-    """Its best epoch's validation top-1, a fraction; None of a trial that failed or diverged."""
+    """Its best validation top-1, a fraction; None for a trial that failed or diverged."""
 
 
 def propose(settings: TuneSettings, number: int, observations: Iterable[Observation]) -> CnnHyper | TransferHyper:
-    """Propose trial number i's configuration; the first of each family is its default.
+    """Propose the configuration of trial `number`; the first of each family is its default.
 
     Raises:
         SettingsError: the default, or a drawn value, is none that a network takes; `draw_trials` says so beforehand.
@@ -70,20 +67,20 @@ def propose(settings: TuneSettings, number: int, observations: Iterable[Observat
 
 
 def _ask(
-    settings: TuneSettings, axes: Mapping[str, Range], told: Iterable[Observation], seed: list[int]
+    settings: TuneSettings, axes: Mapping[str, Domain], told: Iterable[Observation], seed: list[int]
 ) -> dict[str, Any]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions = {key: _distribution(possible) for key, possible in axes.items()}
     with warnings.catch_warnings():
-        # Optuna 4 calls sampling all values together an experiment; Optuna 5 does it of itself.
+        # Optuna 4 warns that multivariate sampling is experimental.
         warnings.simplefilter("ignore")
         sampler = optuna.samplers.TPESampler(
             seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
             n_startup_trials=FIRST_DRAWN,
             multivariate=True,
-            constant_liar=False,  # what happens to run at the moment would not be so again
+            constant_liar=False,  # which trials are running is not reproducible
         )
     study = optuna.create_study(direction="maximize", sampler=sampler)
     study.add_trials([_as_trial(settings, distributions, observation) for observation in told])
@@ -96,7 +93,7 @@ def _as_trial(
 ) -> FrozenTrial:
     from optuna.trial import TrialState, create_trial
 
-    # A family's default may lie outside of what varies; it says something of its other values only.
+    # A value of the default may lie outside its domain and is then left out.
     held = {
         key: distribution
         for key, distribution in distributions.items()
@@ -105,7 +102,7 @@ def _as_trial(
     params = {key: observation.hyper[key] for key in held}
     if observation.score is None:
         return create_trial(state=TrialState.FAIL, params=params, distributions=held)
-    # Optuna ranks a stopped trial below every finished one, and by how far it came.
+    # Optuna ranks a stopped trial below every finished one, and by its last epoch.
     finished = observation.epochs >= settings.search.epochs
     return create_trial(
         state=TrialState.COMPLETE if finished else TrialState.PRUNED,
@@ -116,7 +113,7 @@ def _as_trial(
     )
 
 
-def _distribution(possible: Range) -> BaseDistribution:
+def _distribution(possible: Domain) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if possible.choices:
@@ -133,8 +130,8 @@ def _holds(distribution: BaseDistribution, value: Any) -> bool:
         return False
 
 
-def _within(possible: Range, value: Any) -> Any:
-    """Shorten a proposed number as a drawn one is; to round it must not lead out of its range."""
+def _within(possible: Domain, value: Any) -> Any:
+    """Round a proposed number as a drawn one, within its domain."""
     if not isinstance(value, float) or possible.choices:
         return value
     return min(max(shorten(value), possible.low), possible.high)

@@ -1,36 +1,153 @@
 """Trains one configuration in this process, on all its cores or its GPU, without a search and without Ray.
 
-From: a manifest and TrainSettings. To: a run folder like that of a search of one trial (search.run_folder), and
-RUN/training.json, which says on which images and after which model.
-Invariants: the same call goes on from the last whole epoch; an epoch's weights and checkpoint are written before it is
-logged; a refit takes the validation images, too, so it has no validation figures and its last epoch is what counts.
-Cost: importing torch and timm takes about 15 s.
+From `TrainSettings` (YAML, `--set key=value`, or a row of a leaderboard) it makes a run folder like that of a search of
+one trial (search.run_folder), and RUN/training.json, which says on which images and after which model. The same call
+resumes from the last whole epoch. A refit trains on the validation images, too, so it has no validation figures and its
+last epoch is what counts. Importing torch and timm takes about 15 s.
 """
 
 from __future__ import annotations
 
-import math
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from pydantic import Field
 
 from carray.core.errors import SettingsError
 from carray.core.exit_lines import advise, stopping_in_order
 from carray.core.progress import say
+from carray.core.settings import Seed, Settings, load_settings, parse_settings, read_yaml
 from carray.core.store.files import absolute, exists, join, read_json, write_json
 from carray.core.store.lease import Lease, hold_run
+from carray.images.pixels import PixelSettings
 from carray.manifest.manifest_file import Manifest, read_manifest
 from carray.search import run_folder
 from carray.search.curves import plot_curves
+from carray.search.proposals import draw_trials
 from carray.search.run_log import SearchLog, check_search, open_run
-from carray.search.train.trial_files import Kept
-from carray.search.train_settings import TrainSettings
+from carray.search.space import FamilySettings, SearchSettings, TuneSettings
+from carray.search.train.checkpoint import TrialFiles
+from carray.search.train.hyperparameters import HYPERS, CnnHyper, TransferHyper
 from carray.tensors.block import ensure_block
 
-__all__ = ["TRAINING", "refit_run", "train"]
+__all__ = ["TRAINING", "TrainSettings", "find_row", "read_settings", "refit_run", "settings_of_row", "train"]
 
 TRAINING = "training.json"
 _STOPPED = "every logged epoch stays, and the same command goes on from there."
+
+
+class TrainSettings(Settings):
+    """All settings of `carray train`."""
+
+    hyper: dict[str, Any] = Field(default_factory=dict)
+    """The configuration: `family` (transfer, or cnn) and the values that it takes, over its own defaults."""
+    epochs: int = Field(default=6, ge=1, le=10_000)
+    """Epochs, which the learning rate schedule spans."""
+    seed: Seed = 0
+    """Seed of all random numbers."""
+    pixels: PixelSettings = PixelSettings()
+    """Pixel settings, as of `carray tune`."""
+
+    def configuration(self) -> CnnHyper | TransferHyper:
+        """Check the configuration, its sizes against pixels.decode_size included.
+
+        Raises:
+            SettingsError: an unknown family, or values that it does not take.
+        """
+        family = self.hyper.get("family", "transfer")
+        if family not in HYPERS:
+            raise SettingsError(f"hyper.family is {family!r}; allowed are {' and '.join(sorted(HYPERS))}.")
+        try:
+            hyper = parse_settings(HYPERS[family], self.hyper)
+        except SettingsError as err:
+            raise SettingsError([f"hyper.{problem}" for problem in err.problems]) from None
+        return draw_trials(self._search_of(hyper))[0]
+
+    def as_search(self) -> TuneSettings:
+        """Give the search of one trial that this training is, for the run's files.
+
+        Raises:
+            SettingsError: the configuration is not one.
+        """
+        return self._search_of(self.configuration())
+
+    def _search_of(self, hyper: CnnHyper | TransferHyper) -> TuneSettings:
+        default = hyper.model_dump(mode="json", exclude={"family"})
+        search = SearchSettings(trials=1, epochs=self.epochs, seed=self.seed, scheduler="none", rung0="off")
+        return TuneSettings(search=search, pixels=self.pixels, families={hyper.family: FamilySettings(default=default)})
+
+
+def read_settings(config: str | None = None, *, overrides: Iterable[str] = ()) -> TrainSettings:
+    """Read a training's settings from a YAML file and `key.sub=value` overrides, which win.
+
+    A file of `carray tune` gives the default of its first family.
+
+    Raises:
+        SettingsError: a value is not one, or the file is none of `train` and none of `tune`.
+        StorageError: the file cannot be read.
+    """
+    start = read_yaml(config) if config else {}
+    if config and {"families", "search"} & set(start):
+        tune = load_settings(TuneSettings, config=config)
+        first = draw_trials(tune.model_copy(update={"search": tune.search.model_copy(update={"trials": 1})}))[0]
+        start = _values(first.model_dump(mode="json"), tune, number=0)
+    settings = load_settings(TrainSettings, start=start, overrides=overrides)
+    settings.configuration()
+    return settings
+
+
+def settings_of_row(run: str, row: str, *, overrides: Iterable[str] = ()) -> tuple[TrainSettings, dict[str, Any]]:
+    """Give the settings that a row of a run's leaderboard was trained with, and the row.
+
+    The search's pixels, epochs and seed are among them, so that it trains as the trial did.
+
+    Raises:
+        SettingsError: no run lies there, it has no such row, or an override is not one.
+    """
+    chosen = find_row(run, row)
+    hyper = json.loads(chosen["hyper"])
+    if hyper is None:
+        raise SettingsError(f"{chosen['trial_id']} of {run} was never begun and has no configuration; choose another.")
+    tune = parse_settings(TuneSettings, run_folder.read_search(run)["settings"])
+    settings = load_settings(
+        TrainSettings, start=_values(hyper, tune, number=int(chosen["number"])), overrides=overrides
+    )
+    settings.configuration()
+    return settings, chosen
+
+
+def find_row(run: str, row: str) -> dict[str, Any]:
+    """Give a row of a run's leaderboard, by its rank, counted from 1, or by its trial's id.
+
+    Raises:
+        SettingsError: no run lies there, or it has no such row.
+    """
+    trials = run_folder.read_trials(run)
+    if row.isdecimal() and 1 <= int(row) <= len(trials):
+        chosen = trials.iloc[int(row) - 1]
+    elif row in set(trials["trial_id"]):
+        chosen = trials[trials["trial_id"] == row].iloc[0]
+    else:
+        raise SettingsError(
+            f"{run} has no row {row!r}; allowed are 1 to {len(trials)}, as carray leaderboard counts them, and the "
+            f"trials {_named(sorted(trials['trial_id']))}."
+        )
+    return {str(key): value for key, value in chosen.items()}
+
+
+def _values(hyper: dict[str, Any], tune: TuneSettings, *, number: int) -> dict[str, Any]:
+    return {
+        "hyper": hyper,
+        "epochs": tune.search.epochs,
+        "seed": tune.search.seed + number,  # as the trial's own
+        "pixels": tune.pixels.model_dump(mode="json"),
+    }
+
+
+def _named(trials: list[str]) -> str:
+    return ", ".join(trials) if len(trials) <= 12 else f"{trials[0]} to {trials[-1]}"
 
 
 def refit_run(run: str, trial: str, epochs: int) -> str:
@@ -46,14 +163,14 @@ def train(
     refit_of: Mapping[str, Any] | None = None,
     finish: Callable[[str], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Train one configuration and write its run; the same call again does only what is missing.
+    """Train one configuration and write its run; the same call again resumes.
 
     Args:
         manifest: Table written by carray prepare.
         run: Folder of the run.
         settings: The configuration, and for how many epochs.
         refit_of: What names the trial that is trained once more; the validation images are then trained on, too.
-        finish: What is done with the finished run before another process may have it; what it gives is added.
+        finish: Called with the finished run while this process holds it; its result is added to the outcome.
 
     Raises:
         SettingsError: values no network takes, or a folder that holds another run.
@@ -71,7 +188,7 @@ def train(
         if exists(join(run, run_folder.DONE)):
             outcome = dict(read_json(join(run, run_folder.DONE)))
         else:
-            advise(f"to go on from the last whole epoch, run the same command again; OUT={run}")
+            advise(f"to resume from the last whole epoch, run the same command again; OUT={run}")
             with stopping_in_order(_STOPPED):
                 _run_epochs(run, source, settings, lease, refit=refit_of is not None)
             outcome = _outcome(run, refit=refit_of is not None)
@@ -85,12 +202,12 @@ def _open(run: str, manifest: Manifest, settings: TrainSettings, refit_of: Mappi
         "splits": _splits(refit=refit_of is not None),
         "refit_of": None if refit_of is None else dict(refit_of),
     }
-    place = join(run, TRAINING)
+    uri = join(run, TRAINING)
     if not exists(join(run, run_folder.SEARCH)):
-        write_json(place, wanted)
-    elif not exists(place):
+        write_json(uri, wanted)
+    elif not exists(uri):
         raise SettingsError(f"{run} holds a search, which carray tune continues; name another --out.")
-    elif (there := dict(read_json(place))) != wanted:
+    elif (there := dict(read_json(uri))) != wanted:
         raise SettingsError(
             f"{run} holds another training: one {_described(there)}, not one {_described(wanted)}; name another --out."
         )
@@ -129,48 +246,34 @@ def _run_epochs(run: str, manifest: Manifest, settings: TrainSettings, lease: Le
         device="cuda" if gpu else "cpu",
         splits=_splits(refit=refit),
     )
-    kept = Kept(run, 0)
-    damage = kept.restore(fit)
+    files = TrialFiles(run, 0)
+    damage = files.restore(fit)
     if damage:
         log.remark(0, damage)
     for result in fit.history:
-        _log_epoch(log, result, hyper.family, settings.epochs, refit=refit)
+        log.add(result.log_entry(0, hyper.family))
     while log.missing:
         result = fit.run_epoch()
-        decision = _decision(result, settings.epochs, refit=refit)
+        entry = result.log_entry(0, hyper.family)
+        decision = log.decide(entry)
         if decision != "non_finite":
-            kept.keep(fit, result, always=refit and decision == "finish")
-        _log_epoch(log, result, hyper.family, settings.epochs, refit=refit)
-
-
-def _log_epoch(log: SearchLog, result: Any, family: str, epochs: int, *, refit: bool) -> None:
-    """Log an epoch, unless the log knows it from an earlier start."""
-    values = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in vars(result).items()}
-    entry = {**values, "number": 0, "family": family}
-    if log.decision_of(entry) is None:
-        log.add(entry, _decision(result, epochs, refit=refit))
-
-
-def _decision(result: Any, epochs: int, *, refit: bool) -> str:
-    losses = [result.train_loss] if refit else [result.train_loss, result.val_loss]
-    if not all(math.isfinite(loss) for loss in losses):
-        return "non_finite"
-    return "finish" if result.epoch >= epochs else "continue"
+            files.keep(fit, result, always=refit and decision == "finish")
+        log.add(entry)
 
 
 class _TrainLog(SearchLog):
-    """Says each epoch as one of a single training, with the time that is left."""
+    """The log of a single training; its lines give the time that is left."""
 
-    def _say(self, record: Mapping[str, Any]) -> None:
+    def _say(self, entry: Mapping[str, Any]) -> None:
         epochs = self._search.epochs
-        loss = "not finite" if record["train_loss"] is None else f"{record['train_loss']:.3f}"
-        top1 = "" if record["val_top1"] is None else f"  val top-1 {record['val_top1']:.1%}"
-        left_minutes = (epochs - record["epoch"]) * record["seconds"] / 60
-        left = f"  ETA {left_minutes:.1f} min" if record["decision"] == "continue" else ""
-        note = f"  ({record['note']})" if record["note"] else ""
+        loss = "not finite" if entry["train_loss"] is None else f"{entry['train_loss']:.3f}"
+        top1 = "" if entry["val_top1"] is None else f"  val top-1 {entry['val_top1']:.1%}"
+        left_minutes = (epochs - entry["epoch"]) * entry["seconds"] / 60
+        left = f"  ETA {left_minutes:.1f} min" if entry["decision"] == "continue" else ""
+        note = f"  ({entry['note']})" if entry["note"] else ""
         say(
-            f"train {record['clock_seconds'] / 60:5.1f} min  epoch {record['epoch']}/{epochs}  loss {loss}{top1}  "
-            f"{record['images_per_second']:,.0f} images a second{left}{note}"
+            f"train {entry['clock_seconds'] / 60:5.1f} min  epoch {entry['epoch']}/{epochs}  loss {loss}{top1}  "
+            f"{entry['images_per_second']:,.0f} images a second{left}{note}"
         )
 
 

@@ -1,12 +1,9 @@
-"""Is the process that trains trial after trial under Ray Tune, an epoch a step.
+"""Trains trial after trial in one process under Ray Tune, an epoch a step.
 
-From: a trial's number and hyper, and what all trials share. To: RUN/trials/ID/best.safetensors and last.safetensors
-(search.train.trial_files), and a result an epoch.
-Invariants: an epoch's weights and checkpoint lie in the run folder before the epoch is reported, so what the log says
-was reached is there to go on from; a new process reports the checkpoint's last epoch again, which the log knows or
-takes; an error ends the trial, and one of the place (a full disk, a store that is away, an image that changed) the
-search; a process that is lost, or whose device fails, is Tune's to replace.
-Cost: torch and timm are imported once a process, about 15 s; then a trial costs its network's building.
+An epoch's weights and checkpoint lie in the run folder before the epoch is reported; a new process reports the
+checkpoint's last epoch again, which the log knows or takes. An error ends the trial; a full disk, an unreachable store
+or a changed image ends the search; a lost process or a failed device is Tune's to replace. Importing torch and timm
+takes about 15 s, once a process.
 """
 
 from __future__ import annotations
@@ -15,7 +12,6 @@ import errno
 import gc
 import json
 import logging
-import math
 import os
 import platform
 import signal
@@ -27,11 +23,10 @@ from ray import tune
 
 from carray.core.errors import CarrayError, DataError, StorageError
 from carray.manifest.manifest_file import read_manifest
-from carray.search import run_folder
-from carray.search.run_log import METRIC
+from carray.search.judge import is_finite
 from carray.search.space import TuneSettings
+from carray.search.train.checkpoint import TrialFiles
 from carray.search.train.hyperparameters import read_hyper
-from carray.search.train.trial_files import Kept
 from carray.tensors.block import ensure_block
 
 __all__ = ["TrialRunner"]
@@ -40,17 +35,16 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 class TrialRunner(tune.Trainable):
-    """Is one worker process.
+    """A process that trains trials, one after another.
 
-    Its config has `number` and `hyper`; what all trials share comes as parameters, which are written to no file.
+    Its config has `number` and `hyper`; what all trials share comes as parameters, which Tune writes to no file.
     """
 
     def setup(self, config: dict[str, Any], shared: Mapping[str, Any] | None = None) -> None:
-        """Build the trial's network on this machine's shared block, and go on from its checkpoint if there is one."""
-        # It would say of every trial that its setup takes long; the imports it speaks of happen once a process.
+        """Build the trial's network on this machine's block, and resume from its checkpoint if there is one."""
+        # Tune warns that each setup is slow; the imports, which are, happen once a process.
         logging.getLogger("ray.tune.trainable.trainable").setLevel(logging.ERROR)
-        # Ray's own handler raises wherever Python is, so that each search would end with somebody's trace; all that
-        # is to be kept is written whole or not at all.
+        # Ray's own handler raises anywhere, so each search would end with a traceback; files are written atomically.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._number = config["number"]
         self._ending: dict[str, Any] | None = None
@@ -60,12 +54,12 @@ class TrialRunner(tune.Trainable):
             self._ending = _ending(err)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial in this process, whose imports are done."""
+        """Begin the next trial in this process, whose imports are done."""
         self.setup(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch, keep its weights if they are the best, keep a checkpoint, and report."""
+        """Train one epoch, write its weights if they are the best and a checkpoint, and report it."""
         try:
             return self._ending or self._next_result()
         except Exception as err:
@@ -93,22 +87,22 @@ class TrialRunner(tune.Trainable):
             seed=settings.search.seed + self._number,
             device="cuda" if shared["gpus"] and torch.cuda.is_available() else "cpu",
         )
-        self._kept = Kept(shared["run"], self._number)
-        self._restarted = self._kept.restore(self._fit)
+        self._files = TrialFiles(shared["run"], self._number)
+        self._restarted = self._files.restore(self._fit)
         self._reported = self._fit.epoch == 0
 
     def _open_block(self, manifest_uri: str, settings: TuneSettings) -> None:
-        """Map the block, once a process: a manifest of a million rows takes seconds to read and to hash."""
+        """Map the block, once a process, since a manifest of a million rows takes seconds to read and hash."""
         if not hasattr(self, "_block"):
             manifest = read_manifest(manifest_uri)
             try:
                 self._block = ensure_block(manifest, settings.pixels)
             except DataError as err:
-                raise _PlaceError(str(err)) from None
+                raise _ImagesError(str(err)) from None
             self._class_count = len(manifest.classes)
 
     def _release(self) -> None:
-        """Give the last trial's memory back before the next one's network is built."""
+        """Free the last trial's memory before the next network is built."""
         import torch
 
         if hasattr(self, "_fit"):
@@ -118,37 +112,30 @@ class TrialRunner(tune.Trainable):
                 torch.cuda.empty_cache()
 
     def _next_result(self) -> dict[str, Any]:
-        self._kept.take()
+        self._files.take()
         if not self._reported:
             result = self._fit.history[-1]
         else:
             result = self._fit.run_epoch()
-            if run_folder.is_finite(vars(result)):
-                self._kept.keep(self._fit, result)
+            if is_finite(vars(result)):
+                self._files.keep(self._fit, result)
         self._reported = True
-        entry = {name: _finite(value) for name, value in vars(result).items()}
-        entry |= {"number": self._number, "family": self._family}
+        entry = result.log_entry(self._number, self._family)
         remark = {"restarted": self._restarted} if self._restarted else {}
         self._restarted = None
-        # Tune takes no null for a metric; a non-finite epoch is caught before its metric is compared.
-        return {
-            "entry": json.dumps(entry),
-            "epoch": result.epoch,
-            METRIC: max((r.val_top1 for r in self._fit.history if run_folder.is_finite(vars(r))), default=-1.0),
-            "done": not run_folder.is_finite(vars(result)) or result.epoch >= self._epochs,
-            **remark,
-        }
+        done = not is_finite(vars(result)) or result.epoch >= self._epochs
+        return {"entry": json.dumps(entry), "done": done, **remark}
 
 
-class _PlaceError(DataError):
-    """Stands for what is wrong with the images of all trials."""
+class _ImagesError(DataError):
+    """An error of the images, which ends the search and not one trial."""
 
 
 def _ending(err: Exception) -> dict[str, Any]:
-    """Say what an error ends, the trial or the search; a device that fails is raised, so that a new process tries."""
+    """Turn an error into the end of the trial or the search; raises one of the device, so that a new process tries."""
     if isinstance(err, StorageError):
         return {"halt": str(err), "halt_kind": "storage", "done": True}
-    if isinstance(err, _PlaceError):
+    if isinstance(err, _ImagesError):
         return {"halt": str(err), "halt_kind": "data", "done": True}
     if isinstance(err, CarrayError):
         return {"failed": str(err), "done": True}
@@ -157,9 +144,5 @@ def _ending(err: Exception) -> dict[str, Any]:
         return {"halt": text, "halt_kind": "storage", "done": True}
     if "CUDA error" in str(err):
         raise err
-    traceback.print_exc()  # a bug: the run folder gets the line, whoever mends it needs the rest
+    traceback.print_exc()  # a bug: the run folder gets one line, a developer needs the rest
     return {"failed": " ".join(f"{type(err).__name__}: {err}".split())[:500], "done": True}
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

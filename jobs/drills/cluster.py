@@ -209,11 +209,11 @@ def _rewritten(before: Finished, after: Finished) -> list[str]:
 
 def _unlike_search(scene: Scene, search: Submission) -> list[str]:
     """List what another order of the same trials does not explain, and weights that are not their epoch's."""
-    from carray.search.replay_on_ray import replay
+    from carray.search.run_log import check_decisions
     from carray.search.train.checkpoint import safetensors_metadata
 
     done, entries = read_json(join(search.out, "done.json")), read_log(search.out)
-    found = disagreements(scene.search, entries, done) + replay(search.out)
+    found = disagreements(scene.search, entries, done) + check_decisions(search.out)
     trials = run_folder.read_trials(search.out).to_dict("records")
     packed = read_json(join(search.out, "bundle", "bundle.json"))["search"]
     if (packed["trial_id"], packed["epoch"]) != (trials[0]["trial_id"], trials[0]["best_epoch"]):

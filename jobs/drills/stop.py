@@ -109,8 +109,7 @@ def set_scene(work: Path, *, images_per_class: int = 60) -> Scene:
     """Draw images, train a small network on them, and classify a few."""
     from carray.bundle.winner import keep_trained
     from carray.core.settings import parse_settings
-    from carray.search.train_one import train
-    from carray.search.train_settings import TrainSettings
+    from carray.search.train_one import TrainSettings, train
 
     images, manifest, run = work / "images", work / "manifest.parquet", work / "run"
     draw_dataset(images, images_per_class=images_per_class)

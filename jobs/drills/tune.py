@@ -266,9 +266,9 @@ def drill(search: Search, kinds: Sequence[str], reference: Reference, dice: rand
 
 def _unexplained(search: Search, reference: Reference) -> list[str]:
     """List what another order of the same trials does not explain."""
-    from carray.search.replay_on_ray import replay
+    from carray.search.run_log import check_decisions
 
-    return disagreements(reference, search.entries(), search.done()) + replay(search.run)
+    return disagreements(reference, search.entries(), search.done()) + check_decisions(search.run)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ from carray.core.store.files import join, read_json, write_json
 from carray.manifest.manifest_file import read_manifest, write_manifest
 from carray.manifest.prepare import prepare
 from carray.search.run_folder import best_weights, delete_tables, read_trials, write_tables, write_trial_end
-from carray.search.train_one import refit_run, train
-from carray.search.train_settings import TrainSettings
+from carray.search.train_one import TrainSettings, refit_run, train
 from carray.testing.drawing import draw_dataset
 
 CNN = {"family": "cnn", "input_size": 32, "stages": 2, "width": 8, "batch_images": 16, "learning_rate": 0.003}

@@ -33,7 +33,7 @@ from carray.manifest import manifest_file, splits
 from carray.search import run_folder
 from carray.search.space import FamilySettings, SearchSettings
 from carray.search.train.hyperparameters import CnnHyper, TrainHyper, TransferHyper
-from carray.search.train_settings import TrainSettings
+from carray.search.train_one import TrainSettings
 
 USUAL = {
     "uri": "the image",

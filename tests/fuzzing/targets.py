@@ -97,14 +97,13 @@ def fuzz_graph(data: bytes) -> None:
 
 def fuzz_checkpoint(data: bytes) -> None:
     """Unpack a training's checkpoint, and read the note of a trial's weights."""
-    from carray.search.train.checkpoint import unpack
-    from carray.search.train.trial_files import Kept
+    from carray.search.train.checkpoint import TrialFiles, unpack
 
     with suppress(CarrayError):
         parts, _ = unpack(data, {"net": {}})
         assert not parts.get("net")
     with folder_with({"trials/t00000/best.safetensors": data}) as place:
-        note = Kept(str(place), 0)._read_note()
+        note = TrialFiles(str(place), 0)._read_note()
         assert isinstance(note["epoch"], int) and isinstance(note["val_top1"], float)
 
 

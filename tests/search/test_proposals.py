@@ -11,10 +11,9 @@ import pytest
 
 from carray.core.errors import SettingsError
 from carray.core.settings import load_settings
-from carray.search.proposals import candidates, draw_trials, grid_size
+from carray.search.proposals import candidates, draw_trials, grid_size, read_domain
 from carray.search.space import TuneSettings
 from carray.search.train.hyperparameters import CnnHyper, read_hyper
-from carray.search.value_ranges import read_range
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -177,7 +176,7 @@ def test_candidates_name_every_backbone_with_every_weights_and_size() -> None:
 def test_a_fixed_value_draws_nothing() -> None:
     """So a value that is fixed later leaves the other draws as they were."""
     used, fresh = np.random.default_rng(0), np.random.default_rng(0)
-    assert read_range("x", 3).draw(used) == 3
+    assert read_domain("x", 3).draw(used) == 3
     assert used.random() == fresh.random()
 
 

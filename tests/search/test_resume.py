@@ -22,8 +22,7 @@ from carray.core.settings import parse_settings
 from carray.core.store.files import exists, join, list_files, read_bytes, read_json, write_bytes, write_json
 from carray.manifest.prepare import prepare
 from carray.search import run_folder
-from carray.search.replay_on_ray import replay
-from carray.search.run_log import SearchLog
+from carray.search.run_log import SearchLog, check_decisions
 from carray.search.search_on_ray import search
 from carray.search.space import TuneSettings
 from carray.search.trial_on_ray import TrialRunner
@@ -94,17 +93,17 @@ def assert_same(run: str, whole: str) -> None:
     assert epochs_of(run) == epochs_of(whole)
     pd.testing.assert_frame_equal(outcome_of(run), outcome_of(whole))
     assert weights_of(run) == weights_of(whole)
-    assert replay(run) == []
+    assert check_decisions(run) == []
 
 
 def test_the_decisions_follow_from_the_log_and_from_no_other(whole: str, tmp_path: Path) -> None:
-    assert replay(whole) == []
+    assert check_decisions(whole) == []
     run = str(tmp_path / "run")
     shutil.copytree(whole, run)
     place = list_files(join(run, "log"))[-1]
     entry = read_json(place)
     write_json(place, {**entry, "decision": "continue" if entry["decision"] == "stop" else "stop"})
-    assert len(replay(run)) == 1
+    assert len(check_decisions(run)) == 1
 
 
 def test_sigterm_ends_a_search_in_order(manifest: str, tmp_path: Path) -> None:
@@ -213,7 +212,7 @@ def test_a_larger_search_with_a_trial_whose_process_is_killed(
     assert {uri: read_bytes(uri) for uri in before} == before
     assert by_trial(run) == by_trial(whole)
     assert weights_of(run) == weights_of(whole)
-    assert replay(run) == []
+    assert check_decisions(run) == []
     assert read_json(join(run, run_folder.SEARCH))["settings"]["search"]["trials"] == 4
 
 

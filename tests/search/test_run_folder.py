@@ -40,19 +40,19 @@ def run(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def a_log(run: str) -> SearchLog:
-    return SearchLog(run, SearchSettings(trials=3, epochs=3), devices=2.0)
+def a_log(run: str, *, epochs: int = 3) -> SearchLog:
+    return SearchLog(run, SearchSettings(trials=3, epochs=epochs), devices=2.0)
 
 
 def test_an_epoch_is_logged_once_and_sequence_numbers_grow_over_starts(run: str) -> None:
     first = a_log(run)
-    first.add(an_entry(0, 1, 0.5), "continue")
-    first.add(an_entry(1, 1, 0.4), "stop")
+    first.add(an_entry(0, 1, 0.5))
+    first.add(an_entry(1, 1, 0.4))
     second = a_log(run)
-    assert second.decision_of(an_entry(0, 1, 0.9)) == "continue"
-    assert second.decision_of(an_entry(1, 1, 0.9)) == "stop"
-    assert second.decision_of(an_entry(0, 2, 0.9)) is None
-    second.add(an_entry(0, 2, 0.6), "continue")
+    assert second.add(an_entry(0, 1, 0.9)) == "continue"
+    assert second.add(an_entry(1, 1, 0.9)) == "stop"
+    assert not second.is_logged(an_entry(0, 2, 0.9))
+    second.add(an_entry(0, 2, 0.6))
     assert [(e["sequence"], e["number"], e["epoch"]) for e in run_folder.read_log(run)] == [
         (1, 0, 1),
         (2, 1, 1),
@@ -63,8 +63,8 @@ def test_an_epoch_is_logged_once_and_sequence_numbers_grow_over_starts(run: str)
 def test_running_trials_come_first_in_the_order_they_began(run: str) -> None:
     log = a_log(run)
     assert log.missing == [0, 1, 2]
-    log.add(an_entry(2, 1, 0.5), "continue")
-    log.add(an_entry(1, 1, 0.5), "continue")
+    log.add(an_entry(2, 1, 0.5))
+    log.add(an_entry(1, 1, 0.5))
     assert log.missing == a_log(run).missing == [2, 1, 0]
     assert a_log(run).running == [2, 1]
 
@@ -72,8 +72,9 @@ def test_running_trials_come_first_in_the_order_they_began(run: str) -> None:
 def test_a_decision_whose_trial_was_not_yet_ended_is_mended(run: str) -> None:
     """The driver was killed between the log entry and trial.json; the trial's checkpoint is of no use any more."""
     log = a_log(run)
-    log.add(an_entry(0, 3, 0.5), "finish")
-    log.add(an_entry(1, 1, 0.4), "stop")
+    log.add(an_entry(0, 1, 0.5))
+    log.add(an_entry(0, 3, 0.5))
+    log.add(an_entry(1, 1, 0.4))
     for number in (0, 1):
         Path(run_folder.trial_folder(run, number), "trial.json").unlink()
         Path(run_folder.last_checkpoint(run, number)).write_bytes(b"checkpoint")
@@ -84,20 +85,20 @@ def test_a_decision_whose_trial_was_not_yet_ended_is_mended(run: str) -> None:
 
 
 def test_what_a_killed_writer_left_is_passed_over(run: str) -> None:
-    a_log(run).add(an_entry(0, 1, 0.5), "continue")
+    a_log(run).add(an_entry(0, 1, 0.5))
     Path(run, "log", ".writing-abc").write_bytes(b"")
     Path(run, "log", "notes.json").write_text("{")
     assert len(run_folder.read_log(run)) == 1
 
 
 def test_tables_are_derived_from_the_log(run: str) -> None:
-    log = a_log(run)
-    log.add(an_entry(0, 1, 0.5, note="out of memory: micro-batch halved to 16"), "continue")
-    log.add(an_entry(1, 1, 0.9), "continue")
-    log.add(an_entry(1, 2, None), "non_finite")
-    log.add(an_entry(0, 2, 0.4), "continue")
+    log = a_log(run, epochs=4)
+    log.add(an_entry(0, 1, 0.5, note="out of memory: micro-batch halved to 16"))
+    log.add(an_entry(1, 1, 0.9))
+    log.add(an_entry(1, 2, None))
+    log.add(an_entry(0, 2, 0.4))
     log.remark(0, "its process was lost")
-    log.add(an_entry(0, 3, 0.6), "continue")
+    log.add(an_entry(0, 3, 0.6))
     trials = (
         run_folder.write_tables(run, ended_by="search.money_budget of 5 is used up").set_index("number").sort_index()
     )
@@ -119,8 +120,8 @@ def test_tables_are_derived_from_the_log(run: str) -> None:
 
 def test_a_search_that_runs_is_read_from_its_log(run: str) -> None:
     log = a_log(run)
-    log.add(an_entry(0, 1, 0.5), "continue")
-    log.add(an_entry(1, 3, 0.6), "finish")
+    log.add(an_entry(0, 1, 0.5))
+    log.add(an_entry(1, 3, 0.6))
     trials = run_folder.read_trials(run)
     assert list(trials["trial_id"]) == ["t00001", "t00000", "t00002"]
     assert list(trials["status"]) == ["finished", "unfinished", "not_started"]
@@ -130,7 +131,7 @@ def test_a_search_that_runs_is_read_from_its_log(run: str) -> None:
     )
     assert list(run_folder.read_trials(run)["status"]) == ["finished", "out_of_time", "not_started"]
     run_folder.delete_tables(run)  # as a search does that goes on
-    log.add(an_entry(0, 2, 0.7), "continue")
+    log.add(an_entry(0, 2, 0.7))
     assert run_folder.read_trials(run)["val_top1"][0] == 0.7
     assert list(run_folder.read_epochs(run)["sequence"]) == [1, 2, 3]
 
@@ -141,8 +142,49 @@ def test_a_log_that_another_process_has_taken_over_is_left_alone(run: str) -> No
 
     log = SearchLog(run, SearchSettings(trials=3, epochs=3), check=taken)
     with pytest.raises(BudgetError):
-        log.add(an_entry(0, 1, 0.5), "continue")
+        log.add(an_entry(0, 1, 0.5))
     assert run_folder.read_log(run) == []
+
+
+class Clock:
+    """A clock that the test sets."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_minutes_are_summed_over_starts_and_not_counted_between_them(run: str) -> None:
+    search, clock = SearchSettings(trials=3, epochs=3, time_budget_minutes=10), Clock()
+    first = SearchLog(run, search, clock=clock)
+    clock.now += 240
+    first.add(an_entry(0, 1, 0.5))
+    assert (first.spent()["minutes"], first.budget_reached()) == (4, None)
+    clock.now += 86_400  # killed, and started again the next day
+    second = SearchLog(run, search, clock=clock)
+    clock.now += 359
+    assert second.budget_reached() is None
+    clock.now += 2
+    assert second.budget_reached() == "search.time_budget_minutes of 10 is used up (10.02 spent)"
+
+
+def test_minutes_without_a_log_entry_are_read_from_the_outcome(run: str) -> None:
+    """The epochs that the end of the budget cut off have no entry."""
+    a_log(run).add(an_entry(0, 1, 0.5))
+    write_json(f"{run}/{run_folder.DONE}", {"spent": {"minutes": 10.0}})
+    assert SearchLog(run, SearchSettings(trials=3, epochs=3), clock=Clock()).spent()["minutes"] == 10
+
+
+def test_device_hours_and_money_add_up_over_starts(run: str) -> None:
+    search = SearchSettings(trials=3, epochs=3, device_hours_budget=0.05, money_budget=5, price_per_device_hour=2)
+    SearchLog(run, search, devices=4.0).add(an_entry(0, 1, 0.5, seconds=36.0))
+    again = SearchLog(run, search, devices=0.5)
+    assert again.spent()["device_hours"] == pytest.approx(0.04)
+    assert again.spent()["money"] == pytest.approx(0.08)
+    assert again.budget_reached() is None
+    again.add(an_entry(0, 2, 0.5, seconds=72.0))
+    assert again.budget_reached() == "search.device_hours_budget of 0.05 is used up (0.05 spent)"
 
 
 def test_a_proposed_configuration_is_stored(run: str) -> None:

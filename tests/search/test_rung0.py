@@ -72,38 +72,32 @@ def test_a_probe_tells_features_that_say_something_from_those_that_do_not() -> N
 def test_better_candidates_run_first_and_each_familys_default_stays_in_front() -> None:
     configurations = [transfer("bad"), CnnHyper(), transfer("middling"), CnnHyper(), transfer("good"), transfer("bad")]
     known = [answer("bad", 0.3), answer("middling", 0.35), answer("good", 0.4)]
-    order, dropped = order_trials(configurations, range(6), known, margin=0.2)
+    order, dropped = order_trials(configurations, known, margin=0.2)
     assert order == [0, 1, 4, 3, 2, 5]
     assert dropped == {}
-
-
-def test_running_trials_come_first() -> None:
-    configurations = [transfer("a"), transfer("a"), transfer("b"), transfer("b")]
-    known = [answer("a", 0.3), answer("b", 0.4)]
-    assert order_trials(configurations, [1, 0, 2, 3], known, margin=0.2, running=[1])[0] == [1, 0, 2, 3]
 
 
 def test_only_what_is_further_below_the_best_than_the_margin_is_dropped() -> None:
     configurations = [transfer("bad"), transfer("bad"), transfer("near"), transfer("best"), CnnHyper(), transfer("bad")]
     known = [answer("bad", 0.25), answer("near", 0.31), answer("best", 0.5)]
-    order, dropped = order_trials(configurations, range(6), known, margin=0.2, running=[5])
-    assert order == [5, 0, 4, 3, 2]  # 0 is the default and 5 is running, so neither is dropped
-    assert list(dropped) == [1]
+    order, dropped = order_trials(configurations, known, margin=0.2)
+    assert order == [0, 4, 3, 2]  # 0 is the default, so it is not dropped
+    assert list(dropped) == [1, 5]
     assert all(words in dropped[1] for words in ("bad at 160 pixels", "25.0%", "20.0%", "50.0%", "best at 160"))
-    assert order_trials(configurations, range(6), known, margin=1.0)[1] == {}
+    assert order_trials(configurations, known, margin=1.0)[1] == {}
 
 
 def test_a_candidate_without_an_answer_comes_last_and_is_not_dropped() -> None:
     configurations = [transfer("a"), transfer("silent"), transfer("a"), transfer("b"), None]
-    order, dropped = order_trials(configurations, range(5), [answer("a", 0.9), answer("b", 0.8)], margin=0.05)
+    order, dropped = order_trials(configurations, [answer("a", 0.9), answer("b", 0.8)], margin=0.05)
     assert order == [0, 2, 1, 4]
     assert list(dropped) == [3]
 
 
 def test_input_size_and_weights_tell_candidates_apart() -> None:
-    configurations = [transfer("a"), transfer("a", input_size=96), transfer("a")]
+    configurations = [transfer("a"), transfer("a"), transfer("a", input_size=96)]
     known = [answer("a", 0.3), answer("a", 0.4, input_size=96)]
-    assert order_trials(configurations, [0, 2, 1], known, margin=0.5)[0] == [0, 1, 2]
+    assert order_trials(configurations, known, margin=0.5)[0] == [0, 2, 1]
 
 
 @pytest.mark.parametrize(("reached", "expected"), [((0.5, 0.6, 0.7), 1.0), ((0.7, 0.6, 0.5), -1.0)])
@@ -155,7 +149,7 @@ def test_nothing_is_asked_where_nothing_is_to_choose(
     configurations = [small(size) for size in sizes]
     numbers = list(range(len(sizes)))
     share = Share(cpus=1, gpus=0, at_once=2)
-    assert rank_trials(str(tmp_path), manifest, settings, configurations, numbers, share) == (numbers, {})
+    assert rank_trials(str(tmp_path), manifest, settings, configurations, share) == (numbers, {})
     assert read_probes(str(tmp_path)) == []
 
 
@@ -171,7 +165,7 @@ def test_answers_are_kept_and_not_asked_for_twice(
     monkeypatch.setenv("CARRAY_CACHE", str(tmp_path / "cache"))
     configurations = [small(32), small(24), None, small(32, weights=str(tmp_path / "absent")), small(24)]
     run, share = str(tmp_path / "run"), Share(cpus=1, gpus=0, at_once=2)
-    order, dropped = rank_trials(run, manifest, rung0(rung0_margin=1), configurations, range(5), share)
+    order, dropped = rank_trials(run, manifest, rung0(rung0_margin=1), configurations, share)
     assert sorted(order) == list(range(5))
     assert order[0] == 0
     assert dropped == {}
@@ -180,7 +174,7 @@ def test_answers_are_kept_and_not_asked_for_twice(
 
     # What another start knows already decides; only the candidate that gave no answer is asked again.
     write_probes(run, [Probe(BACKBONE, "none", 24, 0.1, 1.0), Probe(BACKBONE, "none", 32, 0.9, 1.0)])
-    order, dropped = rank_trials(run, manifest, rung0(), configurations, range(5), share)
+    order, dropped = rank_trials(run, manifest, rung0(), configurations, share)
     assert (order, list(dropped)) == ([0, 2, 3], [1, 4])
     assert "1 to go" in capsys.readouterr().err
 

@@ -15,10 +15,9 @@ from carray.core.settings import parse_settings
 from carray.core.store.files import write_json
 from carray.manifest.prepare import prepare
 from carray.search.proposals import draw_trials
-from carray.search.run_folder import VERSION, read_search, read_trials, write_log_entry, write_trial_end
-from carray.search.run_log import METRIC
-from carray.search.search_on_ray import search
-from carray.search.searchers_on_ray import build_searcher
+from carray.search.run_folder import VERSION, read_search, read_trials
+from carray.search.run_log import SearchLog
+from carray.search.search_on_ray import Configurations, search
 from carray.search.space import TuneSettings
 from carray.search.tpe import FIRST_DRAWN, Observation, propose
 from carray.search.train.hyperparameters import CnnHyper
@@ -145,11 +144,9 @@ def stored_run(tmp_path: Path, settings: TuneSettings, configurations: list[Any]
     return run
 
 
-def result_of(number: int, epoch: int, val_top1: float | None) -> dict[str, Any]:
-    entry = {"number": number, "epoch": epoch, "train_loss": 1.0, "val_loss": 1.0, "val_top1": val_top1}
-    if val_top1 is None:
-        entry["val_loss"] = None
-    return {"entry": json.dumps(entry), "epoch": epoch, METRIC: val_top1 or -1.0}
+def a_searcher(run: str, settings: TuneSettings, configurations: list[Any], numbers: list[int]) -> Configurations:
+    log = SearchLog(run, settings.search, count=len(configurations))
+    return Configurations(run, settings, log, configurations, numbers)
 
 
 @pytest.mark.parametrize("kind", ["random", "grid"])
@@ -157,7 +154,7 @@ def test_known_configurations_are_given_in_the_order_asked_for(kind: str, tmp_pa
     families = {"cnn": {"space": {"width": [16, 24, 32]}}}
     settings = a_search(kind, trials=3, families=families)
     configurations: list[Any] = [hyper.model_dump(mode="json") for hyper in draw_trials(settings)]
-    searcher = build_searcher(settings, str(tmp_path), configurations, [2, 0])
+    searcher = a_searcher(str(tmp_path), settings, configurations, [2, 0])
     assert searcher.set_search_properties(None, None, {"constant": 1})
     assert searcher.suggest("a") == {"number": 2, "hyper": configurations[2]}
     assert searcher.suggest("b") == {"number": 0, "hyper": configurations[0]}
@@ -166,7 +163,8 @@ def test_known_configurations_are_given_in_the_order_asked_for(kind: str, tmp_pa
 
 def play(run: str, settings: TuneSettings, configurations: list[Any], missing: list[int], *, count: int) -> list[Any]:
     """Run trials one after another, each to its end, with the log written as a search writes it."""
-    searcher = build_searcher(settings, run, configurations, missing)
+    log = SearchLog(run, settings.search, count=len(configurations))
+    searcher = Configurations(run, settings, log, configurations, missing)
     given = []
     for turn in range(count):
         suggested = searcher.suggest(f"tune-{turn}")
@@ -175,12 +173,10 @@ def play(run: str, settings: TuneSettings, configurations: list[Any], missing: l
         assert read_search(run)["configurations"][number] == hyper  # stored before it is launched
         given.append(suggested)
         score = None if number % 7 == 6 else score_of(hyper)  # one in seven diverges
-        result = result_of(number, 2, score)
-        rest = {"family": "cnn", "val_top5": None, "seconds": 1.0, "images_per_second": 1.0, "note": None}
-        rest |= {"clock_seconds": 1.0, "devices": 2.0, "sequence": 100 + number, "decision": "finish"}
-        write_log_entry(run, rest | json.loads(result["entry"]))
-        write_trial_end(run, number, status="finished" if score is not None else "non_finite", reason=None)
-        searcher.on_trial_complete(f"tune-{turn}", result=result)
+        entry = {"number": number, "family": "cnn", "epoch": 2, "train_loss": 1.0}
+        entry |= {"val_loss": None if score is None else 1.0, "val_top1": score or 0.0, "val_top5": None}
+        entry |= {"seconds": 1.0, "images_per_second": 1.0, "note": None}
+        assert log.add(entry) == ("non_finite" if score is None else "finish")
     return given
 
 
@@ -191,7 +187,7 @@ def test_a_search_that_goes_on_proposes_what_it_would_have_proposed(tmp_path: Pa
     run = stored_run(tmp_path / "killed", settings, [None] * 14)
     first = play(run, settings, [None] * 14, list(range(14)), count=10)
     # Configuration 10 was proposed and stored, and then the search was killed: it is launched as it was stored.
-    begun = build_searcher(settings, run, read_search(run)["configurations"], [10, 11, 12, 13]).suggest("lost")
+    begun = a_searcher(run, settings, read_search(run)["configurations"], [10, 11, 12, 13]).suggest("lost")
     stored = read_search(run)["configurations"]
     assert stored[11] is None
     rest = play(run, settings, stored, [10, 11, 12, 13], count=4)
@@ -202,10 +198,12 @@ def test_a_search_that_goes_on_proposes_what_it_would_have_proposed(tmp_path: Pa
 
 def test_a_trial_that_failed_is_no_observation_and_no_harm(tmp_path: Path) -> None:
     settings = a_search(trials=3)
-    searcher = build_searcher(settings, stored_run(tmp_path, settings, [None] * 3), [None] * 3, [0, 1, 2])
-    for turn, ending in enumerate((None, {"failed": "no such backbone", "done": True})):
-        searcher.suggest(f"tune-{turn}")
-        searcher.on_trial_complete(f"tune-{turn}", result=ending, error=ending is None)
+    run = stored_run(tmp_path, settings, [None] * 3)
+    log = SearchLog(run, settings.search, count=3)
+    searcher = Configurations(run, settings, log, [None] * 3, [0, 1, 2])
+    for number in range(2):
+        searcher.suggest(f"tune-{number}")
+        log.fail(number, "no such backbone")
     suggested = searcher.suggest("tune-2")
     assert suggested is not None
     assert suggested["hyper"] == draw_trials(settings)[2].model_dump(mode="json")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from written_runs import write_run
 
-from carray.core.errors import DataError
+from carray.core.errors import BundleError, DataError
 from carray.core.store.files import read_json, write_json
 from carray.manifest.prepare import prepare
 from carray.search import run_folder, throughput
@@ -53,21 +53,21 @@ def test_each_network_is_measured_once_and_the_table_stays_as_it_was(run: str) -
 
 def test_what_was_measured_on_this_machine_is_kept_and_on_another_is_not(run: str) -> None:
     measure_throughput(run, images=4, seconds=0.05)
-    place = f"{run}/throughput.json"
-    found = read_json(place)
+    uri = f"{run}/throughput.json"
+    found = read_json(uri)
     for network in found["networks"].values():
         network["images_per_second"] = 1e9
-    write_json(place, found)
+    write_json(uri, found)
     assert set(measure_throughput(run, images=4, seconds=0.05).values()) == {1e9}
-    write_json(place, {**found, "machine": "another"})
+    write_json(uri, {**found, "machine": "another"})
     assert 1e9 not in measure_throughput(run, images=4, seconds=0.05).values()
 
 
 def test_a_network_that_cannot_be_exported_is_timed_in_torch(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any) -> Any:
-        raise RuntimeError("no such operator")
+        raise BundleError("no such operator")
 
-    monkeypatch.setattr(throughput, "_export", refuse)
+    monkeypatch.setattr(throughput, "export_onnx", refuse)
     assert measure_throughput(run, images=4, seconds=0.05)
     networks = read_json(f"{run}/throughput.json")["networks"]
     assert {network["runtime"] for network in networks.values()} == {"torch fp32"}

@@ -19,8 +19,7 @@ from carray.search.run_folder import read_log, read_trials, trial_id
 from carray.search.run_log import SearchLog
 from carray.search.train.fit import Fit
 from carray.search.train.hyperparameters import CnnHyper
-from carray.search.train_one import train
-from carray.search.train_settings import TrainSettings, read_recipe, recipe_of_row
+from carray.search.train_one import TrainSettings, read_settings, settings_of_row, train
 from carray.testing.drawing import draw_dataset
 
 CNN = {"family": "cnn", "input_size": 32, "stages": 2, "width": 8, "batch_images": 16, "learning_rate": 0.003}
@@ -207,21 +206,21 @@ def test_a_refit_keeps_its_last_epochs_weights(manifest: str, tmp_path: Path) ->
 
 
 def test_a_row_is_trained_as_the_trial_was(trained: str, manifest: str, tmp_path: Path) -> None:
-    settings, row = recipe_of_row(trained, "1")
+    settings, row = settings_of_row(trained, "1")
     assert settings.configuration() == recipe().configuration()
     assert (settings.epochs, settings.seed, settings.pixels) == (3, 0, recipe().pixels)
     assert row["trial_id"] == trial_id(0)
-    assert recipe_of_row(trained, trial_id(0), overrides=["hyper.width=12"])[0].configuration().width == 12  # type: ignore[union-attr]
+    assert settings_of_row(trained, trial_id(0), overrides=["hyper.width=12"])[0].configuration().width == 12  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("row", ["0", "2", "t00001", "best"])
 def test_a_row_that_is_not_there_is_a_sentence(trained: str, row: str) -> None:
     with pytest.raises(SettingsError, match=f"has no row '{row}'; allowed are 1 to 1.*t00000"):
-        recipe_of_row(trained, row)
+        settings_of_row(trained, row)
 
 
 def test_without_a_file_the_known_good_default_is_trained() -> None:
-    settings = read_recipe(overrides=["epochs=2"])
+    settings = read_settings(overrides=["epochs=2"])
     assert settings.configuration().family == "transfer"
     assert settings.epochs == 2
 
@@ -233,7 +232,7 @@ def test_a_file_of_tune_stands_for_its_first_familys_default(tmp_path: Path) -> 
         "families: {transfer: {share: 0.2, default: {input_size: 40}},\n"
         "           cnn: {share: 0.8, default: {input_size: 32, width: 12}, space: {width: [8, 12]}}}\n"
     )
-    settings = read_recipe(str(tmp_path / "tune.yaml"), overrides=["hyper.dropout=0.25"])
+    settings = read_settings(str(tmp_path / "tune.yaml"), overrides=["hyper.dropout=0.25"])
     hyper = settings.configuration()
     assert isinstance(hyper, CnnHyper)
     assert (hyper.width, hyper.dropout) == (12, 0.25)
@@ -254,7 +253,7 @@ def test_a_file_of_tune_stands_for_its_first_familys_default(tmp_path: Path) -> 
 )
 def test_an_impossible_recipe_is_a_sentence(overrides: list[str], sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
-        read_recipe(overrides=overrides)
+        read_settings(overrides=overrides)
 
 
 def test_configurations_are_stored_as_a_search_would(trained: str) -> None:

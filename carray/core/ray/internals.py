@@ -12,6 +12,7 @@ from typing import Any
 __all__ = [
     "autoscaling_state",
     "environment_proxies",
+    "forget_handover",
     "is_token_required",
     "silence_token_warning",
     "withhold_aws_variables",
@@ -44,6 +45,11 @@ def is_token_required() -> bool:
 def silence_token_warning() -> None:
     """Keep Ray from warning on every start that it chose token authentication (Ray 2.60)."""
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+
+
+def forget_handover(tune_controller: Any, trial: Any) -> None:
+    """Keep Ray Tune from waiting for ever for a trial whose process was lost while it took the trial up (Ray 2.60)."""
+    tune_controller._resetting_trials.discard(trial)
 
 
 def withhold_aws_variables() -> None:

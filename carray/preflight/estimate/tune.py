@@ -37,6 +37,7 @@ from carray.preflight.estimate.ranges import (
 )
 from carray.preflight.estimate.tune_probe import NetCost, TrainingCost, frozen_key, measure_training, net_key
 from carray.search import run_folder
+from carray.search.judge import STOPPING_SETTINGS, first_stop
 from carray.search.proposals import draw_trials
 from carray.search.resources import Share, share_out
 from carray.search.run_log import check_search
@@ -50,8 +51,6 @@ PACK_SECONDS = Range(10.0, 120.0)
 """Of the winner: export, int8 and its certificate, calibration."""
 TRIAL_SECONDS, EPOCH_SECONDS = Range(0.3, 2.0), Range(0.05, 0.5)
 """What a trial, and an epoch, cost beside their training (results/tune.csv, fixed)."""
-_DECIDES_STOPPING = ("scheduler", "epochs", "grace_epochs", "reduction_factor")
-"""Settings of `search` that an earlier run must share, so that its share of epochs says something."""
 _MEANING = f"""\
 Times: from what the processor was busy here to what passed here, by images and epochs; moved outwards by a factor of
 {MACHINE_FACTOR:g} for other machines of this one's kind. Machines of another kind, their booting, and those that leave
@@ -195,7 +194,7 @@ def _epochs(search: SearchSettings, trials: int, earlier_run: str | None) -> tup
     if search.scheduler == "none":
         return whole(full), "Epochs: all, since search.scheduler none stops no trial."
     if earlier_run is None:
-        first = min(search.grace_epochs, search.epochs)
+        first = first_stop(search)
         return whole(trials * first, full), (
             f"Epochs: from every trial stopped where the scheduler first may, after epoch {first}, to none stopped. An "
             "earlier run with such a scheduler narrows that: --earlier-run RUN."
@@ -214,11 +213,11 @@ def _epochs(search: SearchSettings, trials: int, earlier_run: str | None) -> tup
 def _epochs_taken(run: str, search: SearchSettings) -> npt.NDArray[np.int64]:
     """Give the epochs that each trial of an earlier run took, of those that ended by themselves or were stopped."""
     before = run_folder.read_search(run)["settings"]["search"]
-    for name in _DECIDES_STOPPING:
+    for name in STOPPING_SETTINGS:
         if before[name] != getattr(search, name):
             raise SettingsError(
                 f"{run} had search.{name} {before[name]}, but this search has {getattr(search, name)}; name a run "
-                f"whose {', '.join(_DECIDES_STOPPING)} are this search's, or leave --earlier-run out."
+                f"whose {', '.join(STOPPING_SETTINGS)} are this search's, or leave --earlier-run out."
             )
     trials = run_folder.read_trials(run)
     ended = trials[~trials["status"].isin(["out_of_time", "not_started"])]

@@ -42,7 +42,7 @@ _FROZEN_BY = (
     *("backbone", "weights", "train", "last_stages", "input_size", "crop_scale", "crop_stretch", "flip"),
     *("colour_jitter", "policy", "erasing"),
 )
-"""What two trials must have in common to share their frozen trunk's features (search.train.features)."""
+"""What two trials must have in common to share their frozen trunk's features (search.train.inputs)."""
 
 Hyper = CnnHyper | TransferHyper
 

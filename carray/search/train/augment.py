@@ -1,13 +1,12 @@
-"""Turns decoded pixels into training's random views, as batch operations on the network's device.
+"""Augments training batches on the network's device: random crops, flips, policies and erasing; mixup and CutMix.
 
-From: uint8 pixels_BHWC at decode_size. To: float images_BCHW in 0..255 at input_size.
-Invariants: all that is random comes from the generator, which lies on the CPU whatever the device, so the same
-generator gives the same views; what is off draws nothing from it. torch's own generator is left as it was.
-Sources: the random resized crop is Szegedy et al., 'Going Deeper with Convolutions', 2014, section 6, with milder
-bounds; random erasing is Zhong et al., 'Random Erasing Data Augmentation', 2017, with its bounds.
-On a CPU images are cropped and mirrored as bytes, box by box, to whole pixels of the block, which is ten times as fast
-as sampling them as floats in one operation, as a GPU does; the two differ by less than a pixel.
-Cost: one core, images of 160 pixels, a batch of 32: TrivialAugment 0.6 ms an image, RandAugment 1.2 ms.
+All randomness comes from a generator on the CPU, so the same generator gives the same views on any device; what is off
+draws nothing from it, and torch's own generator stays as it was. On a CPU images are cropped as bytes to whole pixels,
+ten times as fast as sampling floats in one operation as a GPU does; the two differ by less than a pixel.
+Sources: random resized crop, Szegedy et al., 'Going Deeper with Convolutions', 2014, section 6, with milder bounds;
+Zhong et al., 'Random Erasing Data Augmentation', 2017; Zhang et al., 'mixup', 2017, also on hidden layers (Verma et
+al., 'Manifold Mixup', 2018); Yun et al., 'CutMix', 2019. torchvision's mixup and CutMix pair neighbours, often of one
+class in our file-ordered batches, and refuse embeddings.
 """
 
 from __future__ import annotations
@@ -18,15 +17,16 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from carray.search.train.hyperparameters import CnnHyper, TransferHyper
 
-__all__ = ["augment"]
+__all__ = ["augment", "mix", "soft_targets"]
 
 _GREY = 128.0
-"""What stands where an image was moved away or erased; about nothing, once normalised."""
+"""Fill where an image was moved away or erased; about zero once normalised."""
 _ERASED_AREA, _ERASED_STRETCH = (0.02, 0.33), 3.0
-"""Share of the image, and the largest ratio of height to width or of width to height."""
+"""Share of the image, and largest ratio of the longer to the shorter side."""
 _POLICY_DRAWS = 32
 """torchvision's policies draw one operation a call. Up to this many images get a call each; of a larger batch, as
 GPUs take, each call gets a group of images, drawn at random: launching operations image by image would take longer
@@ -138,6 +138,64 @@ def _erase(images_BCHW: Tensor, probability: float, generator: torch.Generator) 
 
 
 def _spans(start_B: Tensor, length_B: Tensor, size: int) -> Tensor:
-    """Mark, bool (B, size), the places from start on."""
-    places = torch.arange(size)
-    return (places >= start_B[:, None]) & (places < (start_B + length_B)[:, None])
+    """Mark, bool (B, size), `length` positions from `start`."""
+    positions = torch.arange(size)
+    return (positions >= start_B[:, None]) & (positions < (start_B + length_B)[:, None])
+
+
+def mix(
+    inputs: Tensor, labels_B: Tensor, hyper: CnnHyper | TransferHyper, class_count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Mix a batch by mixup or CutMix, whichever is on; with both, by one of them at random.
+
+    Args:
+        inputs: float images_BCHW, feature maps (square) or embedding_BD; not changed. CutMix pastes a rectangle of
+            height and width, so what has none, or has its channels last, is mixed by mixup.
+        labels_B: int64.
+        hyper: its mixup and cutmix are the alphas of the Beta distribution that the shares come from.
+        class_count: K.
+        generator: on the CPU.
+
+    Returns:
+        The mixed inputs and targets_BK, float32 of sum 1 a row; labels_B itself, int64, where nothing is on.
+        Cross-entropy takes either.
+    """
+    if not hyper.mixup and not hyper.cutmix:
+        return inputs, labels_B
+    random = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+    partner_B = torch.randperm(len(inputs), generator=generator)
+    cuts = bool(hyper.cutmix) and (not hyper.mixup or random.random() < 0.5)
+    alpha = hyper.cutmix if cuts else hyper.mixup
+    own_share = float(random.beta(alpha, alpha))
+    others = inputs[partner_B.to(inputs.device)]
+    if cuts and inputs.ndim == 4 and inputs.shape[2] == inputs.shape[3]:
+        mixed, own_share = _paste(inputs, others, own_share, random)
+    else:
+        mixed = torch.lerp(others, inputs, own_share)
+    targets_BK = soft_targets(labels_B, class_count)
+    return mixed, torch.lerp(targets_BK[partner_B.to(targets_BK.device)], targets_BK, own_share)
+
+
+def soft_targets(labels_B: Tensor, class_count: int) -> Tensor:
+    """Write labels_B, int64, as targets_BK: float32, 1 at the label and 0 elsewhere."""
+    return functional.one_hot(labels_B, class_count).float()
+
+
+def _paste(
+    inputs_BCHW: Tensor, others_BCHW: Tensor, own_share: float, random: np.random.Generator
+) -> tuple[Tensor, float]:
+    """Paste one rectangle of the others, about a random centre; give what share of the own area is left."""
+    height, width = inputs_BCHW.shape[2:]
+    side = math.sqrt(1 - own_share)
+    top, bottom = _span(side, height, random)
+    left, right = _span(side, width, random)
+    mixed_BCHW = inputs_BCHW.clone()
+    mixed_BCHW[:, :, top:bottom, left:right] = others_BCHW[:, :, top:bottom, left:right]
+    return mixed_BCHW, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def _span(side: float, size: int, random: np.random.Generator) -> tuple[int, int]:
+    # Its ends are cut off where they leave the image, as in the paper: the middle is not pasted more often.
+    length = round(side * size)
+    start = int(random.integers(size)) - length // 2
+    return max(0, start), min(size, start + length)

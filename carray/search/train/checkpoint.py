@@ -1,7 +1,9 @@
-"""Turns a training's state into bytes and back, as safetensors, so that loading runs no code.
+"""Packs a training's state as safetensors, whose loading runs no code, and keeps it in the trial's folder.
 
-From: named tensors of the network, its running mean and its optimiser, and a note. To: bytes, and back.
-Invariants: what is cut short or of another network is refused before anything is changed.
+best.safetensors, which names its epoch, and last.safetensors (search.run_folder) are written before the epoch is
+logged. A checkpoint that cannot be read is as good as none, since an epoch that is run again gives the same figures.
+Each process that takes up a trial writes a higher number into holder.json and checks it before it writes weights: a
+machine that was cut off must not overwrite those of the process that took over.
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carray.core.errors import SettingsError
+from carray.core.errors import SettingsError, StorageError
+from carray.core.store.files import delete, exists, list_files, read_bytes, read_json, write_bytes, write_json
+from carray.search import run_folder
 
-__all__ = ["optimizer_state", "pack", "restore_optimizer", "safetensors_metadata", "unpack"]
+__all__ = ["TrialFiles", "optimizer_state", "pack", "restore_optimizer", "safetensors_metadata", "unpack"]
 
 
 def pack(parts: Mapping[str, Mapping[str, Tensor]], note: Mapping[str, Any]) -> bytes:
-    """Pack named groups of tensors and a note that JSON can hold."""
+    """Pack named groups of tensors and a JSON note."""
     from safetensors.torch import save
 
     tensors = {
@@ -33,7 +37,7 @@ def pack(parts: Mapping[str, Mapping[str, Tensor]], note: Mapping[str, Any]) -> 
 def unpack(data: bytes, expected: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[str, dict[str, Tensor]], Any]:
     """Unpack groups of tensors and their note.
 
-    `expected` names, for the groups whose tensors are known beforehand, each tensor's shape.
+    `expected` holds tensors of the right shapes for the groups that are known beforehand.
 
     Raises:
         SettingsError: the bytes are cut short or no safetensors, or hold another network's tensors.
@@ -45,7 +49,7 @@ def unpack(data: bytes, expected: Mapping[str, Mapping[str, Tensor]]) -> tuple[d
         given = load(data)
         note = json.loads(safetensors_metadata(data)["note"])
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as err:
-        raise SettingsError(f"the checkpoint is cut short or damaged ({err}); the trial has to start anew.") from None
+        raise SettingsError(f"the checkpoint is cut short or damaged ({err}); the trial starts again.") from None
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in given.items():
         part, _, name = key.partition("/")
@@ -53,7 +57,7 @@ def unpack(data: bytes, expected: Mapping[str, Mapping[str, Tensor]]) -> tuple[d
     for part, named in expected.items():
         there = {name: value.shape for name, value in parts.get(part, {}).items()}
         if there != {name: value.shape for name, value in named.items()}:
-            raise SettingsError(f"the checkpoint holds another network ({part} differs); the trial has to start anew.")
+            raise SettingsError(f"the checkpoint holds another network ({part} differs); the trial starts again.")
     return parts, note
 
 
@@ -76,14 +80,14 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         number, name = key.split(".", 1)
         parameter = parameters[int(number)]
         if value.shape == parameter.shape:
-            # Fused kernels go through both in memory's order, which for channels last is another than the checkpoint's.
+            # Fused kernels read both in memory order, which for channels last differs from the checkpoint's.
             value = torch.empty_like(parameter, requires_grad=False).copy_(value)
         state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def safetensors_metadata(data: bytes) -> dict[str, str]:
-    """Read the notes of a safetensors file: 8 bytes of a length, little-endian, then so much JSON.
+    """Read the metadata of a safetensors file: 8 bytes of length, little-endian, then that much JSON.
 
     Raises:
         ValueError: the bytes hold no such header.
@@ -93,3 +97,86 @@ def safetensors_metadata(data: bytes) -> dict[str, str]:
         return {str(key): str(value) for key, value in json.loads(data[8 : 8 + length])["__metadata__"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise ValueError(f"no header of safetensors with notes ({type(err).__name__})") from None
+
+
+class TrialFiles:
+    """A trial's folder while its training runs: restores the checkpoint, keeps the best weights and the last state."""
+
+    def __init__(self, run: str, number: int) -> None:
+        self._number, self._claim = number, 0
+        self._holder = run_folder.trial_holder(run, number)
+        self._last = run_folder.last_checkpoint(run, number)
+        self._best = run_folder.best_weights(run, run_folder.trial_id(number))
+        self._folder = run_folder.trial_folder(run, number)
+        self._note: dict[str, Any] = {"epoch": 0, "val_top1": -1.0}
+
+    def restore(self, fit: Any) -> str | None:
+        """Load the trial's checkpoint into `fit`, if there is one; gives the reason where it cannot be used.
+
+        Raises:
+            StorageError: the store cannot be read.
+        """
+        for uri in list_files(self._folder):
+            if uri.rsplit("/", 1)[-1].startswith(".writing-"):  # left by a killed process
+                delete(uri)
+        self._note = self._read_note()
+        if exists(self._last):
+            try:
+                fit.restore(read_bytes(self._last))
+            except SettingsError as err:
+                return str(err)
+        return None
+
+    def take(self) -> None:
+        """Claim the trial, at its first step only: Tune also sets up processes that never train it.
+
+        Raises:
+            StorageError: storage refused.
+        """
+        if not self._claim:
+            self._claim = self._claimed() + 1
+            write_json(self._holder, {"turn": self._claim})
+
+    def keep(self, fit: Any, result: Any, *, always: bool = False) -> None:
+        """Write an epoch's weights if they are the best, or `always`, and the checkpoint of the next epoch.
+
+        Raises:
+            StorageError: storage refused either after every try, or another process has claimed the trial.
+        """
+        from safetensors.torch import save
+
+        self.take()
+        # A trial that starts again keeps its earlier best until the same epoch, or a better one, is reached.
+        if always or result.val_top1 > self._note["val_top1"] or result.epoch == self._note["epoch"]:
+            self._note = {"epoch": result.epoch, "val_top1": result.val_top1}
+            note = {"weights_from": fit.net.weights_from, **{key: str(value) for key, value in self._note.items()}}
+            tensors = {name: value.contiguous() for name, value in fit.weights().items()}
+            write_bytes(self._best, save(tensors, metadata=note), check=self._check)
+        write_bytes(self._last, fit.checkpoint(), check=self._check)
+
+    def _check(self) -> None:
+        if self._claimed() != self._claim:
+            raise StorageError(
+                f"{run_folder.trial_id(self._number)} was resumed in another process, so this one, whose machine was "
+                "given up, writes no more of it."
+            )
+
+    def _claimed(self) -> int:
+        """Read the last claim's number; 0 where the trial has ended or not begun."""
+        try:
+            return int(read_json(self._holder)["turn"]) if exists(self._holder) else 0
+        except StorageError:
+            if exists(self._holder):
+                raise
+            return 0  # the trial ended between the two looks
+
+    def _read_note(self) -> dict[str, Any]:
+        """Read the epoch and accuracy of best.safetensors; those of none where it is absent or damaged."""
+        if not exists(self._best):
+            return {"epoch": 0, "val_top1": -1.0}
+        data = read_bytes(self._best)
+        try:
+            header = safetensors_metadata(data)
+            return {"epoch": int(header["epoch"]), "val_top1": float(header["val_top1"])}
+        except (ValueError, KeyError, TypeError):
+            return {"epoch": 0, "val_top1": -1.0}

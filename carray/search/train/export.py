@@ -1,11 +1,8 @@
-"""Exports a network to ONNX, proves that the file computes the same, and tries a search's backbones before it begins.
+"""Exports a network to ONNX and proves that the file computes the same; tries a search's backbones before it begins.
 
-From: a `Net`, or a search's configurations. To: the bytes of a model, or one sentence for each backbone that cannot be
-built, run or exported at its sizes.
-Invariants: torch's newer exporter makes the files of bundles, and the older one where it fails; what either made is
-compared with torch on batches of several sizes before it counts. A trial of a backbone has random weights: they decide
-nothing. Its result is kept under `$CARRAY_CACHE/backbones` for these versions of the libraries.
-Cost: the newer exporter takes 4 to 13 s, the older one, with which backbones are tried, 0.5 to 3 s.
+torch's newer exporter makes bundles (4 to 13 s), the older one (0.5 to 3 s) where it fails, and for trying backbones.
+What either made is compared with torch on batches of several sizes. A backbone is tried with random weights, and its
+success is remembered under `$CARRAY_CACHE/backbones` for these versions of the libraries.
 """
 
 from __future__ import annotations
@@ -35,7 +32,7 @@ from carray.tensors.block import cache_home
 __all__ = ["check_backbones", "export_onnx"]
 
 PARITY_TOLERANCE = 1e-3
-"""Largest difference of a logit between torch and onnxruntime, in units of the logits' own spread."""
+"""Largest difference of a logit between torch and onnxruntime, relative to the logits' spread."""
 _BATCH_IMAGES = 32
 _SOFTWARE = ("timm", "torch", "onnx", "onnxscript", "onnxruntime")
 
@@ -43,15 +40,15 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def export_onnx(net: Any, pixels_NHWC: Pixels, *, fast: bool = False) -> tuple[bytes, dict[str, float]]:
-    """Export a network that takes uint8 images of `pixels_NHWC`'s size; gives the file, and how alike it computes.
+    """Export a network that takes uint8 images of `pixels_NHWC`'s size; gives the file and its parity with torch.
 
     Args:
         net: A `search.train.nets.Net` on the CPU, in evaluation mode.
-        pixels_NHWC: What torch and ONNX are compared on, one alone and the others in batches of 32.
-        fast: Whether torch's older exporter is asked first.
+        pixels_NHWC: Images on which torch and ONNX are compared, one alone and the others in batches of 32.
+        fast: Whether torch's older exporter is tried first.
 
     Raises:
-        BundleError: no exporter made a model whose logits are torch's.
+        BundleError: neither exporter made a model with torch's logits.
     """
     problems = []
     for older in (True, False) if fast else (False, True):
@@ -99,7 +96,7 @@ def _export(net: Any, input_size: int, *, older: bool) -> bytes:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporters' prints and warnings, mostly of their own deprecations, from the user."""
+    """Silence the exporters' prints and warnings, mostly of their own deprecations."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -116,7 +113,7 @@ def _check_parity(net: Any, model: bytes, pixels_NHWC: Pixels) -> dict[str, floa
     import torch
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    # One image alone first: a batch that tracing took for a constant would show.
+    # One image alone first, to show a batch size that tracing made a constant.
     starts = [0, *range(1, len(pixels_NHWC), _BATCH_IMAGES)]
     batches = [pixels_NHWC[a:b] for a, b in zip(starts, [*starts[1:], len(pixels_NHWC)], strict=True)]
     onnx_NK = np.concatenate([session.run(["logits"], {"pixels": batch})[0] for batch in batches])
@@ -149,15 +146,15 @@ def check_backbones(configurations: Sequence[CnnHyper | TransferHyper | None]) -
     problems: dict[str, None] = {}
     started, tried = time.monotonic(), 0
     for hyper in _to_try(transfer):
-        place = _place(hyper)
+        success = _success_uri(hyper)
         try:
-            if place and exists(place):
-                counts[hyper.backbone] = int(read_json(place)["stages"])
+            if success and exists(success):
+                counts[hyper.backbone] = int(read_json(success)["stages"])
                 continue
             tried += 1
             counts[hyper.backbone] = _try(hyper)
-            if place:
-                write_json(place, {**_deciding(hyper), "stages": counts[hyper.backbone]})
+            if success:
+                write_json(success, {**_deciding(hyper), "stages": counts[hyper.backbone]})
         except SettingsError as err:
             problems |= dict.fromkeys(err.problems)
     for hyper in transfer:
@@ -172,7 +169,7 @@ def check_backbones(configurations: Sequence[CnnHyper | TransferHyper | None]) -
 
 
 def _to_try(hypers: Sequence[TransferHyper]) -> list[TransferHyper]:
-    """Give what is to be tried, each once, with random weights."""
+    """List the configurations to try, each once, with random weights."""
     from carray.search.train.weights import takes_one_size
 
     by_backbone: dict[str, dict[tuple[int, int], TransferHyper]] = {}
@@ -194,7 +191,7 @@ def _to_try(hypers: Sequence[TransferHyper]) -> list[TransferHyper]:
 
 
 def _try(hyper: TransferHyper) -> int:
-    """Build, train and export one backbone; gives how many stages it has."""
+    """Build, train and export one backbone; gives its number of stages."""
     import torch
 
     from carray.search.train.nets import build_net, stages
@@ -227,8 +224,8 @@ def _deciding(hyper: TransferHyper) -> dict[str, Any]:
     return {**values, "software": software, "version": 1}
 
 
-def _place(hyper: TransferHyper) -> str | None:
-    """Give where a success is kept; None of a backbone that a folder or the hub describes, which may change."""
+def _success_uri(hyper: TransferHyper) -> str | None:
+    """Give the file that records a success; None for a backbone of a folder or the hub, which may change."""
     from carray.search.train.weights import registered_name
 
     if registered_name(hyper.backbone) is None:

@@ -1,64 +1,213 @@
-"""Trains one trial's network on the block, one epoch after another; needs no Ray.
+"""Trains one trial's network, one epoch after another: optimiser, rates, running mean of the weights, checkpoints.
 
-From: a hyper, a block, a class count. To: an `EpochResult` an epoch, the network's weights, and checkpoints.
-Invariants: everything random derives from (seed, epoch), so an epoch that is run again, from a checkpoint too, gives
-the same figures; validation sees `pixels.view`; a loss that is not finite ends the epoch and says so; a step takes
-batch_images whatever memory allows at once.
+All randomness derives from (seed, epoch) and rates depend on the step alone, so an epoch that is run again, from a
+checkpoint too, gives the same figures. A loss that is not finite ends the epoch. Needs no Ray.
+Sources: AdamW, Loshchilov & Hutter, 'Decoupled Weight Decay Regularization', 2019; the cycle of rate and momentum,
+Smith & Topin, 'Super-Convergence', 2018; rates by layer, Howard & Ruder, 'Universal Language Model Fine-tuning', 2018.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from carray.core.errors import SettingsError
 from carray.images.pixels import PixelSettings
-from carray.search.train.batches import choose_source
+from carray.search.train.augment import mix
 from carray.search.train.checkpoint import optimizer_state, pack, restore_optimizer, unpack
-from carray.search.train.features import forward_precision
 from carray.search.train.hyperparameters import CnnHyper, TransferHyper
-from carray.search.train.mixing import mix
-from carray.search.train.nets import build_net, freeze, layer_groups, learning_text, train_mode
-from carray.search.train.optimise import Ema, build_optimizer, class_weights, set_rates
+from carray.search.train.inputs import choose_source, forward_precision
+from carray.search.train.nets import Net, build_net, freeze, layer_groups, learning_text, train_mode
 from carray.tensors.block import Block
 
-__all__ = ["EpochResult", "Fit"]
+__all__ = ["Ema", "EpochResult", "Fit", "build_optimizer", "class_weights", "momentum_at", "rate_factor", "set_rates"]
+
+_FIRST_FACTOR, _LAST_FACTOR = 1 / 25, 1e-4
+"""Fractions of the peak rate, at the first step of the warm-up and at the end."""
+_HIGH_BETA1, _LOW_BETA1 = 0.95, 0.85
+"""AdamW's beta1 where rates are lowest, and at their peak."""
+
+
+def build_optimizer(
+    net: Net, hyper: CnnHyper | TransferHyper, groups_of_layers: Sequence[Sequence[str]]
+) -> torch.optim.Optimizer:
+    """Build the optimiser, each of its groups with its rate's peak as `peak_rate`.
+
+    Args:
+        net: on its device. Every parameter that will ever learn requires a gradient now; it may be frozen for a time
+            afterwards, since torch skips a parameter without a gradient.
+        hyper: the head peaks at head_learning_rate, the last layers at learning_rate, and each group before them at
+            layer_decay of the next one's.
+        groups_of_layers: names of the trunk's parameters, from the stem on; the others belong to the last group.
+    """
+    last = len(groups_of_layers) - 1
+    distances = {f"trunk.{name}": last - i for i, names in enumerate(groups_of_layers) for name in names}
+    spared = {f"trunk.{name}" for name in getattr(net.trunk, "no_weight_decay", set)()}  # timm's position embeddings
+    layer_decay = hyper.layer_decay if isinstance(hyper, TransferHyper) else 1.0
+    # Grouped by layer, not by rate, so that the order, by which a checkpoint counts, is the same for other rates.
+    groups: dict[tuple[int | None, bool], list[nn.Parameter]] = {}
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            distance = None if name.startswith("head.") else distances.get(name, 0)
+            groups.setdefault((distance, parameter.ndim > 1 and name not in spared), []).append(parameter)
+    described = []
+    for (distance, decays), parameters in groups.items():
+        rate = hyper.head_learning_rate if distance is None else hyper.learning_rate * layer_decay**distance
+        decay = hyper.weight_decay if decays else 0.0
+        described.append({"params": parameters, "lr": rate, "peak_rate": rate, "weight_decay": decay})
+    if hyper.optimizer == "sgd":
+        # torch refuses Nesterov's correction without momentum.
+        return torch.optim.SGD(described, momentum=hyper.momentum, nesterov=hyper.momentum > 0, fused=True)
+    return torch.optim.AdamW(described, fused=True)
+
+
+def rate_factor(step: int, steps: int, hyper: CnnHyper | TransferHyper) -> float:
+    """Give the fraction of the peak rate at a step, counted from 0, of `steps`.
+
+    Along a cosine it rises from 1/25 to 1 over the first warmup_fraction of the steps, then falls to 1e-4.
+    """
+    height, rises = _height(step, steps, hyper.warmup_fraction)
+    floor = _FIRST_FACTOR if rises else _LAST_FACTOR
+    return floor + (1 - floor) * height
+
+
+def momentum_at(step: int, steps: int, hyper: CnnHyper | TransferHyper) -> float:
+    """Give the momentum at a step: AdamW's beta1 falls from 0.95 to 0.85 as rates rise, and back; SGD's stays."""
+    if hyper.optimizer == "sgd":
+        return hyper.momentum
+    height, _ = _height(step, steps, hyper.warmup_fraction)
+    return _HIGH_BETA1 + (_LOW_BETA1 - _HIGH_BETA1) * height
+
+
+def _height(step: int, steps: int, warmup_fraction: float) -> tuple[float, bool]:
+    """Give the height of the cycle, 0 (either end) to 1 (the peak), and whether it rises."""
+    warmup = warmup_fraction * steps
+    if step < warmup:
+        return (1 - math.cos(math.pi * step / warmup)) / 2, True
+    fallen = min(1.0, (step - warmup) / max(steps - warmup, 1e-9))
+    return (1 + math.cos(math.pi * fallen)) / 2, False
+
+
+def set_rates(optimizer: torch.optim.Optimizer, hyper: CnnHyper | TransferHyper, step: int, steps: int) -> None:
+    """Set each group's rate and momentum for a step, counted from 0, of `steps`."""
+    factor, momentum = rate_factor(step, steps, hyper), momentum_at(step, steps, hyper)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_rate"] * factor
+        if "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        else:
+            group["momentum"] = momentum
+
+
+def class_weights(labels_N: npt.NDArray[np.int64], class_count: int) -> Tensor:
+    """Weigh classes for the loss, float32 (K,), so that each that occurs has the same share of it.
+
+    An image weighs 1 on average, so the loss keeps its scale. A class that does not occur weighs 1.
+    """
+    counts_K = np.bincount(labels_N, minlength=class_count)
+    fair = len(labels_N) / max(1, int((counts_K > 0).sum()))
+    return torch.from_numpy(np.where(counts_K > 0, fair / np.maximum(counts_K, 1), 1.0).astype(np.float32))
+
+
+class Ema:
+    """A running mean of a network's weights, which often scores better than the last ones.
+
+    All floats of its state are averaged, including normalisation statistics; integers are copied. The decay starts
+    low, as min(decay, (1 + t) / (10 + t)) after t updates, so that the random start is soon forgotten.
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self._means = {name: value.detach().clone() for name, value in net.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        """Average in the network's present state."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        state = net.state_dict()
+        averaged = [name for name, mean in self._means.items() if mean.is_floating_point()]
+        torch._foreach_lerp_([self._means[name] for name in averaged], [state[name] for name in averaged], 1 - decay)
+        for name in self._means.keys() - set(averaged):
+            self._means[name].copy_(state[name])
+
+    @contextmanager
+    def in_place_of(self, net: nn.Module) -> Iterator[None]:
+        """Load the means into a network while the context lasts, then its own state again."""
+        own = {name: value.clone() for name, value in net.state_dict().items()}
+        net.load_state_dict(self._means)
+        try:
+            yield
+        finally:
+            net.load_state_dict(own)
+
+    def state(self) -> dict[str, Tensor]:
+        """Give the state for `load`: the means, which share their memory, and `updates`, int64."""
+        return {**self._means, "updates": torch.tensor(self.updates)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Copy another one's state.
+
+        Raises:
+            SettingsError: it is of another network.
+        """
+        shapes = {name: value.shape for name, value in self.state().items()}
+        if {name: value.shape for name, value in state.items()} != shapes:
+            differing = sorted(
+                name
+                for name in shapes.keys() | state.keys()
+                if name not in state or shapes.get(name) != state[name].shape
+            )
+            raise SettingsError(
+                f"the running mean of the weights is of another network ({len(differing)} tensors differ, the first is "
+                f"{differing[0]}); start the trial anew."
+            )
+        self.updates = int(state["updates"])
+        for name, mean in self._means.items():
+            mean.copy_(state[name])
+
 
 _STEPS_BETWEEN_LOOKS = 16
-"""A look at the loss waits for the device; a diverged network loses nothing by some more steps."""
+"""Steps between looks at the loss, each of which waits for the device."""
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Says how one epoch ended; losses are mean cross-entropies in nats, accuracies fractions in 0..1."""
+    """The result of one epoch; losses are mean cross-entropies in nats, accuracies fractions in 0..1."""
 
     epoch: int
     """Counted from 1."""
     train_loss: float
     val_loss: float
-    """nan, as the accuracies, where the training has taken the validation images, too."""
+    """nan, as the accuracies, where validation images are trained on, too."""
     val_top1: float
     val_top5: float
     learning_rate: float
-    """Of the last stage, at the epoch's end."""
+    """The largest of all layers', at the epoch's end."""
     seconds: float
     images_per_second: float
-    """Trained images a second of training, validation left out."""
+    """Of training, without validation."""
     note: str | None = None
-    """What a reader of the log should know: in the first epoch how much of a backbone learns; a halved micro-batch."""
+    """How much of a backbone learns (first epoch only); a halved micro-batch."""
+
+    def log_entry(self, number: int, family: str) -> dict[str, Any]:
+        """Give the figures of this epoch of a trial for the log, with None for what is not finite."""
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in vars(self).items()}
+        return {**values, "number": number, "family": family}
 
 
 class Fit:
-    """Holds one trial's network, optimiser and schedule between epochs."""
+    """One trial's network, optimiser and schedule."""
 
     def __init__(
         self,
@@ -102,7 +251,7 @@ class Fit:
 
     @property
     def epoch(self) -> int:
-        """Give the number of epochs done."""
+        """Return the number of epochs done."""
         return len(self.history)
 
     def run_epoch(self) -> EpochResult:
@@ -134,7 +283,7 @@ class Fit:
         return result
 
     def weights(self) -> dict[str, Tensor]:
-        """Give the tensors that a bundle would hold, on the CPU: the running mean's where there is one."""
+        """Give the tensors for a bundle, on the CPU: the running mean's where there is one."""
         with self._averaged():
             return {name: value.detach().cpu().clone() for name, value in self.net.state_dict().items()}
 
@@ -144,7 +293,7 @@ class Fit:
         return pack({**self._known_parts(), "optimizer": optimizer_state(self._optimizer)}, note)
 
     def restore(self, data: bytes) -> None:
-        """Continue where a checkpoint of the same configuration stands.
+        """Load a checkpoint of the same configuration.
 
         Raises:
             SettingsError: it is cut short, or of another network; nothing is changed then.
@@ -178,7 +327,7 @@ class Fit:
         return float(total) / images
 
     def _step(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Change the weights by one batch's gradient; halves what passes at once where memory ends."""
+        """Take one optimiser step, halving the micro-batch where memory runs out; gives the batch's mean loss."""
         while True:
             try:
                 self._optimizer.zero_grad(set_to_none=True)
@@ -198,7 +347,7 @@ class Fit:
         return loss
 
     def _gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Add up the gradients of a batch's parts; gives the batch's mean loss."""
+        """Accumulate the gradients of a batch's micro-batches; gives the batch's mean loss."""
         total = torch.zeros((), device=self.device)
         for start, stop in _parts(len(inputs), self._micro_batch_images):
             with self._autocast():
@@ -230,7 +379,7 @@ class Fit:
         wanted = self.hyper.precision
         if wanted == "auto":
             fast = forward_precision(self.device) == torch.bfloat16
-            # On a CPU plain convolutions learn faster so, depthwise ones, of which most backbones consist, slower.
+            # On a CPU bf16 makes plain convolutions faster, and depthwise ones, as in most backbones, slower.
             pays = self.device.type == "cuda" or isinstance(self.hyper, CnnHyper)
             wanted = "bf16" if fast and pays else "fp32"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted == "bf16")
@@ -256,7 +405,7 @@ class Fit:
 
 
 def _parts(count: int, size: int) -> Iterator[tuple[int, int]]:
-    """Cut a batch; a last part of one image joins the one before, since batch normalisation cannot train on one."""
+    """Split a batch; a single last image joins the part before, since batch normalisation cannot train on one."""
     starts = list(range(0, count, size))
     if len(starts) > 1 and count - starts[-1] == 1:
         starts.pop()

@@ -1,8 +1,4 @@
-"""Says what one trial is told: the network and how it is trained, typed and bounded.
-
-From: a mapping, out of YAML or drawn. To: a `CnnHyper` or a `TransferHyper`.
-Invariants: defaults are known-good values; every value bears on the training, and one that cannot is refused.
-"""
+"""Defines the hyperparameters of one trial: type, bounds and a known-good default of each."""
 
 from __future__ import annotations
 
@@ -17,45 +13,45 @@ __all__ = ["HYPERS", "CnnHyper", "Hyper", "TrainHyper", "TransferHyper", "read_h
 
 
 class TrainHyper(Settings):
-    """Holds what every network's training is told."""
+    """Hyperparameters of every network's training."""
 
     input_size: int = Field(default=160, ge=8)
     """Side of the network's input in training, pixels; at most pixels.decode_size."""
     eval_size: int | None = Field(default=None, ge=8)
-    """Side of the input in validation and in the bundle; None is input_size. A larger one mends the larger look that
-    random crops give to things (Touvron et al., 'Fixing the train-test resolution discrepancy', 2019)."""
+    """Side of the input in validation and in the bundle; None is input_size. A larger one makes up for random crops,
+    which enlarge objects (Touvron et al., 'Fixing the train-test resolution discrepancy', 2019)."""
     flip_average: bool = False
-    """Whether the network scores an image and its mirror image and averages the logits; doubles the cost."""
+    """Whether the logits of an image and its mirror image are averaged; doubles the cost."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with Nesterov's momentum."""
+    """AdamW, or SGD with Nesterov momentum."""
     learning_rate: float = Field(default=1e-3, gt=0, le=10)
-    """Peak for all weights but the head's."""
+    """Peak learning rate of all weights but the head's."""
     head_learning_rate: float = Field(default=4e-3, gt=0, le=10)
-    """Peak for the last linear layer, which starts from random weights."""
+    """Peak learning rate of the last linear layer, which starts from random weights."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """SGD's, with Nesterov's correction."""
+    """SGD's Nesterov momentum."""
     weight_decay: float = Field(default=0.02, ge=0, le=10)
-    """Biases and normalisation are spared."""
+    """Weight decay; biases and normalisation have none."""
     warmup_fraction: float = Field(default=0.25, ge=0, lt=1)
-    """Of all steps: the learning rates rise to their peaks, then fall along a cosine."""
+    """Fraction of all steps in which the learning rates rise to their peaks, before they fall along a cosine."""
     clip_norm: float = Field(default=0.0, ge=0)
-    """Largest norm of all gradients together; 0 leaves them."""
+    """Largest norm of all gradients together; 0 does not clip."""
     ema: float = Field(default=0.0, ge=0, lt=1)
-    """Decay a step of the running mean of the weights, which is what validation and the bundle use; 0 is none."""
+    """Decay per step of the running mean of the weights, which validation and the bundle use; 0 is none."""
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the target that is spread over all classes."""
+    """Share of the target spread over all classes."""
     class_balance: Literal["none", "sampler", "weights"] = "none"
-    """Whether rare classes are drawn more often, or weigh more in the loss."""
+    """Whether rare classes are sampled more often, or weigh more in the loss."""
 
     batch_images: int = Field(default=32, ge=2, le=4096)
-    """Images a step of the optimiser."""
+    """Images per optimiser step."""
     micro_batch_images: int | None = Field(default=None, ge=2, le=4096)
-    """Images a pass through the network, whose gradients add up. None: batch_images, halved where memory ends."""
+    """Images per pass through the network; gradients accumulate. None: batch_images, halved where memory runs out."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 where a GPU has it, and for CNNs where a CPU has it (AVX-512 BF16); else fp32."""
+    """auto: bf16 where a GPU has it, and for CNNs where a CPU has it (AVX-512 BF16); otherwise fp32."""
     compile: bool = False
-    """Whether torch.compile takes a minute or so at the first epoch to make the others faster."""
+    """Whether to use torch.compile, which costs about a minute in the first epoch."""
 
     crop_scale: float = Field(default=0.7, gt=0, le=1)
     """Smallest side of a random crop, as a fraction of the decoded side; 1 takes the whole image."""
@@ -86,7 +82,7 @@ class TrainHyper(Settings):
 
 
 class CnnHyper(TrainHyper):
-    """Describes a CNN trained from scratch."""
+    """A CNN trained from scratch."""
 
     family: Literal["cnn"] = "cnn"
     stages: int = Field(default=4, ge=1, le=8)
@@ -109,7 +105,7 @@ def _absolute_backbone(backbone: str) -> str:
 
 
 class TransferHyper(TrainHyper):
-    """Describes a timm backbone that starts from trained weights."""
+    """A timm backbone with trained weights."""
 
     family: Literal["transfer"] = "transfer"
     backbone: Annotated[str, AfterValidator(_absolute_backbone)] = "tf_efficientnet_lite0"
@@ -118,19 +114,18 @@ class TransferHyper(TrainHyper):
     """auto: an installed weights package, else where the backbone's name says, a hub or a folder; a path: a
     .safetensors file or their folder; none: random."""
     train: Literal["head", "last_stages", "all"] = "last_stages"
-    """Which part learns; the rest keeps its weights and its normalisation statistics."""
+    """The part that learns; the rest keeps its weights and its normalisation statistics."""
     last_stages: int = Field(default=3, ge=1, le=32)
-    """How many of the backbone's last stages learn when train is last_stages; most have 4 or 5 (search.train.nets)."""
+    """Number of the backbone's last stages that learn with train: last_stages; most have 4 or 5 (search.train.nets)."""
     head_only_epochs: int = Field(default=0, ge=0)
-    """For so many epochs only the head learns, then what `train` says."""
+    """First epochs in which only the head learns."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
-    """Each of timm's groups of layers further from the head learns at so much of the next one's rate (Howard & Ruder,
-    2018)."""
+    """Factor of the learning rate from each of timm's groups of layers to the one before it (Howard & Ruder, 2018)."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Probability that a residual block is skipped in training (stochastic depth)."""
     cached_views: int = Field(default=8, ge=0, le=1000)
-    """How many random views of each image go through the frozen part once, to be kept on disk for every trial that
-    has the same frozen part; epoch e trains on view e modulo this. 0 computes the frozen part anew each epoch."""
+    """Random views of each image whose features of the frozen part are cached on disk, for every trial with the same
+    frozen part; epoch e trains on view e modulo this. 0 runs the frozen part in each epoch."""
 
 
 Hyper = Annotated[CnnHyper | TransferHyper, Field(discriminator="family")]

@@ -1,8 +1,6 @@
 """Builds a trial's network: a CNN from scratch, or a timm backbone with trained weights.
 
-From: a hyper and a class count. To: a `Net`, which takes float images 0..255 and gives logits and an embedding.
-Invariants: normalisation is part of the network, so what is trained is what is exported.
-Cost: importing timm takes 7 to 15 s.
+Normalisation is part of the network, so what is trained is what is exported. Importing timm takes 7 to 15 s.
 """
 
 from __future__ import annotations
@@ -35,14 +33,14 @@ __all__ = [
 ]
 
 _LEAST_SHARE, _LEAST_REST, _MOST_STAGES, _SHARE_OF_MANY = 0.03, 0.005, 8, 1 / 6
-"""What makes a stage: see `stages`."""
+"""Of `stages`: least share of the parameters, least share at the stem, most stages, and their share beyond that."""
 
-# Channel means and deviations for networks that learn from nothing.
+# Channel means and deviations of networks without trained weights.
 _CNN_MEAN, _CNN_STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
 class Net(nn.Module):
-    """Holds a trunk (pixels to embedding_BD), dropout and a linear head; its input is float images_BCHW in 0..255."""
+    """A trunk (pixels to embedding_BD), dropout and a linear head; its input is float images_BCHW in 0..255."""
 
     mean: Tensor
     std: Tensor
@@ -70,7 +68,7 @@ class Net(nn.Module):
         """Where the trunk's first weights came from."""
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute logits_BK and embedding_BD, float32; if so told, in evaluation, of the mirror image, too."""
+        """Compute logits_BK and embedding_BD, float32; with flip_average, in evaluation, averaged with the mirror's."""
         logits_BK, embedding_BD = self.score(self.trunk(self.normalise(images_BCHW)))
         if self.flip_average and not self.training:
             mirrored_BK, mirrored_BD = self.score(self.trunk(self.normalise(images_BCHW.flip(3))))
@@ -87,7 +85,7 @@ class Net(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Adds two normalised convolutions to their input (He et al., 'Deep Residual Learning', 2015, figure 2)."""
+    """A residual block of two convolutions (He et al., 'Deep Residual Learning', 2015, figure 2)."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
@@ -105,7 +103,7 @@ def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int =
 
 
 def build_net(hyper: CnnHyper | TransferHyper, *, class_count: int, load_weights: bool = True) -> Net:
-    """Build a network, with trained weights where its hyper asks for them unless `load_weights` is off.
+    """Build a network, with trained weights where its hyper asks for them and `load_weights` is on.
 
     Raises:
         SettingsError: the backbone does not exist, or its weights are not to be had.
@@ -163,7 +161,7 @@ def _build_transfer(hyper: TransferHyper, class_count: int, *, load_weights: boo
 
 
 def freeze(net: Net, hyper: CnnHyper | TransferHyper, *, head_only: bool = False) -> None:
-    """Leave only the part of a network learnable that its hyper says, or the head alone.
+    """Freeze a network but for the part that its hyper says, or but for the head.
 
     Raises:
         SettingsError: last_stages is more than the backbone has.
@@ -180,7 +178,7 @@ def freeze(net: Net, hyper: CnnHyper | TransferHyper, *, head_only: bool = False
 
 
 def check_stages(hyper: TransferHyper, count: int) -> None:
-    """Check that a backbone of so many stages has those that are to learn.
+    """Check that a backbone of `count` stages has as many as are to learn.
 
     Raises:
         SettingsError: last_stages is more than it has.
@@ -277,7 +275,7 @@ def split_trunk(net: Net, *, input_size: int) -> tuple[nn.Module, nn.Module] | N
         with torch.no_grad():
             probe_BCHW = probe_BCHW.to(net.mean.device)
             same = torch.allclose(upper(lower(probe_BCHW)), net.trunk(probe_BCHW), rtol=1e-3, atol=1e-4)
-    except Exception:  # its children do not even fit together, and each family fails in its own way
+    except Exception:  # the children do not even fit; each family raises its own errors
         same = False
     net.trunk.train(was_training)
     return (lower, upper) if same else None

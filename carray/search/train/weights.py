@@ -1,10 +1,7 @@
-"""Builds timm backbones with trained weights: from a place the user names, an installed weights package, or the hub.
+"""Builds timm backbones with trained weights, from the path that the user names, a weights package, or the hub.
 
-Invariants: the order is that one; a package's file is used only when its sha256 is the known one; files are
-safetensors, or tensors read by torch's restricted loader, which runs no code; timm itself loads all but a package's
-file, so position embeddings and windows are resampled to the trunk's size as timm does it; nothing found, or a tensor
-that a file lacks, is an error, never a random start. A name is one of timm's, or `hf-hub:OWNER/NAME` or
-`local-dir:FOLDER`, which hold a config.json beside their weights.
+A package's file is used only with the known sha256; files are safetensors, or are read by torch's restricted loader,
+which runs no code. No weights found, or a tensor that a file lacks, is an error, never a random start.
 """
 
 from __future__ import annotations
@@ -132,10 +129,10 @@ def _configuration(backbone: str) -> Mapping[str, Any]:
 
 
 def check_weights(backbone: str, weights: str) -> None:
-    """Check, before anything is launched, that weights are to be had and fit; fetches them from the hub if need be.
+    """Check, before anything is launched, that weights are available and fit; may fetch them from the hub.
 
     Raises:
-        SettingsError: they are not, and names the three places; or they belong to another backbone.
+        SettingsError: they are not, and names the three sources; or they belong to another backbone.
     """
     if weights != "none" and (weights != "auto" or package_file(backbone) is None):
         build_trunk(backbone, weights)
@@ -236,9 +233,9 @@ def _reason(err: Exception) -> str:
 
 
 def _named_file(weights: str, backbone: str) -> Path:
-    place = Path(weights).expanduser()
+    given = Path(weights).expanduser()
     name = backbone.rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
-    path = place / f"{name}.safetensors" if place.is_dir() else place
+    path = given / f"{name}.safetensors" if given.is_dir() else given
     if path.suffix != ".safetensors" or not path.is_file():
         raise SettingsError(
             f"weights is {weights!r}, where no {name}.safetensors lies; give that file or its folder, or 'auto' to "
@@ -250,7 +247,7 @@ def _named_file(weights: str, backbone: str) -> Path:
 def _load_in_order(trunk: torch.nn.Module, given: dict[str, Any], path: Path) -> None:
     """Match tensors one to one, in order: the packages name them otherwise than timm does."""
     own = trunk.state_dict()
-    values = list(given.values())[: len(own)]  # the classifier, which the trunk has not, stands last
+    values = list(given.values())[: len(own)]  # without the classifier, which is last
     if len(values) != len(own) or any(a.shape != b.shape for a, b in zip(values, own.values(), strict=True)):
         raise SettingsError(
             f"{path} does not fit this version of timm's backbone; name a .safetensors file as weights."

@@ -14,9 +14,9 @@ from carray.classify.ledger import LedgerEntry, done_shards, enter_shard
 from carray.classify.predictions_folder import part_name
 from carray.core.store.files import join, write_bytes, write_json
 from carray.search import run_folder
+from carray.search.judge import Judge
 from carray.search.proposals import draw_trials
 from carray.search.space import TuneSettings
-from jobs.bench.search.replay import new_judge
 
 Row = tuple[str, float, str, int]
 _WRITERS = 16
@@ -65,14 +65,15 @@ def log(run: str, trials: int, epochs: int) -> Iterator[Row]:
 def decisions(scheduler: str, trials: int, epochs: int) -> Iterator[Row]:
     """Decide about every epoch of many trials, with a log in memory."""
     values = {"trials": trials, "epochs": epochs, "scheduler": scheduler}
-    judge = new_judge(TuneSettings.model_validate({"search": values}).search)
+    judge = Judge(TuneSettings.model_validate({"search": values}).search)
     ended, count = set[int](), 0
     started = time.perf_counter()
     for entry in made_up_log(trials, epochs):
         if entry["number"] not in ended:
             count += 1
-            if judge(entry) != "continue":
+            if judge.decide(entry) != "continue":
                 ended.add(entry["number"])
+            judge.add(entry)
     seconds = time.perf_counter() - started
     yield f"decide_{scheduler}", count / seconds, "epochs a second", count
 

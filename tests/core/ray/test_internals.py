@@ -8,6 +8,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,6 +43,15 @@ def test_no_aws_variable_is_sent_to_trials(monkeypatch: pytest.MonkeyPatch) -> N
     internals.withhold_aws_variables()
     assert names == {"OTHER"}
     assert "ENV_VARS_TO_PROPAGATE" in Path(os.fspath(class_cache.__file__)).read_text()
+
+
+def test_a_lost_process_leaves_no_trial_that_tune_waits_for() -> None:
+    from ray.tune.execution import tune_controller
+
+    controller = SimpleNamespace(_resetting_trials={"lost", "other"})
+    internals.forget_handover(controller, "lost")
+    assert controller._resetting_trials == {"other"}
+    assert "self._resetting_trials: Set[Trial] = set()" in Path(os.fspath(tune_controller.__file__)).read_text()
 
 
 def test_proxies_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

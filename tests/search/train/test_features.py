@@ -13,10 +13,9 @@ from filelock import FileLock
 
 from carray.core.environment import cache_home
 from carray.images.pixels import PixelSettings
-from carray.search.train.batches import FeatureSource, PixelSource
-from carray.search.train.features import Features
 from carray.search.train.fit import Fit
 from carray.search.train.hyperparameters import TransferHyper
+from carray.search.train.inputs import Features, FeatureSource, PixelSource
 from carray.search.train.nets import Net, build_net, freeze, split_trunk
 from carray.tensors.block import Block
 

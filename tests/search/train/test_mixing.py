@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from carray.search.train.augment import mix, soft_targets
 from carray.search.train.hyperparameters import CnnHyper
-from carray.search.train.mixing import mix, soft_targets
 
 K = 16
 

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from carray.core.errors import SettingsError
 from carray.search.train.checkpoint import optimizer_state, restore_optimizer
+from carray.search.train.fit import Ema, build_optimizer, class_weights, momentum_at, rate_factor, set_rates
 from carray.search.train.hyperparameters import CnnHyper, TransferHyper
 from carray.search.train.nets import Net, build_net, freeze, layer_groups
-from carray.search.train.optimise import Ema, build_optimizer, class_weights, momentum_at, rate_factor, set_rates
 
 CNN = CnnHyper(input_size=16, stages=2, width=4, warmup_fraction=0.25)
 SMALL = TransferHyper(

@@ -1,4 +1,4 @@
-"""Schedulers, fed as Tune feeds them: who is stopped, and that a log brings a new one to the same decisions."""
+"""The scheduler that Tune asks: what it logs, and that a log brings a new one to the same decisions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import numpy as np
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from carray.core.errors import SettingsError
-from carray.core.settings import parse_settings
 from carray.core.store.files import list_files
 from carray.search.run_folder import read_log, read_trial_ends
-from carray.search.run_log import METRIC, SearchLog
-from carray.search.schedulers_on_ray import FamilyScheduler
-from carray.search.space import SearchSettings, TuneSettings
+from carray.search.run_log import SearchLog
+from carray.search.scheduler_on_ray import SearchScheduler
+from carray.search.space import SearchSettings
 
 
 def an_entry(number: int, epoch: int, val_top1: float, **others: Any) -> dict[str, Any]:
@@ -45,16 +43,15 @@ class Driver:
     def __init__(self, run: Path, search: SearchSettings) -> None:
         self.run, self.search = run, search
         self.log = SearchLog(str(run), search, count=search.trials)
-        self.scheduler = FamilyScheduler(search, self.log)
-        self.best: dict[int, float] = defaultdict(lambda: -1.0)
+        self.scheduler = SearchScheduler(self.log, defaultdict(int))
 
     def report(self, entry: dict[str, Any]) -> str:
-        number = entry["number"]
-        trial = SimpleNamespace(trial_id=f"tune-{id(self)}-{number}", config={"number": number})
-        if entry["val_top1"] is not None:
-            self.best[number] = max(self.best[number], entry["val_top1"])
-        result = {"entry": json.dumps(entry), "epoch": entry["epoch"], METRIC: self.best[number]}
-        return self.scheduler.on_trial_result(None, trial, result)  # type: ignore[arg-type]
+        result = {"entry": json.dumps(entry)}
+        return self.scheduler.on_trial_result(None, a_trial(entry["number"]), result)
+
+
+def a_trial(number: int) -> Any:
+    return SimpleNamespace(config={"number": number}, run_metadata=SimpleNamespace(num_failures=0))
 
 
 def a_search(scheduler: str, **others: Any) -> SearchSettings:
@@ -76,7 +73,7 @@ def family_of(number: int) -> str:
 def run_on(driver: Driver, heights_NE: np.ndarray, *, slots: int = 4, stop_after: int | None = None) -> None:
     """Run trials side by side, at different speeds, until all have ended or so many entries are logged."""
     done = {number: 0 for number in driver.log.missing}
-    for entry in driver.log.replayed():
+    for entry in read_log(str(driver.run)):
         if entry["number"] in done:
             done[entry["number"]] = max(done[entry["number"]], entry["epoch"])
     waiting, running = list(done), []
@@ -139,83 +136,37 @@ def test_epochs_that_are_run_again_change_no_decision(kind: str, tmp_path: Path)
     assert decisions(tmp_path / "run") == decisions(tmp_path / "copy")
 
 
-def test_asha_stops_the_lower_part_of_a_rung(tmp_path: Path) -> None:
-    """At the rung of epoch 1, of which one in three goes on: the threshold is that of those who came before."""
-    driver = Driver(tmp_path, a_search("asha", reduction_factor=3))
-    answers = [driver.report(an_entry(i, 1, score)) for i, score in enumerate([0.5, 0.6, 0.7, 0.55, 0.8, 0.1])]
-    stopped = [i for i, answer in enumerate(answers) if answer == TrialScheduler.STOP]
-    assert stopped == [3, 5]
-    ends = read_trial_ends(str(tmp_path), 6)
-    assert "stopped by ASHA after epoch 1 with 55.0% validation top-1" in ends[3]["reason"]
+def test_the_reason_of_a_stop_names_the_rule(tmp_path: Path) -> None:
+    for kind, who in (("asha", "ASHA"), ("median", "the median rule")):
+        driver = Driver(tmp_path / kind, a_search(kind))
+        answers = [driver.report(an_entry(i, 1, score)) for i, score in enumerate([0.5, 0.6, 0.7, 0.3])]
+        assert answers[-1] == TrialScheduler.STOP
+        reason = f"stopped by {who} after epoch 1 with 30.0% validation top-1"
+        assert read_trial_ends(str(tmp_path / kind), 4)[3] == {"number": 3, "status": "stopped", "reason": reason}
 
 
-def test_families_are_judged_among_themselves(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, a_search("asha"))
-    for number in range(6):
-        driver.report(an_entry(number, 1, 0.8 + number / 100, family="transfer"))
-    assert driver.report(an_entry(6, 1, 0.1, family="cnn")) == TrialScheduler.CONTINUE
-    assert driver.report(an_entry(7, 1, 0.1, family="transfer")) == TrialScheduler.STOP
-
-
-def test_no_trial_is_stopped_before_the_grace_epochs(tmp_path: Path) -> None:
-    for kind in ("asha", "median"):
-        driver = Driver(tmp_path / kind, a_search(kind, grace_epochs=3))
-        for epoch in (1, 2, 3):
-            answers = [driver.report(an_entry(i, epoch, (9 - i) / 10)) for i in range(8)]
-            assert (TrialScheduler.STOP in answers) == (epoch == 3), (kind, epoch)
-
-
-def test_median_rule_stops_who_is_below_the_median_and_pauses_nobody(tmp_path: Path) -> None:
-    """Ray's rule would pause a trial while it has fewer than three others to compare it to."""
-    driver = Driver(tmp_path, a_search("median"))
-    answers = [driver.report(an_entry(i, 1, score)) for i, score in enumerate([0.1, 0.4, 0.5, 0.6, 0.3, 0.45])]
-    assert answers == [TrialScheduler.CONTINUE] * 4 + [TrialScheduler.STOP, TrialScheduler.CONTINUE]
-    assert "stopped by the median rule" in read_trial_ends(str(tmp_path), 6)[4]["reason"]
-
-
-def test_one_bad_epoch_after_a_good_one_stops_nobody(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, a_search("asha", grace_epochs=3))
-    for number in range(4):
-        for epoch in (1, 2, 3):
-            driver.report(an_entry(number, epoch, 0.5))
-    for epoch, score in ((1, 0.3), (2, 0.9), (3, 0.0)):
-        assert driver.report(an_entry(4, epoch, score)) == TrialScheduler.CONTINUE
-
-
-@pytest.mark.parametrize("kind", ["asha", "median", "none"])
-def test_a_non_finite_epoch_ends_its_trial_and_reaches_no_scheduler(kind: str, tmp_path: Path) -> None:
-    driver = Driver(tmp_path, a_search(kind))
+def test_a_non_finite_epoch_and_a_last_one_end_their_trials(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, a_search("asha", epochs=2))
     diverged = {**an_entry(0, 1, 0.0), "val_top1": None, "val_loss": None, "train_loss": None}
     assert driver.report(diverged) == TrialScheduler.STOP
-    assert read_trial_ends(str(tmp_path), 1)[0]["status"] == "non_finite"
-    assert not driver.scheduler._trials
-
-
-def test_the_last_epoch_finishes_a_trial(tmp_path: Path) -> None:
-    for kind in ("asha", "median", "none"):
-        driver = Driver(tmp_path / kind, a_search(kind, epochs=2))
-        answers = [driver.report(an_entry(0, epoch, 0.5)) for epoch in (1, 2)]
-        assert answers == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
-        assert read_trial_ends(str(tmp_path / kind), 1)[0]["status"] == "finished"
+    assert [driver.report(an_entry(1, epoch, 0.5)) for epoch in (1, 2)] == [
+        TrialScheduler.CONTINUE,
+        TrialScheduler.STOP,
+    ]
+    ends = {number: end["status"] for number, end in read_trial_ends(str(tmp_path), 2).items()}
+    assert ends == {0: "non_finite", 1: "finished"}
 
 
 def test_a_trial_that_says_it_failed_is_noted_once(tmp_path: Path) -> None:
     driver = Driver(tmp_path, a_search("asha"))
-    trial: Any = SimpleNamespace(trial_id="x", config={"number": 2})
-    driver.scheduler.on_trial_complete(None, trial, {"failed": "last_stages is 30", "done": True})
+    driver.scheduler.on_trial_complete(None, a_trial(2), {"failed": "last_stages is 30", "done": True})
     assert read_trial_ends(str(tmp_path), 15)[2] == {"number": 2, "status": "failed", "reason": "last_stages is 30"}
     assert not read_log(str(tmp_path))
 
 
 def test_a_last_epoch_that_tune_reports_as_an_end_is_logged_once(tmp_path: Path) -> None:
     driver = Driver(tmp_path, a_search("asha", epochs=1))
-    trial: Any = SimpleNamespace(trial_id="x", config={"number": 0})
-    result = {"entry": json.dumps(an_entry(0, 1, 0.5)), "epoch": 1, METRIC: 0.5}
+    result = {"entry": json.dumps(an_entry(0, 1, 0.5))}
     for _ in range(2):
-        driver.scheduler.on_trial_complete(None, trial, result)
+        driver.scheduler.on_trial_complete(None, a_trial(0), result)
     assert [entry["decision"] for entry in read_log(str(tmp_path))] == ["finish"]
-
-
-def test_a_scheduler_that_is_not_there_is_a_sentence() -> None:
-    with pytest.raises(SettingsError, match="search.scheduler is 'pbt': input should be 'asha', 'median' or 'none'"):
-        parse_settings(TuneSettings, {"search": {"scheduler": "pbt"}})
