@@ -1,8 +1,7 @@
-"""Draws pictures as SVG that stands inside a page and takes the page's colours, by day and by night.
+"""Draws charts with matplotlib as SVG inside a page, in the page's colours by day and by night.
 
-From: what a caller draws on matplotlib's axes. To: one `<svg>` element, with a title and a description.
-Invariants: colours are the CSS variables of `core/page.html.j2`; no two pictures of different titles share an id; names
-are text, never markup or mathematics; what has a tip says it when pointed at.
+Colours are the CSS variables of base.html.j2; charts with different titles share no id; names are text, never markup or
+mathematics; what has a tip shows it when pointed at.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from html import escape
 from typing import Any
 
-__all__ = ["PAGE_COLOURS", "percent_axis", "picture", "plain_log_axis", "whole_numbers"]
+__all__ = ["PAGE_COLOURS", "chart", "count_axis", "percent_axis", "plain_log_axis", "whole_numbers"]
 
 PAGE_COLOURS = {
     "ink": "#0a0b01",
@@ -26,12 +25,12 @@ PAGE_COLOURS = {
     "bad": "#0a0b07",
     "paper": "#0a0b08",
 }
-"""What matplotlib is told, by the name of the CSS variable that takes its place afterwards."""
+"""Stand-ins that matplotlib draws with, by the CSS variable that replaces each afterwards."""
 _INK, _SOFT, _GRID = (PAGE_COLOURS[name] for name in ("ink", "soft", "grid"))
-_SIZE = (5.6, 3.7)
-"""Inches of 72 units: a phone shows the picture at about this size, a wide screen half as large again."""
+_WIDTH, _HEIGHT = 5.6, 3.7
+"""Inches of 72 units: a phone shows the chart at about this size, a wide screen half as large again."""
 _STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",  # text stays text: the page's font, found by searching
+    "svg.fonttype": "none",  # text stays text: in the page's font, and found by searching
     "text.parse_math": False,
     "font.size": 9.5,
     "font.family": "sans-serif",
@@ -51,12 +50,13 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def percent_axis(axis: Any) -> None:
-    """Label an axis of fractions in percent."""
+def percent_axis(*axes: Any) -> None:
+    """Label axes of fractions in percent."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}%"))
+    for axis in axes:
+        axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}%"))
 
 
 def whole_numbers(axis: Any) -> None:
@@ -66,8 +66,16 @@ def whole_numbers(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(nbins=10, integer=True))
 
 
+def count_axis(axis: Any) -> None:
+    """Put few ticks, at whole numbers with a comma at each thousand."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
 def plain_log_axis(axis: Any) -> None:
-    """Label a logarithmic axis as people write numbers."""
+    """Label a logarithmic axis without powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
@@ -76,17 +84,22 @@ def plain_log_axis(axis: Any) -> None:
 
 
 @contextmanager
-def picture(
-    title: str, description: str, tips: Mapping[str, str], *, height: float = _SIZE[1], width: float = _SIZE[0]
+def chart(
+    title: str,
+    description: str,
+    tips: Mapping[str, str] | None = None,
+    *,
+    height: float = _HEIGHT,
+    width: float = _WIDTH,
 ) -> Iterator[tuple[Any, Callable[[], str]]]:
-    """Give axes to draw on, and a function that gives the SVG once that is done.
+    """Give axes to draw on, and a function that returns the SVG after the block.
 
     Args:
-        title: Names the picture; two pictures of a page have two titles.
-        description: Says what it shows, to who cannot see it.
-        tips: What an artist of gid `tip-NAME` says when pointed at, by NAME.
+        title: Names the chart; two charts of a page have different titles.
+        description: What it shows, for those who cannot see it.
+        tips: What an artist with the gid `tip-NAME` shows when pointed at, by NAME.
         height: In inches of 72 units.
-        width: The same; what is wider than a phone needs a place that scrolls.
+        width: In the same; a chart wider than a phone belongs into an element that scrolls.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -95,12 +108,12 @@ def picture(
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
         buffer = io.StringIO()
-        yield figure.subplots(), lambda: _for_page(buffer.getvalue(), title, description, tips)
+        yield figure.subplots(), lambda: _for_page(buffer.getvalue(), title, description, tips or {})
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
 
 
 def _for_page(svg: str, title: str, description: str, tips: Mapping[str, str]) -> str:
-    """Make an SVG file an element of a page: its colours the page's, its size the place's, its ids only those used."""
+    """Turn an SVG file into an element of a page, with the page's colours, no fixed size and only ids that are used."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     name = re.sub(r"\W+", "-", title.lower())
