@@ -5,6 +5,6 @@
     bucket        what finished predictions hold              report.html
     comparison    two runs or two bundles beside each other   OUT/index.html
 
-`templates` renders (templates/*.j2), `charts` draws in the page's colours. Names, labels, paths and errors are untrusted
+`templates` renders templates/*.j2, `charts` draws in the page's colours. Names, labels, paths and errors are untrusted
 text, never markup. Every chart's figures are in a table or a sentence, too; what cannot be answered is said.
 """

@@ -1,12 +1,8 @@
-r"""Writes what is in a bucket, by its finished predictions, as one page that opens from disk.
+r"""Writes the page of a bucket: what its finished predictions hold, as counts, charts and a gallery of thumbnails.
 
-From: a folder of predictions, and the images that it speaks of, as far as they are still there. To: one HTML file, with
-its pictures as SVG and a gallery of cards.
-Invariants: no row is loaded that is not shown; an image that cannot be read now costs its picture, not the page; what
-the predictions do not hold is said, not left blank. Keys, labels and errors are untrusted text, never markup: letters
-that do not show, or that turn text round, are spelled out (as \n or \u202e), so that what is read on the page is
-what stands in the table.
-Cost: the columns that are counted, once or twice; then one GET a thumbnail. matplotlib takes 2 s to import.
+Only rows that are shown are loaded. An image that cannot be read again costs its thumbnail, not the page. Keys, labels
+and errors are untrusted text: never markup, and control characters or characters that reverse text are spelled out
+(\n, \u202e). Costs one or two reads of the counted columns, and one GET a thumbnail.
 """
 
 from __future__ import annotations
@@ -19,12 +15,13 @@ import pandas as pd
 from carray.classify.predictions_folder import record_place
 from carray.core import text
 from carray.core.errors import ERROR_CODES, ErrorCode, SettingsError
-from carray.core.page import render_page
 from carray.core.progress import say
 from carray.core.store.files import absolute, exists, is_folder, is_s3, join, read_json, write_bytes
-from carray.core.svg import PAGE_COLOURS, percent_axis, picture, whole_numbers
+from carray.pages.charts import PAGE_COLOURS, chart, count_axis, percent_axis, whole_numbers
+from carray.pages.templates import records, render_page
+from carray.pages.thumbnails import Thumbnail, read_thumbnails
 from carray.queries import UNCERTAIN_SCORE, read_predictions
-from carray.reports.tallies import (
+from carray.queries.tallies import (
     BINS,
     PICKS,
     SHOWN,
@@ -37,181 +34,39 @@ from carray.reports.tallies import (
     count_duplicates,
     count_folders,
 )
-from carray.reports.thumbnails import Thumbnail, read_thumbnails
 
-__all__ = ["MOST_THUMBNAILS", "THUMBNAILS", "card", "last_part", "readable", "write_report"]
+__all__ = ["MOST_THUMBNAILS", "THUMBNAILS", "card", "last_part", "readable", "write_page"]
 
+THUMBNAILS = 300
+"""Images that are read again for thumbnails, by default."""
+MOST_THUMBNAILS = 400
+"""More would make the page larger than 5 MB."""
+_GROUPS = 12
+"""Groups of near duplicates that are shown."""
+_ROWS = {"make": 60, "body": 30, "year": 80, "label": 100}
+"""Most rows of a table; the page says how many more there are."""
+_UNKNOWN = ErrorCode("", "", "")
 _FIRST, _SECOND, _SOFT, _BAD = (PAGE_COLOURS[name] for name in ("first", "second", "soft", "bad"))
 
 
-def scores_svg(bins: pd.DataFrame, *, title: str) -> str:
-    """Draw how many images have which score; those that a threshold refuses stand out, if there is one."""
-    from matplotlib.patches import Patch
-
-    accepted = bins["accept"].astype("boolean")
-    refused = (~accepted).fillna(value=False)
-    kinds = [("accepted", _FIRST, accepted.fillna(value=False)), ("below the threshold", _SECOND, refused)]
-    kinds.append(("scored", _FIRST, accepted.isna()))
-    tips: dict[str, str] = {}
-    with picture(title, "A bar's height is the number of images with that score.", tips) as (axes, svg):
-        heights = pd.Series(0, index=range(BINS))
-        handles = []
-        for name, colour, chosen in kinds:
-            images = bins[chosen].groupby("bin")["images"].sum().reindex(range(BINS), fill_value=0).astype(int)
-            if not images.any():
-                continue
-            for place in images.index[images > 0]:
-                span = f"{place / BINS:.2f} to {(place + 1) / BINS:.2f}"
-                tips[f"{name[0]}{place}"] = f"score {span}: {images[place]:,} {name}"
-                _bar(axes, place / BINS, images[place], bottom=heights[place], colour=colour, tip=f"{name[0]}{place}")
-            heights = heights + images
-            handles.append(Patch(color=colour, label=name))
-        axes.axvline(UNCERTAIN_SCORE, color=_SOFT, linestyle=(0, (2, 3)), linewidth=1)
-        if len(handles) > 1:
-            axes.legend(handles=handles, loc="upper left")
-        axes.set(xlabel="score", ylabel="images")
-        axes.set_xlim(0, 1)
-        _thousands(axes.yaxis)
-    return svg()
-
-
-def years_svg(years: pd.DataFrame, *, title: str) -> str:
-    """Draw how many images show a vehicle of which model year."""
-    tips = {f"y{row['name']}": f"{row['name']}: {row['images']:,} images" for row in years.to_dict("records")}
-    with picture(title, "A bar's height is the number of images of that model year.", tips) as (axes, svg):
-        for row in years.to_dict("records"):
-            _bar(axes, row["name"] - 0.4, row["images"], width=0.8, colour=_FIRST, tip=f"y{row['name']}")
-        axes.set(xlabel="model year", ylabel="images")
-        axes.set_xlim(years["name"].min() - 1, years["name"].max() + 1)
-        whole_numbers(axes.xaxis)
-        _thousands(axes.yaxis)
-    return svg()
-
-
-def folders_svg(folders: pd.DataFrame, *, title: str) -> str:
-    """Draw each folder's share of failures as a bar and its mean score as a dot, in the order of their names.
-
-    `folders` has columns name, tip, failed_fraction and mean_score, and is in that order already.
-    """
-    tips = {f"f{place}": tip for place, tip in enumerate(folders["tip"])}
-    description = "A bar is a folder's share of failures, a dot its mean score."
-    with picture(title, description, tips, height=3.0) as (axes, svg):
-        for place, row in enumerate(folders.to_dict("records")):
-            tips[f"s{place}"] = row["tip"]
-            _bar(axes, place - 0.4, row["failed_fraction"], width=0.8, colour=_BAD, tip=f"f{place}")
-            if pd.notna(row["mean_score"]):
-                size = 5.0 if len(folders) <= 60 else 3.0
-                axes.plot(place, row["mean_score"], "o", color=_FIRST, markersize=size, gid=f"tip-s{place}")
-        percent_axis(axes.yaxis)
-        axes.set(ylabel="failed, and mean score", xlabel="folders, in the order of their names")
-        _name_folders(axes, list(folders["name"]))
-        axes.set_xlim(-0.7, len(folders) - 0.3)
-        axes.set_ylim(0, 1.04)
-        axes.grid(visible=False, axis="x")
-    return svg()
-
-
-def _name_folders(axes: Any, names: list[str]) -> None:
-    """Write few and short names below their bars; more would cover each other, and a tip says them all the same."""
-    if len(names) > 31 or sum(map(len, names)) > 80 or not all(name.isascii() for name in names):
-        axes.set_xticks([])
-    else:
-        axes.set_xticks(range(len(names)), names)
-
-
-def _bar(
-    axes: Any, left: float, height: float, *, colour: str, tip: str, bottom: float = 0, width: float = 1 / BINS
-) -> None:
-    bars = axes.bar(left, height, width=width * 0.92, bottom=bottom, align="edge", color=colour)
-    bars.patches[0].set_gid(f"tip-{tip}")
-
-
-def _thousands(axis: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-
-
-def readable(value: Any) -> str:
-    """Give untrusted text as core.text shows it; empty for a null."""
-    return "" if value is None or pd.isna(value) else text.readable(value)
-
-
-def last_part(uri: str) -> str:
-    """Give a key's own name, without its folders; a legal key may end in a slash."""
-    name = uri.rstrip("/").rsplit("/", 1)[-1] if is_s3(uri) or uri.startswith("/") else uri
-    return readable(name) or readable(uri)
-
-
-def card(row: Mapping[str, Any], thumbnail: Thumbnail | None) -> dict[str, Any]:
-    """Give what one card shows; `thumbnail` is None where none was to be read."""
-    known = {name: value if isinstance(value, list) or pd.notna(value) else None for name, value in _flat(row).items()}
-    scored = known["status"] == "ok"
-    top5 = zip(known["top5_labels"] or [], known["top5_scores"] or [], strict=False)
-    return {
-        "picks": known["picks"],
-        "key": readable(known["uri"]),
-        "name": last_part(str(row["uri"])),
-        "scored": scored,
-        "label": readable(known["label"]),
-        "make": readable(known["make"]),
-        "score": known["score"] if scored else None,
-        "margin": known["margin"] if scored else None,
-        "top5": [(readable(label), float(score)) for label, score in top5],
-        "status": readable(known["status"]),
-        "code": readable(known["error_code"]),
-        "error": readable(known["error"]),
-        "facts": _facts(known),
-        "picture": thumbnail if thumbnail and thumbnail.data_uri else None,
-        "reason": readable(thumbnail.reason) if thumbnail else "",
-        "changed": bool(thumbnail and thumbnail.changed),
-    }
-
-
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the lists of a row, which pandas holds as arrays, lists."""
-    return {
-        name: list(value) if hasattr(value, "__len__") and not isinstance(value, str) else value
-        for name, value in row.items()
-    }
-
-
-def _facts(known: Mapping[str, Any]) -> str:
-    size = f"{known['width']:,} x {known['height']:,} pixels" if known["width"] and known["height"] else ""
-    weight = f"{known['size_bytes'] / 1000:,.0f} kB" if known["size_bytes"] is not None else ""
-    return ", ".join(fact for fact in (size, weight) if fact)
-
-
-THUMBNAILS = 300
-"""Cards of scored images, and images that are read again for them."""
-MOST_THUMBNAILS = 400
-"""More would make the page larger than 5 MB, and nobody looks at them."""
-
-_GROUPS = 12
-"""Groups of near duplicates that are shown one by one."""
-_ROWS = {"make": 60, "body": 30, "year": 80, "label": 100}
-"""Names in a table; the page says how many more there are."""
-
-
-def write_report(predictions: str, *, out: str, thumbnails: int = THUMBNAILS, seed: int = 0) -> dict[str, Any]:
-    """Write the page of a folder of predictions (or of one Parquet file) to `out`, and give its headline counts.
+def write_page(predictions: str, *, out: str, thumbnails: int = THUMBNAILS, seed: int = 0) -> dict[str, Any]:
+    """Write the page of a folder of predictions, or of one Parquet file, to `out`, and return its headline counts.
 
     Args:
-        predictions: The output of a classification, local or s3://; it may be unfinished.
-        out: The page's own name, local or s3://.
-        thumbnails: Images that are read again at most, 0..MOST_THUMBNAILS; with 0 none is.
-        seed: Decides which images stand for the others.
+        predictions: Folder of a finished or unfinished classification, local or s3://.
+        out: File to write, local or s3://.
+        thumbnails: Most images that are read again, 0..MOST_THUMBNAILS.
+        seed: Seed of the choice of images.
 
     Raises:
         SchemaError: the folder holds no predictions, or they lack a column.
         SettingsError: `out` is a folder or lies among the predictions, or `thumbnails` is out of range.
-        StorageError: storage refused to read the predictions or to write the page.
+        StorageError: the predictions cannot be read, or the page cannot be written.
     """
     path, names_folder, out = absolute(predictions).rstrip("/"), out.endswith("/"), absolute(out)
     _check(path, out, thumbnails, names_folder=names_folder)
     say(f"report: counting what {path} holds")
-    # A filter that no row passes: the columns are checked, and nothing is read.
+    # A filter that no row passes checks the columns and reads nothing.
     read_predictions(path, [*SHOWN, "body", "year", "accept", "scored_at"], [("status", "==", "")])
     tallies = count(path)
     folders = count_folders(path, tallies.base) if tallies.rows else Folders("")
@@ -219,7 +74,7 @@ def write_report(predictions: str, *, out: str, thumbnails: int = THUMBNAILS, se
     rows = choose(path, tallies, duplicates, images=thumbnails or THUMBNAILS, seed=seed)
     cards = _cards(rows, read_again=thumbnails > 0)
     run = _run(path, rows)
-    page = render_page("reports/page.html.j2", _context(path, run, tallies, folders, duplicates, cards, thumbnails))
+    page = render_page("bucket.html.j2", _context(path, run, tallies, folders, duplicates, cards, thumbnails))
     write_bytes(out, page.encode())
     return {
         "images": tallies.rows,
@@ -246,27 +101,24 @@ def _check(path: str, out: str, thumbnails: int, *, names_folder: bool) -> None:
         raise SettingsError(f"--out {out} is a folder; give the page's own name, such as {join(out, 'report.html')}.")
     if f"{out}/".startswith(f"{path}/"):
         raise SettingsError(
-            f"--out {out} lies among the predictions, where readers of Parquet would stumble over it; give another "
-            "place."
+            f"--out {out} lies among the predictions, where readers of Parquet would stumble over it; name "
+            "another folder."
         )
 
 
 def _cards(rows: pd.DataFrame, *, read_again: bool) -> list[dict[str, Any]]:
-    """Give the cards of all rows, with the pictures of those that were scored."""
-    pictures: dict[int, Thumbnail] = {}
+    """Return the cards of all rows, with the thumbnails of those that were scored."""
+    shown = records(rows)
+    thumbnails: dict[int, Thumbnail] = {}
     if read_again:
-        scored = rows[rows["status"] == "ok"]
-        etags = [None if pd.isna(etag) else str(etag) for etag in scored["etag"]]
-        pictures = dict(zip(scored.index, read_thumbnails(list(zip(scored["uri"], etags, strict=True))), strict=True))
-    return [card(row, pictures.get(place)) | {"phash": row["phash"]} for place, row in _records(rows)]
-
-
-def _records(rows: pd.DataFrame) -> list[tuple[int, dict[str, Any]]]:
-    return list(zip(rows.index, ({str(k): v for k, v in row.items()} for row in rows.to_dict("records")), strict=True))
+        scored = [i for i, row in enumerate(shown) if row["status"] == "ok"]
+        read = read_thumbnails([(shown[i]["uri"], shown[i]["etag"]) for i in scored])
+        thumbnails = dict(zip(scored, read, strict=True))
+    return [card(row, thumbnails.get(i)) | {"phash": row["phash"]} for i, row in enumerate(shown)]
 
 
 def _run(path: str, rows: pd.DataFrame) -> dict[str, Any]:
-    """Say what run the rows are of: by its own record, else, as of a single file, by the rows that are shown."""
+    """Describe the run by its record, or, for a single file, by the rows that are shown."""
     record = _record(path, "run.json")
     listed = _record(path, "listing.json")
     run: dict[str, Any] = {
@@ -285,8 +137,8 @@ def _run(path: str, rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _record(path: str, name: str) -> dict[str, Any]:
-    place = record_place(path, name)
-    return dict(read_json(place)) if exists(place) else {}
+    uri = record_place(path, name)
+    return dict(read_json(uri)) if exists(uri) else {}
 
 
 def _context(
@@ -301,14 +153,14 @@ def _context(
     years = tallies.names["year"]
     return {
         "path": path,
-        "place": readable(path),
+        "readable_path": readable(path),
         "run": run,
         "tallies": tallies,
         "uncertain_score": UNCERTAIN_SCORE,
         "errors": _errors(tallies),
         "retry": bool((tallies.errors["status"] == "fetch_error").any()) and run["bundle"] and run["source"],
-        "scores_svg": scores_svg(tallies.bins, title="Scores") if tallies.scored else "",
-        "years_svg": years_svg(years, title="Model years") if len(years) > 1 else "",
+        "scores_svg": _scores_svg(tallies.bins) if tallies.scored else "",
+        "years_svg": _years_svg(years) if len(years) > 1 else "",
         "tables": {name: _table(tallies, name) for name in _ROWS},
         "folders": _folders(folders),
         "duplicates": duplicates,
@@ -321,9 +173,6 @@ def _context(
         "unread": sum(bool(card["reason"]) for card in cards),
         "changed": sum(card["changed"] for card in cards),
     }
-
-
-_UNKNOWN = ErrorCode("", "", "")
 
 
 def _errors(tallies: Tallies) -> list[dict[str, Any]]:
@@ -375,7 +224,7 @@ def _folders(folders: Folders) -> dict[str, Any]:
         "rows": rows,
         "total": folders.total,
         "more": max(0, folders.total - SHOWN_FOLDERS),
-        "svg": "" if drawn is None else folders_svg(drawn, title="Quality by folder"),
+        "svg": "" if drawn is None else _folders_svg(drawn),
     }
 
 
@@ -386,3 +235,123 @@ def _groups(duplicates: Duplicates, cards: list[dict[str, Any]]) -> list[dict[st
         phash = f"{int(row['phash']):016x}"
         groups.append({"phash": phash, "images": int(row["images"]), "labels": int(row["labels"]), "members": members})
     return groups
+
+
+def readable(value: Any) -> str:
+    """Make untrusted text printable as core.text does; empty for a null."""
+    return "" if value is None or pd.isna(value) else text.readable(value)
+
+
+def last_part(uri: str) -> str:
+    """Return the last part of a key, which may end in a slash."""
+    name = uri.rstrip("/").rsplit("/", 1)[-1] if is_s3(uri) or uri.startswith("/") else uri
+    return readable(name) or readable(uri)
+
+
+def card(row: Mapping[str, Any], thumbnail: Thumbnail | None) -> dict[str, Any]:
+    """Return what the gallery shows of a row; `thumbnail` is None if it was not read."""
+    scored = row["status"] == "ok"
+    top5 = () if row["top5_labels"] is None else zip(row["top5_labels"], row["top5_scores"], strict=True)
+    return {
+        "picks": list(row["picks"]),
+        "key": readable(row["uri"]),
+        "name": last_part(str(row["uri"])),
+        "scored": scored,
+        "label": readable(row["label"]),
+        "make": readable(row["make"]),
+        "score": row["score"] if scored else None,
+        "margin": row["margin"] if scored else None,
+        "top5": [(readable(label), float(score)) for label, score in top5],
+        "status": readable(row["status"]),
+        "code": readable(row["error_code"]),
+        "error": readable(row["error"]),
+        "facts": _facts(row),
+        "picture": thumbnail if thumbnail and thumbnail.data_uri else None,
+        "reason": readable(thumbnail.reason) if thumbnail else "",
+        "changed": bool(thumbnail and thumbnail.changed),
+    }
+
+
+def _facts(row: Mapping[str, Any]) -> str:
+    size = f"{row['width']:,} x {row['height']:,} pixels" if row["width"] and row["height"] else ""
+    weight = f"{row['size_bytes'] / 1000:,.0f} kB" if row["size_bytes"] is not None else ""
+    return ", ".join(fact for fact in (size, weight) if fact)
+
+
+def _scores_svg(bins: pd.DataFrame) -> str:
+    """Draw a histogram of scores; those below the threshold, if there is one, have another colour."""
+    from matplotlib.patches import Patch
+
+    accepted = bins["accept"].astype("boolean")
+    refused = (~accepted).fillna(value=False)
+    kinds = [("accepted", _FIRST, accepted.fillna(value=False)), ("below the threshold", _SECOND, refused)]
+    kinds.append(("scored", _FIRST, accepted.isna()))
+    tips: dict[str, str] = {}
+    with chart("Scores", "A bar's height is the number of images with that score.", tips) as (axes, svg):
+        heights = pd.Series(0, index=range(BINS))
+        handles = []
+        for name, colour, chosen in kinds:
+            images = bins[chosen].groupby("bin")["images"].sum().reindex(range(BINS), fill_value=0).astype(int)
+            if not images.any():
+                continue
+            for i in images.index[images > 0]:
+                tip = f"{name[0]}{i}"
+                tips[tip] = f"score {i / BINS:.2f} to {(i + 1) / BINS:.2f}: {images[i]:,} {name}"
+                _bar(axes, i / BINS, images[i], bottom=heights[i], colour=colour, tip=tip)
+            heights = heights + images
+            handles.append(Patch(color=colour, label=name))
+        axes.axvline(UNCERTAIN_SCORE, color=_SOFT, linestyle=(0, (2, 3)), linewidth=1)
+        if len(handles) > 1:
+            axes.legend(handles=handles, loc="upper left")
+        axes.set(xlabel="score", ylabel="images")
+        axes.set_xlim(0, 1)
+        count_axis(axes.yaxis)
+    return svg()
+
+
+def _years_svg(years: pd.DataFrame) -> str:
+    """Draw the number of images by model year."""
+    tips = {f"y{row['name']}": f"{row['name']}: {row['images']:,} images" for row in years.to_dict("records")}
+    description = "A bar's height is the number of images of that model year."
+    with chart("Model years", description, tips) as (axes, svg):
+        for row in years.to_dict("records"):
+            _bar(axes, row["name"] - 0.4, row["images"], width=0.8, colour=_FIRST, tip=f"y{row['name']}")
+        axes.set(xlabel="model year", ylabel="images")
+        axes.set_xlim(years["name"].min() - 1, years["name"].max() + 1)
+        whole_numbers(axes.xaxis)
+        count_axis(axes.yaxis)
+    return svg()
+
+
+def _folders_svg(folders: pd.DataFrame) -> str:
+    """Draw each folder's share of failures as a bar and its mean score as a dot, in the given order."""
+    tips = {f"{kind}{i}": tip for i, tip in enumerate(folders["tip"]) for kind in "fs"}
+    description = "A bar is a folder's share of failures, a dot its mean score."
+    with chart("Quality by folder", description, tips, height=3.0) as (axes, svg):
+        for i, row in enumerate(folders.to_dict("records")):
+            _bar(axes, i - 0.4, row["failed_fraction"], width=0.8, colour=_BAD, tip=f"f{i}")
+            if pd.notna(row["mean_score"]):
+                size = 5.0 if len(folders) <= 60 else 3.0
+                axes.plot(i, row["mean_score"], "o", color=_FIRST, markersize=size, gid=f"tip-s{i}")
+        percent_axis(axes.yaxis)
+        axes.set(ylabel="failed, and mean score", xlabel="folders, in the order of their names")
+        _name_folders(axes, list(folders["name"]))
+        axes.set_xlim(-0.7, len(folders) - 0.3)
+        axes.set_ylim(0, 1.04)
+        axes.grid(visible=False, axis="x")
+    return svg()
+
+
+def _name_folders(axes: Any, names: list[str]) -> None:
+    """Label the bars where few and short names leave room; the tips have all names."""
+    if len(names) > 31 or sum(map(len, names)) > 80 or not all(name.isascii() for name in names):
+        axes.set_xticks([])
+    else:
+        axes.set_xticks(range(len(names)), names)
+
+
+def _bar(
+    axes: Any, left: float, height: float, *, colour: str, tip: str, bottom: float = 0, width: float = 1 / BINS
+) -> None:
+    bars = axes.bar(left, height, width=width * 0.92, bottom=bottom, align="edge", color=colour)
+    bars.patches[0].set_gid(f"tip-{tip}")

@@ -1,10 +1,13 @@
-"""Compares two runs of predictions over the same images, or two bundles over one manifest.
+"""Compares two runs of predictions over the same images, or two bundles over one manifest, and writes the result.
 
-From: two folders of predictions, or two bundles and a manifest. To: a folder (see the package's own text), or only the
-headline.
-Invariants: neither side is changed; nothing is written where something else lies; the marker is written last, and the
-same comparison again replaces its own files. On the page labels and paths are text, never markup; a table that is cut
-says where the rest lies; what could not be compared is said, not drawn.
+    index.html         the page
+    flips.parquet      label_a, label_b, images, mean_score_a, mean_score_b: the changes of label
+    classes.parquet    each label's images, share with its change and interval, and mean score in A and in B
+    comparison.json    the headline; the marker, written last
+    a/, b/             the evaluations, of two bundles
+
+Neither side is changed, and nothing is written into a folder with other files. The same comparison again replaces its
+own files. What cannot be compared is said, not drawn.
 """
 
 from __future__ import annotations
@@ -17,10 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from carray.comparison import measures
-from carray.comparison.measures import BINS, Tables, join_runs, psi_words
 from carray.core.errors import SettingsError
-from carray.core.page import percent_text, render_page
 from carray.core.progress import say
 from carray.core.store.files import (
     absolute,
@@ -33,110 +33,17 @@ from carray.core.store.files import (
     write_bytes,
     write_json,
 )
-from carray.core.svg import PAGE_COLOURS, percent_axis, picture
 from carray.core.tables import write_table
+from carray.pages import evaluation
+from carray.pages.charts import PAGE_COLOURS, chart, percent_axis
+from carray.pages.templates import percent_text, records, render_page
 from carray.queries import connect, open_predictions
+from carray.queries.compare import BINS, Tables, headline, join_runs, psi_words, read_tables
 
 __all__ = ["compare_bundles", "compare_runs", "comparison_text"]
 
-_A, _B, _SOFT, _INK = (PAGE_COLOURS[name] for name in ("first", "second", "soft", "ink"))
-_CHANGE_BINS = 80
-"""Between -1 and 1, so 0.025 wide: one is centred on no change."""
-
-
-def score_svg(counts_a: Sequence[int], counts_b: Sequence[int], *, title: str) -> str:
-    """Draw the shares of images by score in A and in B, as two outlines."""
-    edges = [place / BINS for place in range(BINS + 1)]
-    with picture(title, "Shares of the compared images by their score, A and B over the same bins.", {}) as (axes, svg):
-        for counts, colour, name, style in ((counts_a, _A, "A", "-"), (counts_b, _B, "B", (0, (4, 1.5)))):
-            shares = [count / max(1, sum(counts)) for count in counts]
-            axes.stairs(shares, edges, color=colour, linewidth=1.8, linestyle=style, label=name)
-        axes.legend(loc="upper left")
-        percent_axis(axes.yaxis)
-        axes.set_xlim(0, 1)
-        axes.set_ylim(bottom=0)
-        axes.set(xlabel="score", ylabel="share of images")
-    return svg()
-
-
-def change_svg(changes: Sequence[tuple[float, int]], *, title: str) -> str:
-    """Draw the shares of images by the change of their score; right of 0, B is surer than A."""
-    width = 2 / _CHANGE_BINS
-    images = pd.Series([count for _, count in changes], index=[round(change / width) for change, _ in changes])
-    shares = images.groupby(level=0).sum() / images.sum()
-    with picture(title, "Shares of the compared images by score in B less score in A.", {}) as (axes, svg):
-        axes.bar([place * width for place in shares.index], shares, width=width, color=_SOFT)
-        axes.axvline(0, color=_INK, linewidth=1)
-        percent_axis(axes.yaxis)
-        reach = max(0.1, *(abs(place) * width for place in shares[shares > 0.0005].index)) + width
-        axes.set_xlim(-reach, reach)
-        axes.set(xlabel="score in B less score in A", ylabel="share of images")
-    return svg()
-
-
-def share_svg(classes: pd.DataFrame, *, title: str, most: int = 15) -> str:
-    """Draw the largest changes of a label's share with their 95 % intervals; rows as from measures.class_table."""
-    shown = classes.head(most).iloc[::-1]
-    places = range(len(shown))
-    tips = {f"{place}": _tip(row) for place, row in enumerate(shown.to_dict("records"))}
-    height = 1.0 + 0.27 * len(shown)
-    with picture(title, "Change of each label's share from A to B.", tips, height=height) as (axes, svg):
-        axes.axvline(0, color=_INK, linewidth=1)
-        for place, row in enumerate(shown.to_dict("records")):
-            interval = [row["share_change_low"], row["share_change_high"]]
-            axes.plot(interval, [place, place], color=_SOFT, linewidth=2, solid_capstyle="butt")
-            colour = _B if row["share_change"] > 0 else _A
-            axes.plot([row["share_change"]], [place], "o", color=colour, markersize=5.5, gid=f"tip-{place}")
-        axes.set_yticks(list(places), [_short(label) for label in shown["label"]])
-        axes.grid(visible=False, axis="y")
-        percent_axis(axes.xaxis)
-        axes.set_xlabel("change of share from A to B")
-    return svg()
-
-
-def _short(label: str, most: int = 28) -> str:
-    text = "".join(char if char.isprintable() else " " for char in label)
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _tip(row: Mapping[Any, Any]) -> str:
-    return f"{row['label']}: {row['images_a']:,} images in A, {row['images_b']:,} in B"
-
-
-_MOST_ROWS = 500
-"""Rows of a table on the page; the others stand in the Parquet files."""
-
-
-def render(found: Mapping[str, Any], tables: Tables) -> str:
-    """Render the page of a comparison: `found` is the headline, as comparison.json has it."""
-    compared, flips, classes = found["agreement"]["images"], tables.flips, tables.classes
-    context: dict[str, Any] = {
-        "found": found,
-        "compared": compared,
-        "flips": _records(flips.head(_MOST_ROWS)),
-        "all_flips": len(flips),
-        "flipped": int(flips["images"].sum()),
-        "classes": _records(classes.head(_MOST_ROWS)),
-        "all_classes": len(classes),
-        "statuses": _records(tables.statuses),
-    }
-    if compared:
-        context |= {
-            "psi": {name: (value, psi_words(value)) for name, value in found["psi"].items()},
-            "scores_svg": score_svg(tables.scores_a, tables.scores_b, title="Scores in A and in B"),
-            "changes_svg": change_svg(tables.changes, title="Changes of score"),
-            "shares_svg": share_svg(classes, title="Changes of share"),
-        }
-    return render_page("comparison/page.html.j2", context)
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return [{str(key): value for key, value in row.items()} for row in rows]
-
-
-MARKER, PAGE = "comparison.json", "index.html"
-VERSION = 1
+_MARKER, _PAGE = "comparison.json", "index.html"
+_VERSION = 1
 _FLIPS = pa.schema(
     [
         ("label_a", pa.string()),
@@ -163,11 +70,16 @@ _CLASSES = pa.schema(
 )
 _TABLES = {"flips": _FLIPS, "classes": _CLASSES}
 _UNKNOWN: dict[str, Any] = dict.fromkeys(("bundle_id", "run_id", "runtime"))
-_OWN_FILES = {MARKER, PAGE, *(f"{name}.parquet" for name in _TABLES)}
+_OWN_FILES = {_MARKER, _PAGE, *(f"{name}.parquet" for name in _TABLES)}
+_MOST_ROWS = 500
+"""Rows of a table on the page; the Parquet files have all."""
+_A, _B, _SOFT, _INK = (PAGE_COLOURS[name] for name in ("first", "second", "soft", "ink"))
+_CHANGE_BINS = 80
+"""Between -1 and 1, so 0.025 wide: one is centred on no change."""
 
 
 def compare_runs(a: str, b: str, *, out: str | None = None) -> dict[str, Any]:
-    """Compare two folders of predictions over the same images, joined by uri, and give the headline.
+    """Compare two folders of predictions over the same images, joined by uri, and return the headline.
 
     Raises:
         SettingsError: both are the same, or `out` holds something else.
@@ -189,9 +101,9 @@ def compare_runs(a: str, b: str, *, out: str | None = None) -> dict[str, Any]:
 def compare_bundles(
     a: str, b: str, manifest: str, *, split: str = "test", out: str, runtime: str = "fp32"
 ) -> dict[str, Any]:
-    """Score one split of a manifest with two bundles, compare what they say and who is right, and give the headline.
+    """Score one split of a manifest with two bundles, compare their labels and accuracy, and return the headline.
 
-    The evaluations lie in OUT/a and OUT/b; a second call reads them there.
+    The evaluations are in OUT/a and OUT/b; a second call reads them.
 
     Raises:
         SettingsError: both bundles are the same, or `out` holds something else.
@@ -213,15 +125,18 @@ def compare_bundles(
     tables = {}
     for name, side in sides.items():
         say(f"evaluating {name.upper()}: {side['path']}")
-        measured = evaluate(side["path"], manifest, split=split, out=join(out, name), runtime=runtime)
+        folder = join(out, name)
+        measured = evaluate(
+            side["path"], manifest, split=split, out=folder, runtime=runtime, write_page=evaluation.write_page
+        )
         side["runtime"] = measured["runtime"]
-        tables[name] = _numbered(open_predictions(join(out, name, "predictions.parquet")))
+        tables[name] = _numbered(open_predictions(join(folder, "predictions.parquet")))
     origin = {"manifest": absolute(manifest), "split": split}
-    return _compare(tables, sides, out=out, keys=("uri", "place"), origin=origin)
+    return _compare(tables, sides, out=out, keys=("uri", "row_of_uri"), origin=origin)
 
 
 def comparison_text(found: Mapping[str, Any]) -> str:
-    """Say a headline in a few lines for a person."""
+    """Format a headline as a few lines of text."""
     images, agreement, score = found["images"], found["agreement"], found["score"]
     lines = [
         f"A  {found['a']['path']}",
@@ -258,25 +173,25 @@ def _compare(
     names = (sides["a"]["path"], sides["b"]["path"])
     say(f"joining {names[0]} and {names[1]} by uri")
     with join_runs(opened["a"], opened["b"], names=names, keys=keys) as connection:
-        tables = measures.read_tables(connection)
-        found = {"version": VERSION, **sides, **origin, **measures.headline(connection, tables)}
+        tables = read_tables(connection)
+        found = {"version": _VERSION, **sides, **origin, **headline(connection, tables)}
     if out is not None:
         _write(out, found, tables)
     return found
 
 
-def _write(out: str, found: Mapping[str, Any], tables: measures.Tables) -> None:
-    delete(join(out, MARKER))
+def _write(out: str, found: Mapping[str, Any], tables: Tables) -> None:
+    delete(join(out, _MARKER))
     origin = {side: found[side]["path"] for side in ("a", "b")}
     for name, schema in _TABLES.items():
         table = pa.Table.from_pandas(getattr(tables, name)[schema.names], schema=schema, preserve_index=False)
-        write_table(table, join(out, f"{name}.parquet"), kind=f"comparison {name}", version=VERSION, provenance=origin)
-    write_bytes(join(out, PAGE), render(found, tables).encode())
-    write_json(join(out, MARKER), found)
+        write_table(table, join(out, f"{name}.parquet"), kind=f"comparison {name}", version=_VERSION, provenance=origin)
+    write_bytes(join(out, _PAGE), _render(found, tables).encode())
+    write_json(join(out, _MARKER), found)
 
 
 def _origin(data: pads.Dataset) -> dict[str, Any]:
-    """Say which bundles, runs and runtimes a table's rows name."""
+    """List the bundles, runs and runtimes that a table's rows name."""
     named = [name for name in _UNKNOWN if name in data.schema.names]
     if not named:
         return _UNKNOWN
@@ -287,17 +202,17 @@ def _origin(data: pads.Dataset) -> dict[str, Any]:
 
 
 def _numbered(data: pads.Dataset) -> pads.Dataset:
-    """Number the rows of each uri, which may come with several boxes, in the order of an evaluation, the manifest's."""
+    """Number each uri's rows, of which it has one a box, in the manifest's order."""
     table = data.to_table(columns=["uri", "status", "label", "score", "truth"])
     uris = table["uri"].to_pandas()
-    return pads.dataset(table.append_column("place", pa.array(uris.groupby(uris).cumcount())))
+    return pads.dataset(table.append_column("row_of_uri", pa.array(uris.groupby(uris).cumcount())))
 
 
 def _check_out(out: str, sides: Mapping[str, Mapping[str, Any]]) -> None:
     if any(_real(out) == _real(side["path"]) for side in sides.values()):
         raise SettingsError(f"--out is {out}, which is being compared and stays as it is; name another folder.")
-    if exists(join(out, MARKER)):
-        there = read_json(join(out, MARKER))
+    if exists(join(out, _MARKER)):
+        there = read_json(join(out, _MARKER))
         before = [there.get(side, {}).get("path") for side in sides]
         if before != [side["path"] for side in sides.values()]:
             raise SettingsError(f"{out} holds the comparison of {' and '.join(map(str, before))}; name another folder.")
@@ -308,3 +223,86 @@ def _check_out(out: str, sides: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _real(path: str) -> str:
     return path.rstrip("/") if is_s3(path) else os.path.realpath(path)
+
+
+def _render(found: Mapping[str, Any], tables: Tables) -> str:
+    """Render the page of a comparison; `found` is the content of comparison.json."""
+    compared, flips, classes = found["agreement"]["images"], tables.flips, tables.classes
+    context: dict[str, Any] = {
+        "found": found,
+        "compared": compared,
+        "flips": records(flips.head(_MOST_ROWS)),
+        "all_flips": len(flips),
+        "flipped": int(flips["images"].sum()),
+        "classes": records(classes.head(_MOST_ROWS)),
+        "all_classes": len(classes),
+        "statuses": records(tables.statuses),
+    }
+    if compared:
+        context |= {
+            "psi": {name: (value, psi_words(value)) for name, value in found["psi"].items()},
+            "scores_svg": _scores_svg(tables.scores_a, tables.scores_b),
+            "changes_svg": _changes_svg(tables.changes),
+            "shares_svg": _shares_svg(classes),
+        }
+    return render_page("comparison.html.j2", context)
+
+
+def _scores_svg(counts_a: Sequence[int], counts_b: Sequence[int]) -> str:
+    """Draw the shares of images by score in A and in B, as two outlines."""
+    edges = [i / BINS for i in range(BINS + 1)]
+    description = "Shares of the compared images by their score, A and B over the same bins."
+    with chart("Scores in A and in B", description) as (axes, svg):
+        for counts, colour, name, style in ((counts_a, _A, "A", "-"), (counts_b, _B, "B", (0, (4, 1.5)))):
+            shares = [count / max(1, sum(counts)) for count in counts]
+            axes.stairs(shares, edges, color=colour, linewidth=1.8, linestyle=style, label=name)
+        axes.legend(loc="upper left")
+        percent_axis(axes.yaxis)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(bottom=0)
+        axes.set(xlabel="score", ylabel="share of images")
+    return svg()
+
+
+def _changes_svg(changes: Sequence[tuple[float, int]]) -> str:
+    """Draw the shares of images by the change of their score; right of 0 the score in B is higher."""
+    width = 2 / _CHANGE_BINS
+    images = pd.Series([count for _, count in changes], index=[round(change / width) for change, _ in changes])
+    shares = images.groupby(level=0).sum() / images.sum()
+    description = "Shares of the compared images by score in B less score in A."
+    with chart("Changes of score", description) as (axes, svg):
+        axes.bar([i * width for i in shares.index], shares, width=width, color=_SOFT)
+        axes.axvline(0, color=_INK, linewidth=1)
+        percent_axis(axes.yaxis)
+        reach = max(0.1, *(abs(i) * width for i in shares[shares > 0.0005].index)) + width
+        axes.set_xlim(-reach, reach)
+        axes.set(xlabel="score in B less score in A", ylabel="share of images")
+    return svg()
+
+
+def _shares_svg(classes: pd.DataFrame, *, most: int = 15) -> str:
+    """Draw the largest changes of a label's share with their 95 % intervals (rows of queries.compare.Tables)."""
+    shown = classes.head(most).iloc[::-1]
+    tips = {f"{y}": _tip(row) for y, row in enumerate(shown.to_dict("records"))}
+    description, height = "Change of each label's share from A to B.", 1.0 + 0.27 * len(shown)
+    with chart("Changes of share", description, tips, height=height) as (axes, svg):
+        axes.axvline(0, color=_INK, linewidth=1)
+        for y, row in enumerate(shown.to_dict("records")):
+            interval = [row["share_change_low"], row["share_change_high"]]
+            axes.plot(interval, [y, y], color=_SOFT, linewidth=2, solid_capstyle="butt")
+            colour = _B if row["share_change"] > 0 else _A
+            axes.plot([row["share_change"]], [y], "o", color=colour, markersize=5.5, gid=f"tip-{y}")
+        axes.set_yticks(range(len(shown)), [_short(label) for label in shown["label"]])
+        axes.grid(visible=False, axis="y")
+        percent_axis(axes.xaxis)
+        axes.set_xlabel("change of share from A to B")
+    return svg()
+
+
+def _short(label: str, most: int = 28) -> str:
+    text = "".join(char if char.isprintable() else " " for char in label)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _tip(row: Mapping[Any, Any]) -> str:
+    return f"{row['label']}: {row['images_a']:,} images in A, {row['images_b']:,} in B"

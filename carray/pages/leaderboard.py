@@ -246,7 +246,7 @@ def _draw_lines(axes: Any, epochs: pd.DataFrame, column: str, best: str, colours
 
 
 def _draw_top1(axes: Any, epochs: pd.DataFrame, best: str, colours: Mapping[str, str]) -> None:
-    """Draw validation top-1 by epoch, with a cross where a trial was stopped and a ring at a loss that is not finite."""
+    """Draw validation top-1 by epoch, a cross where a trial was stopped, and a ring at a loss that is not finite."""
     epochs = _finite_so_far(epochs)
     _draw_lines(axes, epochs, "val_top1", best, colours)
     for decision, marker in (("stop", "x"), ("non_finite", "o")):
@@ -319,7 +319,9 @@ def _importance_svg(shares: pd.DataFrame, family: str) -> str:
 def _speed_svg(points: pd.DataFrame) -> str:
     """Draw top-1 by measured images a second; the Pareto front is ringed and joined, and at most 8 of it are named."""
     tips = {
-        row["trial_id"]: f"{row['trial_id']} ({row['family']}): {row['val_top1']:.1%} at {row['speed']:.0f} images a second"
+        row[
+            "trial_id"
+        ]: f"{row['trial_id']} ({row['family']}): {row['val_top1']:.1%} at {row['speed']:.0f} images a second"
         for row in points.to_dict("records")
     }
     title, description = "Accuracy against speed", "Further up is more accurate, further right faster."

@@ -12,7 +12,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["percent_text", "render_page"]
+import pandas as pd
+
+__all__ = ["percent_text", "records", "render_page"]
 
 
 def render_page(template: str, context: Mapping[str, Any]) -> str:
@@ -34,6 +36,12 @@ def percent_text(fraction: float | None, digits: int = 1) -> str:
     """Format a fraction in percent, `81.0 %`; an empty text where it is None or NaN."""
     unknown = fraction is None or fraction != fraction  # only NaN differs from itself
     return "" if unknown else f"{fraction:.{digits}%}".replace("%", " %")
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a table's rows for a template: None where a cell is missing."""
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in rows]
 
 
 def _number(value: Any) -> str:

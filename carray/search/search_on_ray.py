@@ -32,7 +32,6 @@ from carray.core.store.files import absolute, join, write_json
 from carray.core.store.lease import Lease, hold_run
 from carray.manifest.manifest_file import Manifest, read_manifest
 from carray.search import run_folder
-from carray.search.curves import plot_curves
 from carray.search.driver_on_ray import MOST_LOSSES, SearchDriver, SearchStopper
 from carray.search.loggers import EpochLoggers
 from carray.search.metrics_on_ray import SearchMetrics
@@ -55,7 +54,7 @@ _MOST_PENDING = 200
 def search(
     manifest: str, *, run: str, settings: TuneSettings, finish: Callable[[str], Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """Search for the best network and write the run's tables and curves; the same call again does only what is missing.
+    """Search for the best network and write the run's tables; the same call again does only what is missing.
 
     Args:
         manifest: Table written by carray prepare.
@@ -103,7 +102,6 @@ def _search(
     lease.check()
     trials = run_folder.write_tables(run, ended_by=ended_by)
     winner = run_folder.best_trial(trials)
-    plot_curves(run)
     outcome = {
         "run": run,
         "trials": len(trials),

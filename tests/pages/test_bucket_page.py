@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from browser import OpenedPage
+from outline import Outline
 from PIL import Image
 
 from carray.__main__ import main
 from carray.cli.pages import report
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.store.files import read_bytes, write_bytes, write_json
-from carray.reports.predictions import MOST_THUMBNAILS, THUMBNAILS, write_report
+from carray.pages.bucket import MOST_THUMBNAILS, THUMBNAILS, card, last_part, readable, write_page
+from carray.pages.thumbnails import Thumbnail
 from carray.testing.predictions import LABELS, failed, of_files, scored, write_predictions
 
 MARKUP = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> & {{ 7 * 7 }}"
@@ -30,26 +31,6 @@ NAMES = [
     *("a \"quoted\" 'key'.jpg", "two\nlines.jpg", "Käfer 車.jpg", "100%.jpg", "gpj.\u202excod.jpg"),
     MARKUP.replace("/", "\\") + ".jpg",
 ]
-
-
-class Words(HTMLParser):
-    """Collects a page's text, without its script and style."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.text, self.tags, self._inside = "", [], ""
-        self.feed(page)
-        self.text = " ".join(self.text.split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._inside = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        self.text += "" if self._inside in ("script", "style") else f"{data} "
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +52,12 @@ def bucket(tmp_path_factory: pytest.TempPathFactory, make_image: Callable[..., b
 @pytest.fixture(scope="module")
 def page(bucket: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("page") / "report.html"
-    write_report(bucket[0], out=str(out))
+    write_page(bucket[0], out=str(out))
     return out
 
 
 def _words(path: str | Path) -> str:
-    return Words(Path(path).read_text()).text
+    return Outline(Path(path).read_text()).words
 
 
 def test_the_page_says_what_is_there(page: Path, bucket: tuple[str, str]) -> None:
@@ -95,7 +76,7 @@ def test_the_page_says_what_is_there(page: Path, bucket: tuple[str, str]) -> Non
 
 def test_the_page_stands_alone(page: Path) -> None:
     text = page.read_text()
-    tags = Words(text).tags
+    tags = Outline(text).tags
     places = [str(value) for _, attributes in tags for name, value in attributes.items() if name in ("src", "href")]
     assert len(places) > 20
     assert all(place.startswith(("#", "data:image/jpeg;base64,", "data:,")) for place in places)
@@ -118,7 +99,7 @@ def test_the_largest_page_stays_below_five_megabytes(tmp_path: Path) -> None:
         Path(uri).parent.mkdir(exist_ok=True)
         os.link(photos[i % 40], uri)
     path = write_predictions(tmp_path / "p", [scored(uri, score=0.3 + i / 3000) for i, uri in enumerate(uris)])
-    outcome = write_report(path, out=str(tmp_path / "report.html"), thumbnails=MOST_THUMBNAILS)
+    outcome = write_page(path, out=str(tmp_path / "report.html"), thumbnails=MOST_THUMBNAILS)
     assert outcome["thumbnails"] > 0.6 * MOST_THUMBNAILS
     each = (tmp_path / "report.html").stat().st_size / outcome["thumbnails"]
     assert each * MOST_THUMBNAILS < 5_000_000
@@ -128,8 +109,8 @@ def test_no_thumbnail_reads_no_image(bucket: tuple[str, str], tmp_path: Path, mo
     def read(*_: object, **__: object) -> None:
         raise AssertionError("an image was read")
 
-    monkeypatch.setattr("carray.reports.thumbnails.fetch_image", read)
-    outcome = write_report(bucket[0], out=str(tmp_path / "report.html"), thumbnails=0)
+    monkeypatch.setattr("carray.images.read.fetch_image", read)
+    outcome = write_page(bucket[0], out=str(tmp_path / "report.html"), thumbnails=0)
     assert outcome["thumbnails"] == 0 and outcome["cards"] == 45
     words = _words(tmp_path / "report.html")
     assert "No image was read again." in words and "This page holds no photograph" in words
@@ -141,7 +122,7 @@ def test_images_that_are_gone_leave_their_reason(tmp_path: Path, image_folder: P
     path = write_predictions(tmp_path / "predictions", of_files(uris))
     Path(uris[0]).unlink()
     Path(uris[1]).write_bytes(Path(uris[2]).read_bytes())
-    outcome = write_report(path, out=str(tmp_path / "report.html"))
+    outcome = write_page(path, out=str(tmp_path / "report.html"))
     assert (outcome["cards"], outcome["thumbnails"]) == (12, 11)
     words = _words(tmp_path / "report.html")
     assert "1 image could not be read again" in words and "the file does not exist" in words
@@ -149,7 +130,7 @@ def test_images_that_are_gone_leave_their_reason(tmp_path: Path, image_folder: P
 
 
 def test_an_empty_run_has_an_honest_page(tmp_path: Path) -> None:
-    outcome = write_report(write_predictions(tmp_path / "p", []), out=str(tmp_path / "report.html"))
+    outcome = write_page(write_predictions(tmp_path / "p", []), out=str(tmp_path / "report.html"))
     assert (outcome["images"], outcome["cards"], outcome["mean_score"], outcome["accepted"]) == (0, 0, None, None)
     words = _words(tmp_path / "report.html")
     assert "No images: these predictions hold no row" in words and "Gallery" not in words
@@ -157,7 +138,7 @@ def test_an_empty_run_has_an_honest_page(tmp_path: Path) -> None:
 
 def test_a_run_of_failures_has_an_honest_page(tmp_path: Path) -> None:
     rows = [failed(f"/p/{i}.jpg", ("truncated", "denied")[i % 2]) for i in range(12)]
-    outcome = write_report(write_predictions(tmp_path / "p", rows), out=str(tmp_path / "report.html"))
+    outcome = write_page(write_predictions(tmp_path / "p", rows), out=str(tmp_path / "report.html"))
     assert (outcome["scored"], outcome["failed"], outcome["cards"]) == (0, 12, 12)
     words = _words(tmp_path / "report.html")
     assert "12 images: none scored, 12 failed" in words and "nothing was scored" in words
@@ -166,7 +147,7 @@ def test_a_run_of_failures_has_an_honest_page(tmp_path: Path) -> None:
 
 def test_labels_that_are_no_vehicles_have_no_makes(tmp_path: Path) -> None:
     rows = [scored(f"/p/{i}.jpg", label=("cat", "dog")[i % 2], accept=None) for i in range(4)]
-    write_report(write_predictions(tmp_path / "p", rows), out=str(tmp_path / "report.html"), thumbnails=0)
+    write_page(write_predictions(tmp_path / "p", rows), out=str(tmp_path / "report.html"), thumbnails=0)
     words = _words(tmp_path / "report.html")
     assert "No label names a make: the classes are no vehicles' names." in words
     assert "2 labels, the most frequent first" in words and "the bundle has no threshold" in words
@@ -176,7 +157,7 @@ def test_labels_that_are_no_vehicles_have_no_makes(tmp_path: Path) -> None:
 def test_a_half_written_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_predictions(tmp_path / "p", [scored("/p/1.jpg")], finished=False)
     write_json(f"{path}/_carray/listing.json", {"images": 1200})
-    outcome = write_report(path, out=str(tmp_path / "report.html"), thumbnails=0)
+    outcome = write_page(path, out=str(tmp_path / "report.html"), thumbnails=0)
     assert outcome["finished"] is False
     words = _words(tmp_path / "report.html")
     assert "1 image so far: 1 scored, none failed" in words
@@ -186,7 +167,7 @@ def test_a_half_written_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_one_file_of_a_run_has_a_page_too(tmp_path: Path) -> None:
     path = write_predictions(tmp_path / "p", [scored("/p/1.jpg")], files=1)
-    outcome = write_report(f"{path}/part-000000.parquet", out=str(tmp_path / "report.html"), thumbnails=0)
+    outcome = write_page(f"{path}/part-000000.parquet", out=str(tmp_path / "report.html"), thumbnails=0)
     assert outcome["finished"] is None
     assert "00000000000000bb" in _words(tmp_path / "report.html")
 
@@ -194,10 +175,10 @@ def test_one_file_of_a_run_has_a_page_too(tmp_path: Path) -> None:
 def test_what_is_no_folder_of_predictions_is_said(tmp_path: Path) -> None:
     out = str(tmp_path / "report.html")
     with pytest.raises(SchemaError, match="holds no Parquet file"):
-        write_report(str(tmp_path / "absent"), out=out)
+        write_page(str(tmp_path / "absent"), out=out)
     pd.DataFrame({"uri": ["a"], "status": ["ok"], "score": [0.5]}).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(SchemaError, match="'etag' is not a column"):
-        write_report(str(tmp_path / "other.parquet"), out=out)
+        write_page(str(tmp_path / "other.parquet"), out=out)
     assert not Path(out).exists()
 
 
@@ -215,7 +196,7 @@ def test_what_is_no_folder_of_predictions_is_said(tmp_path: Path) -> None:
 def test_mistakes_are_sentences(tmp_path: Path, out: str, thumbnails: int, words: str) -> None:
     path = write_predictions(tmp_path / "p", [scored("/p/1.jpg")])
     with pytest.raises(SettingsError) as caught:
-        write_report(path, out=out.replace("{tmp}", str(tmp_path)), thumbnails=thumbnails)
+        write_page(path, out=out.replace("{tmp}", str(tmp_path)), thumbnails=thumbnails)
     assert words.replace("{tmp}", str(tmp_path)) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -225,9 +206,9 @@ def test_predictions_images_and_page_may_all_lie_on_s3(s3: str, make_image: Call
         write_bytes(f"{s3}/photos/{i}.jpg", make_image(i))
     path = write_predictions(f"{s3}/predictions", of_files([f"{s3}/photos/{i}.jpg" for i in range(8)]))
     write_bytes(f"{s3}/photos/7.jpg", make_image(99))
-    outcome = write_report(path, out=f"{s3}/pages/report.html")
+    outcome = write_page(path, out=f"{s3}/pages/report.html")
     assert (outcome["thumbnails"], outcome["page"]) == (8, f"{s3}/pages/report.html")
-    words = Words(read_bytes(f"{s3}/pages/report.html").decode()).text
+    words = Outline(read_bytes(f"{s3}/pages/report.html").decode()).words
     assert "8 images: 8 scored, none failed" in words and "1 has changed since it was scored" in words
 
 
@@ -247,6 +228,50 @@ def test_the_command_ends_with_one_line_of_json(
 
 def test_the_commands_default_is_the_reports() -> None:
     assert inspect.signature(report).parameters["thumbnails"].default == THUMBNAILS
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain & <b>bold</b> Käfer 車", "plain & <b>bold</b> Käfer 車"),
+        ("two\nlines\tand\0", "two\\nlines\\tand\\x00"),
+        ("gpj.\u202ecar.exe", "gpj.\\u202ecar.exe"),  # turns what follows round
+        ("zero\u200bwidth\ufeff\u2028", "zero\\u200bwidth\\ufeff\\u2028"),
+        (None, ""),
+        (float("nan"), ""),
+    ],
+)
+def test_letters_that_do_not_show_are_spelled_out(text: object, shown: str) -> None:
+    assert readable(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("s3://b/2026/a.jpg", "a.jpg"),
+        ("s3://b/2026/folder/", "folder"),
+        ("s3://b/a//b.jpg", "b.jpg"),
+        ("/p/two\nlines.jpg", "two\\nlines.jpg"),
+        ("no folder.jpg", "no folder.jpg"),
+    ],
+)
+def test_a_keys_own_name(uri: str, name: str) -> None:
+    assert last_part(uri) == name
+
+
+def test_a_card_of_nulls_is_a_card() -> None:
+    row = {"picks": ["failed"], "top5_labels": None, "top5_scores": None, "etag": None, "make": None, "label": None}
+    row |= {"size_bytes": None, "width": None, "height": None, "score": float("nan"), "margin": None}
+    shown = card(failed("/p/x.jpg", "empty") | row, None)
+    assert (shown["scored"], shown["score"], shown["top5"], shown["facts"]) == (False, None, [], "")
+    assert shown["code"] == "empty" and shown["picture"] is None
+
+
+def test_a_picture_that_could_not_be_read_leaves_its_reason() -> None:
+    row = scored("/p/x.jpg") | {"picks": ["random"], "error_code": None, "error": None}
+    shown = card(row, Thumbnail(reason="the file does not exist"))
+    assert shown["picture"] is None and shown["reason"] == "the file does not exist"
+    assert [label for label, _ in shown["top5"]] == row["top5_labels"]
 
 
 @pytest.fixture
@@ -363,7 +388,7 @@ def test_pages_of_little_have_no_fault_either(browser: Any, tmp_path: Path) -> N
     runs = {"nothing": [], "failed": [failed("/p/1.jpg")], "one": [scored("/p/1.jpg", label="cat")]}
     for name, rows in runs.items():
         out = tmp_path / f"{name}.html"
-        write_report(write_predictions(tmp_path / name, rows), out=str(out))
+        write_page(write_predictions(tmp_path / name, rows), out=str(out))
         with OpenedPage(browser, out, width=390) as opened:
             assert opened.accessibility_faults() == [] and opened.complaints == []
             assert not opened.wider_than_the_window()

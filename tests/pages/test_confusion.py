@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from carray.evaluation.figures import confusion_png, confusion_svg
+from carray.pages.confusion import confusion_png, confusion_svg
 
 
 def _pixels(png: bytes) -> np.ndarray:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from browser import OpenedPage
+from outline import Outline
 
 from carray.bundle.bundle_folder import BundleInfo, Certificate
 from carray.bundle.columns import score_columns
 from carray.bundle.threshold import choose_on_logits
-from carray.core.store.files import read_json
+from carray.core.store.files import read_json, write_json
+from carray.core.tables import table_from_rows, write_table
 from carray.evaluation.evaluate import write_evaluation
-from carray.evaluation.page import SECTIONS, write_page
+from carray.evaluation.robustness import ROBUSTNESS_SCHEMA, VARIANTS, robustness_rows
 from carray.evaluation.score import ScoredSplit
 from carray.images.pixels import PixelSettings
+from carray.pages import evaluation
+from carray.pages.evaluation import SECTIONS, write_page
 
 MARKUP = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 CARS = ["Audi A5 Coupe 2012", "Audi A5 Coupe 2008", "Ram 1500 Crew Cab 2012", "Ram 1500 Quad Cab 2012", "$a_b$ unknown"]
@@ -64,7 +69,7 @@ def write(
     origin |= {"manifest_fingerprint": "this", "runtime": "fp32", "bundle": "s3://models/it's", "manifest": "m.parquet"}
     other_NK = logits_NK + random.normal(0, 0.3, logits_NK.shape).astype(np.float32)
     split = ScoredSplit([*rows, rows[0]], predictions, truth_N, logits_NK, other_NK)
-    return write_evaluation(str(out), origin | {"seen_before": None}, info, split)
+    return write_evaluation(str(out), origin | {"seen_before": None}, info, split, write_page=write_page)
 
 
 @pytest.fixture(scope="module")
@@ -84,27 +89,8 @@ def page(folder: Path) -> str:
     return (folder / "report.html").read_text()
 
 
-class Outline(HTMLParser):
-    """Collects a page's tags, ids and text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
-
-    def of(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for found, attributes in self.tags if found == tag]
-
-
 def words_of(page: str) -> str:
-    return " ".join(Outline(page).words.split())
+    return Outline(page).words
 
 
 def test_the_headline_is_a_sentence_with_its_intervals(page: str, folder: Path) -> None:
@@ -176,18 +162,63 @@ def test_what_cannot_be_told_is_said(tmp_path: Path) -> None:
     assert "No image was mistaken." in words_of((tmp_path / "right" / "report.html").read_text())
 
 
-def test_a_section_of_a_later_measurement_may_be_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from carray.evaluation import page as module
+@pytest.fixture(scope="module")
+def stressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write an evaluation, and what `stress` left there: corruptions that cost more and more, four kinds from outside."""
+    folder = tmp_path_factory.mktemp("stressed")
+    metrics = write(folder, classes=CARS, images=30)
+    random = np.random.default_rng(0)
+    hits_VN = np.array([random.random(200) < max(0.05, 0.8 - 0.03 * i) for i in range(len(VARIANTS))])
+    hits_VN[1] = hits_VN[0]
+    table = table_from_rows(robustness_rows(hits_VN), ROBUSTNESS_SCHEMA)
+    write_table(table, f"{folder}/robustness.parquet", kind="evaluation robustness", version=1)
+    about = {name: metrics[name] for name in ("bundle_id", "manifest_fingerprint", "split")}
+    about |= {"drawn": 200, "seed": 0, "unreadable": 2, "images": 200}
+    write_json(f"{folder}/robustness.json", about)
+    kinds = {
+        "photographs": {"images": 60, "scored": 60, "sources": 10, "auroc": 0.91, "auroc_low": 0.8, "auroc_high": 0.97},
+        MARKUP: {"images": 40, "scored": 40, "sources": 40, "auroc": 0.987, "auroc_low": 0.95, "auroc_high": 1.0},
+        "few": {"images": 4, "scored": 3, "sources": 1, "auroc": 0.875, "auroc_low": None, "auroc_high": None},
+        "broken": {"images": 2, "scored": 0, "sources": 0, "auroc": None, "auroc_low": None, "auroc_high": None},
+    }
+    outside = {"outside": f"/photos/{MARKUP}", "inside_images": 200, "inside_unreadable": 0, "kinds": kinds}
+    write_json(f"{folder}/outside.json", about | outside)
+    write_page(str(folder), metrics)
+    return folder
 
-    left = (*SECTIONS[:2], module.Section("later", "Later", "evaluation/none.html.j2", lambda evaluation: None))
-    monkeypatch.setattr(module, "SECTIONS", left)
-    before = (folder / "report.html").read_text()
-    write_page(str(folder), read_json(str(folder / "metrics.json")))
-    try:
-        headings = Outline((folder / "report.html").read_text()).of("h2")
-        assert [found["id"] for found in headings] == [section.id for section in SECTIONS[:2]]
-    finally:
-        (folder / "report.html").write_text(before)
+
+def test_what_stress_measured_is_told_with_its_figures(stressed: Path) -> None:
+    words, table = words_of((stressed / "report.html").read_text()), pd.read_parquet(stressed / "robustness.parquet")
+    for row in table.to_dict("records"):
+        assert f"{100 * row['top1']:.1f} %" in words
+    worst = table.iloc[2:].sort_values("drop_points").iloc[-1]
+    assert f"Most is lost to {worst['corruption']} ({worst['severity']})" in words
+    assert f"{worst['drop_points']:.1f} points less" in words
+    clear = int((table["drop_low_points"].iloc[2:] > 0).sum())
+    assert 0 < clear < 20 and f"The interval of the drop lies above 0 for {clear} of 20 corruptions" in words
+    assert "2 more images could not be read" in words
+    assert "(0 lost, 0 gained)" in words
+    assert "photographs 0.910 0.800 to 0.970 60 10" in words
+    assert "few 0.875 too few sources 3 1" in words
+    assert "broken none readable" in words
+    assert "It is weakest on few, with an AUROC of 0.875." in words
+    assert "3 images could not be read and are in no figure" in words
+    assert "claimed for no others" in words
+
+
+def test_sections_without_anything_to_show_are_left_out(stressed: Path, tmp_path: Path) -> None:
+    def shown(folder: Path) -> set[str]:
+        write_page(str(folder), read_json(f"{folder}/metrics.json"))
+        return {str(found["id"]) for found in Outline((folder / "report.html").read_text()).of("h2")}
+
+    every = {section.id for section in SECTIONS}
+    folder = shutil.copytree(stressed, tmp_path / "copy")
+    assert shown(folder) == every
+    about = read_json(f"{folder}/robustness.json")
+    write_json(f"{folder}/robustness.json", about | {"bundle_id": "another"})
+    assert shown(folder) == every - {"robustness"}
+    (folder / "outside.json").unlink()
+    assert shown(folder) == every - {"robustness", "outside"}
 
 
 def test_two_hundred_classes_and_eight_thousand_images_make_a_page_under_five_megabytes(
@@ -235,9 +266,16 @@ def test_the_class_table_is_sorted_by_key(browser: Any, folder: Path) -> None:
         assert opened.tab.locator("#sorted").text_content() == "Sorted by Images, descending."
 
 
-def test_counts_of_mistakes_are_whole_numbers_on_their_axis() -> None:
-    from carray.evaluation.figures import bars_svg
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_a_browser_finds_no_fault_in_what_stress_measured(browser: Any, stressed: Path, width: int, dark: bool) -> None:
+    with OpenedPage(browser, stressed / "report.html", width=width, dark=dark) as opened:
+        assert MARKUP in opened.tab.locator("tbody th").all_text_contents()
+        assert opened.accessibility_faults() == []
+        assert not opened.wider_than_the_window()
+        assert opened.complaints == []
 
-    svg = bars_svg(["wrong make", "wrong year"], [2, 0], title="Kinds", label="images")
+
+def test_counts_of_mistakes_are_whole_numbers_on_their_axis() -> None:
+    svg = evaluation._kinds_svg([{"name": "wrong make", "images": 2}, {"name": "wrong year", "images": 0}])
     assert re.findall(r">(\d\.\d+)<", svg) == []
     assert ">2<" in svg

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,15 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from browser import OpenedPage
+from outline import Outline
+from PIL import Image
 from written_runs import FAMILIES, MARKUP, write_probes, write_run
 
 from carray.core.errors import SettingsError
 from carray.core.store.files import read_json, write_json
 from carray.core.tables import write_table
+from carray.pages.leaderboard import write_curves, write_page
 from carray.search import run_folder
-from carray.search.page import write_page
 from carray.search.throughput import _machine, _network_key
 from carray.search.train.hyperparameters import read_hyper
 
@@ -47,32 +48,9 @@ def page(run: str) -> str:
     return Path(write_page(run)).read_text()
 
 
-class Outline(HTMLParser):
-    """Collects a page's tags, ids and text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words = ""
-        self._inside: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
-
-    def count(self, tag: str) -> int:
-        return sum(found == tag for found, _ in self.tags)
-
-    def of(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for found, attributes in self.tags if found == tag]
-
-
 def test_headline_says_who_leads_how_long_it_took_and_what_ended_it(page: str, run: str) -> None:
     trials = run_folder.read_trials(run)
-    words = " ".join(Outline(page).words.split())
+    words = Outline(page).words
     assert f"{trials['trial_id'].iloc[0]} leads with {100 * trials['val_top1'].iloc[0]:.1f} % validation top-1" in words
     assert "search.time_budget_minutes of 60 is used up" in words
     assert "60.0 minutes" in words
@@ -93,8 +71,8 @@ def test_every_trial_has_a_row_and_who_has_a_result_a_command_that_packs_it(page
 
 def test_foreign_text_stays_text(page: str, run: str) -> None:
     outline = Outline(page)
-    assert outline.count("script") == 1
-    assert outline.count("img") == outline.count("b") == 0
+    assert len(outline.of("script")) == 1
+    assert len(outline.of("img")) == len(outline.of("b")) == 0
     assert f"SettingsError: {MARKUP}" in outline.words
     assert run in outline.words
     # The page's policy lets no script run but its own, should escaping ever fail.
@@ -120,7 +98,7 @@ def test_pictures_have_titles_tables_have_captions_and_ids_are_unique(page: str)
     for picture in pictures:
         assert picture["role"] == "img"
         assert all(name in ids for name in str(picture["aria-labelledby"]).split())
-    assert outline.count("table") == outline.count("caption") >= 4
+    assert len(outline.of("table")) == len(outline.of("caption")) >= 4
     assert all(heading.get("scope") in ("col", "row") for heading in outline.of("th"))
     used = set(re.findall(r"(?:url\(|href=\")#([\w-]+)", page))
     assert used <= set(ids)
@@ -133,7 +111,7 @@ def test_pictures_take_the_pages_colours(page: str) -> None:
 
 
 def test_rungs_importance_speed_and_rung_0_are_told_in_words_too(page: str) -> None:
-    words = " ".join(Outline(page).words.split())
+    words = Outline(page).words
     assert "Who was stopped where" in words
     assert "the best 1 in 3 go on" in words
     assert re.search(r"cnn: (learning_rate|width) \d+\.\d %", words)
@@ -141,9 +119,20 @@ def test_rungs_importance_speed_and_rung_0_are_told_in_words_too(page: str) -> N
     assert re.search(r"correlate by -?\d\.\d\d \(Spearman, \d candidates\)", words)
 
 
+def test_curves_are_a_picture_whose_best_trial_stands_out(run: str) -> None:
+    with Image.open(write_curves(run)) as picture:
+        assert picture.format == "PNG" and picture.size == (1200, 480)
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or []}
+    assert {
+        (0x18, 0x64, 0xAB),
+        (0xB3, 0x53, 0x0C),
+        (0xB3, 0x26, 0x1E),
+    } <= colours  # both families, and trials that ended
+
+
 def test_what_cannot_be_told_is_said(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", trials=3, epochs=3, families={"cnn": FAMILIES["cnn"]})
-    words = " ".join(Outline(Path(write_page(run)).read_text()).words.split())
+    words = Outline(Path(write_page(run)).read_text()).words
     assert (
         "too few trials to tell. 3 came to a result, and 2 values varied (learning_rate, width); 6 are needed" in words
     )
@@ -161,7 +150,7 @@ def test_a_search_without_any_result_has_a_page(tmp_path: Path) -> None:
     write_json(f"{run}/search.json", search)
     Path(run, "done.json").unlink()
     run_folder.write_tables(run)
-    words = " ".join(Outline(Path(write_page(run)).read_text()).words.split())
+    words = Outline(Path(write_page(run)).read_text()).words
     assert "No trial has come to a result" in words
     assert "No epoch was run." in words
     assert "repeat the command to go on" in words
@@ -182,7 +171,7 @@ def test_the_interval_follows_from_the_validation_images(tmp_path: Path, image_f
     manifest = str(tmp_path / "manifest.parquet")
     prepare(str(image_folder), out=manifest)
     run = write_run(tmp_path / "run", trials=2, epochs=2, manifest=manifest)
-    words = " ".join(Outline(Path(write_page(run)).read_text()).words.split())
+    words = Outline(Path(write_page(run)).read_text()).words
     assert re.search(r"95 % interval \d+\.\d % to \d+\.\d %, 2 images", words)
     # A manifest that is another one by now counts nothing.
     search = read_json(f"{run}/search.json")

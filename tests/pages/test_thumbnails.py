@@ -14,8 +14,9 @@ from PIL import Image
 
 from carray.core.errors import FetchError, StorageError
 from carray.core.store.image_bytes import fetch_image
-from carray.reports import thumbnails
-from carray.reports.thumbnails import THUMBNAIL_PIXELS, Thumbnail, read_thumbnails
+from carray.images import read
+from carray.pages import thumbnails
+from carray.pages.thumbnails import THUMBNAIL_PIXELS, Thumbnail, read_thumbnails
 
 
 def _pixels(thumbnail: Thumbnail) -> np.ndarray:
@@ -99,7 +100,7 @@ def test_a_store_that_does_not_answer_is_not_asked_for_every_image(monkeypatch: 
         asked.append(uri)
         raise FetchError("timeout", "no whole answer after 5 tries")
 
-    monkeypatch.setattr(thumbnails, "fetch_image", away)
+    monkeypatch.setattr(read, "fetch_image", away)
     made = read_thumbnails([(f"s3://b/{i}.jpg", None) for i in range(300)])
     assert len(asked) < 60
     assert made[-1].reason.startswith("not tried") and "no whole answer" in made[0].reason
@@ -109,7 +110,7 @@ def test_credentials_that_expired_are_a_reason_too(monkeypatch: pytest.MonkeyPat
     def expired(uri: str, **_: object) -> None:
         raise StorageError("the credentials at hand have expired")
 
-    monkeypatch.setattr(thumbnails, "fetch_image", expired)
+    monkeypatch.setattr(read, "fetch_image", expired)
     assert "expired" in read_thumbnails([("s3://b/1.jpg", None)])[0].reason
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from carray.comparison.measures import mcnemar_p, mean_interval, paired_change, psi_words, stability_index
+from carray.queries.compare import mcnemar_p, mean_interval, paired_change, psi_words, stability_index
 
 
 def test_mcnemar_is_the_exact_binomial_test() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from carray.reports.tallies import GROUP_MEMBERS, MOST_FAILED, choose, count, count_duplicates
+from carray.queries.tallies import GROUP_MEMBERS, MOST_FAILED, choose, count, count_duplicates
 from carray.testing.predictions import LABELS, failed, scored, write_predictions
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from carray.reports.tallies import BINS, Tallies, count, count_duplicates, count_folders
+from carray.queries.tallies import BINS, Tallies, count, count_duplicates, count_folders
 from carray.testing.predictions import LABELS, NOON, failed, scored, write_predictions
 
 
