@@ -214,7 +214,7 @@ def importance(trials: pd.DataFrame) -> pd.DataFrame:
     """Compute the share of variance in validation top-1 that each varied value explains, family by family.
 
     By functional ANOVA (Hutter et al., 'An Efficient Approach for Assessing Hyperparameter Importance', 2014), which
-    Optuna computes; importing Optuna takes 5 s. Only trials with a result count; a stopped one with what it had reached.
+    Optuna computes; its import takes 5 s. Only trials with a result count, stopped ones with what they had reached.
 
     Returns:
         Columns family, hyper, importance (0..1, sums to 1 in a family; NaN if there are too few trials, or all have

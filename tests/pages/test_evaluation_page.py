@@ -164,7 +164,7 @@ def test_what_cannot_be_told_is_said(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def stressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write an evaluation, and what `stress` left there: corruptions that cost more and more, four kinds from outside."""
+    """Write an evaluation with results of `stress`: corruptions that cost more and more, four kinds from outside."""
     folder = tmp_path_factory.mktemp("stressed")
     metrics = write(folder, classes=CARS, images=30)
     random = np.random.default_rng(0)

@@ -114,7 +114,7 @@ def test_rungs_importance_speed_and_rung_0_are_told_in_words_too(page: str) -> N
     words = Outline(page).words
     assert "Who was stopped where" in words
     assert "the best 1 in 3 go on" in words
-    assert re.search(r"cnn: (learning_rate|width) \d+\.\d %", words)
+    assert re.search(r"cnn : (learning_rate|width) \d+\.\d %", words)
     assert "The Pareto front, slowest first." in words
     assert re.search(r"correlate by -?\d\.\d\d \(Spearman, \d candidates\)", words)
 
