@@ -71,8 +71,8 @@ def _learn(out: str) -> float:
     from carray.bundle.winner import keep_winner
     from carray.evaluation.evaluate import evaluate, summary_text
     from carray.manifest.prepare import prepare
+    from carray.pages import evaluation, leaderboard
     from carray.search.leaderboard import leaderboard_text
-    from carray.search.page import write_page
     from carray.search.run_folder import read_trials
     from carray.search.search_on_ray import search
 
@@ -81,11 +81,13 @@ def _learn(out: str) -> float:
     print(prepare(join(out, "images"), out=manifest, show=print).text())
     _say_step(3, "tune: search both families with ASHA, and pack the winner")
     search(manifest, run=run, settings=_search_settings())
+    leaderboard.write_curves(run)
     print(leaderboard_text(read_trials(run)))
     keep_winner(run)
-    write_page(run)
+    leaderboard.write_page(run)
     _say_step(4, "evaluate: the winner on images that no trial has seen")
-    metrics = evaluate(join(run, "bundle"), manifest, split="test", out=join(out, "evaluation"))
+    bundle, folder = join(run, "bundle"), join(out, "evaluation")
+    metrics = evaluate(bundle, manifest, split="test", out=folder, write_page=evaluation.write_page)
     print(summary_text(metrics))
     return float(metrics["top1"])
 
@@ -114,11 +116,11 @@ def _classify(out: str) -> dict[str, Any]:
 
 
 def _ask(out: str) -> None:
+    from carray.pages.bucket import write_page
     from carray.queries import read_predictions
-    from carray.reports.predictions import write_report
 
     _say_step(6, "ask: predictions = carray.read_predictions(...), and a page of what is in the bucket")
-    write_report(join(out, "predictions"), out=join(out, "report.html"))
+    write_page(join(out, "predictions"), out=join(out, "report.html"))
     predictions = read_predictions(join(out, "predictions"))
     scored = predictions[predictions["status"] == "ok"]
     print("\nWhat is in the bucket?  predictions.groupby(['make', 'body']).size()")

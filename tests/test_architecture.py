@@ -26,7 +26,7 @@ JOBS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "jobs").rglo
 
 LAYERS = (
     *({"core"}, {"images"}, {"manifest"}, {"tensors"}, {"search"}, {"bundle"}, {"classify"}, {"evaluation"}),
-    *({"queries"}, {"comparison", "reports", "testing"}, {"preflight", "demo"}, {"cli"}, {"__main__", "__init__"}),
+    *({"queries"}, {"pages", "testing"}, {"preflight", "demo"}, {"cli"}, {"__main__", "__init__"}),
 )
 
 HEAVY = (

@@ -10,7 +10,7 @@ import pytest
 
 from carray import queries
 from carray.classify.predictions_folder import PREDICTION_SCHEMA
-from carray.comparison.build import compare_runs
+from carray.pages.comparison import compare_runs
 from jobs.bench.query import made_up
 from jobs.bench.query.__main__ import ARMS, COLUMNS, measure
 

@@ -8,7 +8,7 @@ the threshold of the model before it, since no image is left to choose them on, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from carray.bundle.bundle_folder import BUNDLE_JSON, BundleInfo
@@ -25,10 +25,10 @@ from carray.search.train_one import TRAINING, find_row, refit_run, settings_of_r
 __all__ = ["export_trial", "keep_trained", "keep_winner", "refit"]
 
 
-def keep_winner(run: str) -> str:
+def keep_winner(run: str, *, finish_refit: Callable[[str], object] | None = None) -> str:
     """Pack a search's winner into RUN/bundle, refitted where search.refit says so, unless it is there; gives its URI.
 
-    Where the winner cannot be packed, the next best is, and a line says so.
+    Where the winner cannot be packed, the next best is, and a line says so. `finish_refit` is called as in `refit`.
 
     Raises:
         SearchError: no trial came to a result, or the refit was interrupted.
@@ -49,7 +49,7 @@ def keep_winner(run: str) -> str:
     problems = []
     for row in trials[trials["val_top1"].notna()].to_dict("records"):  # best first
         try:
-            _pack_anew(run, row, document, bundle, there)
+            _pack_anew(run, row, document, bundle, there, finish_refit)
             return bundle
         except BundleError as err:
             problems.append(f"{row['trial_id']}: {err}")
@@ -58,7 +58,12 @@ def keep_winner(run: str) -> str:
 
 
 def _pack_anew(
-    run: str, row: Mapping[Any, Any], document: Mapping[str, Any], bundle: str, there: Mapping[str, Any]
+    run: str,
+    row: Mapping[Any, Any],
+    document: Mapping[str, Any],
+    bundle: str,
+    there: Mapping[str, Any],
+    finish_refit: Callable[[str], object] | None,
 ) -> None:
     """Pack a trial, refitted where the search says so, unless that very bundle is there."""
     search = parse_settings(TuneSettings, document["settings"]).search
@@ -69,7 +74,7 @@ def _pack_anew(
         return
     if search.refit:
         out = refit_run(run, trial, epochs)
-        refit(run, trial, manifest=document["manifest"], out=out, to=bundle, epochs=epochs)
+        refit(run, trial, manifest=document["manifest"], out=out, to=bundle, epochs=epochs, finish=finish_refit)
     else:
         pack_winner(run, trial=trial)
 
@@ -109,9 +114,18 @@ def export_trial(run: str, trial: str, *, out: str | None = None) -> BundleInfo:
 
 
 def refit(
-    run: str, row: str, *, manifest: str, out: str, to: str | None = None, epochs: int | None = None
+    run: str,
+    row: str,
+    *,
+    manifest: str,
+    out: str,
+    to: str | None = None,
+    epochs: int | None = None,
+    finish: Callable[[str], object] | None = None,
 ) -> dict[str, Any]:
     """Train a row's configuration once more, on train and val, and pack its last epoch into `to` or OUT/bundle.
+
+    `finish` is called with `out` between the two.
 
     Raises:
         SettingsError: no run lies there, it has no such row, or `manifest` is not the run's.
@@ -128,6 +142,8 @@ def refit(
             "a refit keeps would be of other images; give that manifest."
         )
     outcome = train(manifest, run=out, settings=settings, refit_of={"run": run, "trial_id": trial})
+    if finish is not None:
+        finish(out)
     bundle = to or join(out, "bundle")
     if to is not None or not _packed(bundle):
         _pack_refit(run, trial, refit_run=out, refitted=outcome["trial"], to=bundle)

@@ -39,6 +39,6 @@ def report(
     Example: `carray report predictions --out report.html`
     """
     from carray.core.progress import print_result
-    from carray.reports.predictions import write_report
+    from carray.pages.bucket import write_page
 
-    print_result(write_report(predictions, out=out, thumbnails=thumbnails, seed=seed))
+    print_result(write_page(predictions, out=out, thumbnails=thumbnails, seed=seed))

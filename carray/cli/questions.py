@@ -114,8 +114,8 @@ def compare(
 
     Example: `carray compare predictions/may predictions/june --out may-to-june`
     """
-    from carray.comparison.build import compare_bundles, compare_runs, comparison_text
     from carray.core.progress import print_result
+    from carray.pages.comparison import compare_bundles, compare_runs, comparison_text
 
     _check_bundles(manifest, out, split=split, runtime=runtime)
     if manifest is not None and out is not None:

@@ -103,8 +103,9 @@ def evaluate(
     from carray.core.progress import print_result
     from carray.evaluation.evaluate import evaluate as measure
     from carray.evaluation.evaluate import summary_text
+    from carray.pages.evaluation import write_page
 
-    metrics = measure(bundle, manifest, split=split, out=out, runtime=runtime)
+    metrics = measure(bundle, manifest, split=split, out=out, runtime=runtime, write_page=write_page)
     typer.echo(summary_text(metrics))
     keys = ("runtime", "images", "unreadable", "top1", "top5", "macro_f1", "loss", "ece", "aurc")
     print_result({key: metrics[key] for key in keys if key in metrics} | {"out": out})
@@ -139,9 +140,18 @@ def stress(
     from carray.core.progress import print_result
     from carray.evaluation.stress import stress as measure
     from carray.evaluation.stress import summary_text
+    from carray.pages.evaluation import write_page
 
     found = measure(
-        bundle, manifest, out=out, outside=outside, split=split, images=images or None, seed=seed, runtime=runtime
+        bundle,
+        manifest,
+        out=out,
+        outside=outside,
+        split=split,
+        images=images or None,
+        seed=seed,
+        runtime=runtime,
+        write_page=write_page,
     )
     typer.echo(summary_text(found))
     robustness = found["robustness"]

@@ -50,7 +50,7 @@ def tune(
     from carray.bundle.winner import keep_winner
     from carray.core.progress import print_result
     from carray.core.settings import load_settings
-    from carray.search.page import write_page
+    from carray.pages.leaderboard import write_curves, write_page
     from carray.search.search_on_ray import search
     from carray.search.space import TuneSettings
 
@@ -58,7 +58,8 @@ def tune(
     chosen = load_settings(TuneSettings, config=config, overrides=overrides)
 
     def finish(run: str) -> dict[str, str]:
-        return {"bundle": keep_winner(run), "page": write_page(run)}
+        write_curves(run)
+        return {"bundle": keep_winner(run, finish_refit=write_curves), "page": write_page(run)}
 
     print_result(search(manifest, run=out, settings=chosen, finish=finish))
 
@@ -100,20 +101,24 @@ def train(
     from carray.bundle.winner import keep_trained
     from carray.bundle.winner import refit as refit_row
     from carray.core.progress import print_result
+    from carray.pages.leaderboard import write_curves
     from carray.search import train_one
 
     _check_one_source(source, config=config, refit=refit, changed=bool(settings) or seed is not None)
     if source and refit:
-        print_result(refit_row(source, row, manifest=manifest, out=out, epochs=epochs))
+        print_result(refit_row(source, row, manifest=manifest, out=out, epochs=epochs, finish=write_curves))
         return
     overrides = short_for(settings, epochs=epochs, seed=seed)
     if source:
         training, _ = train_one.settings_of_row(source, row, overrides=overrides)
     else:
         training = train_one.read_settings(config, overrides=overrides)
-    print_result(
-        train_one.train(manifest, run=out, settings=training, finish=lambda run: {"bundle": keep_trained(run)})
-    )
+
+    def finish(run: str) -> dict[str, str]:
+        write_curves(run)
+        return {"bundle": keep_trained(run)}
+
+    print_result(train_one.train(manifest, run=out, settings=training, finish=finish))
 
 
 def _check_one_source(source: str | None, *, config: str | None, refit: bool, changed: bool) -> None:
@@ -143,8 +148,8 @@ def leaderboard(
     Example: `carray leaderboard run`
     """
     from carray.core.progress import say
+    from carray.pages.leaderboard import write_page
     from carray.search.leaderboard import leaderboard_text
-    from carray.search.page import write_page
     from carray.search.run_folder import read_trials
     from carray.search.throughput import measure_throughput, trial_speeds
 

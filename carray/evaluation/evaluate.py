@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,17 +23,18 @@ from carray.bundle.scorer import Scorer
 from carray.bundle.threshold import top_scores
 from carray.core.errors import BundleError, SettingsError
 from carray.core.progress import say
-from carray.core.store.files import absolute, delete, exists, join, read_json, write_bytes, write_json
+from carray.core.store.files import absolute, delete, exists, join, read_json, write_json
 from carray.core.tables import table_from_rows, write_table
 from carray.evaluation import metrics as measure
-from carray.evaluation.evaluation_folder import CONFUSION_PNG, METRICS_JSON, TABLES, VERSION, table_kind
-from carray.evaluation.figures import confusion_png
-from carray.evaluation.page import write_page
+from carray.evaluation.evaluation_folder import METRICS_JSON, TABLES, VERSION, table_kind
 from carray.evaluation.score import ScoredSplit, score_split, seen_before
 from carray.images.pixels import Box, PixelSettings
 from carray.manifest.manifest_file import read_manifest, read_row, row_box
 
-__all__ = ["evaluate", "summary_text", "take_examples", "write_evaluation"]
+__all__ = ["WritePage", "evaluate", "summary_text", "take_examples", "write_evaluation"]
+
+WritePage = Callable[[str, Mapping[str, Any]], object]
+"""Writes the page of an evaluation from its folder and metrics."""
 
 PAIRS, IMAGES_A_PAIR = 12, 3
 LONG_SIDE, SHORT_SIDE_LEAST = 240, 24
@@ -103,10 +104,18 @@ _VERDICTS = {
 }
 
 
-def evaluate(bundle: str, manifest: str, *, split: str = "test", out: str, runtime: str = "fp32") -> dict[str, Any]:
-    """Score one split with a bundle, write tables, pictures, page and metrics into `out`, and give the metrics.
+def evaluate(
+    bundle: str,
+    manifest: str,
+    *,
+    split: str = "test",
+    out: str,
+    runtime: str = "fp32",
+    write_page: WritePage | None = None,
+) -> dict[str, Any]:
+    """Score one split with a bundle, write tables and metrics into `out`, and return the metrics.
 
-    The same evaluation again reads what stands in `out`.
+    `write_page` is called between the two, such as pages.evaluation.write_page. The same evaluation again reads `out`.
 
     Raises:
         BundleError: the bundle is unfinished, damaged, or computes other logits on this machine.
@@ -135,7 +144,7 @@ def evaluate(bundle: str, manifest: str, *, split: str = "test", out: str, runti
         "seen_before": seen,
         "images_trained_on": trained_on,
     }
-    return write_evaluation(out, origin, scorer.info, scored)
+    return write_evaluation(out, origin, scorer.info, scored, write_page=write_page)
 
 
 def _other_runtime(scorer: Scorer) -> Scorer | None:
@@ -215,8 +224,10 @@ def _certificates(info: BundleInfo) -> dict[str, Any]:
     return {name: found.model_dump(mode="json") for name, found in info.certificates.items()}
 
 
-def write_evaluation(out: str, origin: dict[str, Any], info: BundleInfo, scored: ScoredSplit) -> dict[str, Any]:
-    """Write everything that a scored split tells into `out`, and give the metrics, which hold `origin`, too.
+def write_evaluation(
+    out: str, origin: dict[str, Any], info: BundleInfo, scored: ScoredSplit, *, write_page: WritePage | None = None
+) -> dict[str, Any]:
+    """Write the tables and metrics of a scored split into `out`, and return the metrics, which include `origin`.
 
     Raises:
         StorageError: storage refused to write.
@@ -236,9 +247,9 @@ def write_evaluation(out: str, origin: dict[str, Any], info: BundleInfo, scored:
     for name, rows in tables.items():
         table = _table(rows, TABLES[name])
         write_table(table, join(out, f"{name}.parquet"), kind=table_kind(name), version=VERSION, provenance=origin)
-    write_bytes(join(out, CONFUSION_PNG), confusion_png(counts_KK, info.classes))
     metrics = _metrics(origin, info, scored, tables)
-    write_page(out, metrics)
+    if write_page is not None:
+        write_page(out, metrics)
     write_json(join(out, METRICS_JSON), metrics)
     return metrics
 

@@ -25,9 +25,9 @@ from carray.core.store.files import absolute, exists, join, read_json, write_jso
 from carray.core.tables import table_from_rows, write_table
 from carray.core.text import readable
 from carray.evaluation.corruptions import NONE, REENCODED
+from carray.evaluation.evaluate import WritePage
 from carray.evaluation.evaluation_folder import METRICS_JSON, OUTSIDE_JSON, ROBUSTNESS_JSON
 from carray.evaluation.outside import list_outside, measure_outside, outside_fingerprint
-from carray.evaluation.page import write_page
 from carray.evaluation.read_images import Row, draw_rows
 from carray.evaluation.robustness import ROBUSTNESS_SCHEMA, corrupted_hits, robustness_rows
 from carray.manifest.manifest_file import read_manifest
@@ -47,6 +47,7 @@ def stress(
     images: int | None = 500,
     seed: int = 0,
     runtime: str = "fp32",
+    write_page: WritePage | None = None,
 ) -> dict[str, Any]:
     """Measure robustness, and with `outside` how well `ood_score` tells those images.
 
@@ -59,6 +60,7 @@ def stress(
         images: So many of them, drawn by content; all when None.
         seed: Of the draw and the bootstrap.
         runtime: One of the bundle's.
+        write_page: Writes the page of an evaluation in `out` again.
 
     Returns:
         The markers' contents by `robustness` and, with `outside`, by `outside`.
@@ -94,7 +96,7 @@ def stress(
             found = identity | origin | measure_outside(rows, outside_rows, scorer, seed=seed)
             write_json(join(out, OUTSIDE_JSON), found)
         results["outside"] = found
-    if exists(join(out, METRICS_JSON)):
+    if write_page is not None and exists(join(out, METRICS_JSON)):
         write_page(out, read_json(join(out, METRICS_JSON)))
     return results
 

@@ -6,6 +6,8 @@ predictions/part-*.parquet        one row an image; local or S3
     |  sql.query                  one SELECT over the table `predictions`, in DuckDB's dialect
     v
 a frame with declared dtypes      answers.write_answer: text, CSV, JSON or Parquet
+
+For pages: `tallies` counts predictions and chooses rows to show, `compare` joins two runs.
 """
 
 from carray.queries.answers import FORMATS, write_answer

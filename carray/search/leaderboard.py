@@ -1,61 +1,74 @@
-"""Lays a run's trials out as text for a terminal, best first.
+"""Answers what a run's tables say: the leaderboard as text, who was stopped where, and which hyperparameters mattered.
 
-Invariants: every trial is there; text that came from elsewhere (a reason, a backbone's name) is shown, never obeyed.
+Nothing is measured here; a question that the tables cannot answer has no row or a row without a number. Text from
+elsewhere (a reason, a backbone's name) is shown, never interpreted.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from carray.core.text import readable
-from carray.search.importance import varied_values
 
-__all__ = ["configurations", "leaderboard_text"]
+__all__ = [
+    "FEWEST_TRIALS",
+    "TROUBLED",
+    "configurations",
+    "importance",
+    "leaderboard_text",
+    "pareto_front",
+    "probe_outcomes",
+    "rung_epochs",
+    "rung_table",
+]
 
-_TROUBLED = ("failed", "non_finite", "dropped")
-"""Statuses that a reader wants to know the reason of, trial by trial."""
+TROUBLED = ("failed", "non_finite", "dropped")
+"""Statuses whose reason is shown trial by trial."""
 _UNENDED = ("out_of_time", "unfinished", "not_started")
-"""Statuses whose reason is the same for all."""
+"""Statuses whose reason is the same for all trials."""
 _NARROW = 100
-"""Columns below which the configuration stands on lines of its own."""
+"""With fewer columns the configuration goes on lines of its own."""
 _INDENT = " " * 13
 _ALWAYS = ("backbone", "train", "input_size")
-"""Stand in every configuration that has them, whether they vary or not."""
+"""Shown in every configuration that has them, whether they vary or not."""
+FEWEST_TRIALS = 6
+"""Importance needs so many, and twice the varied values: with fewer, a forest explains noise."""
 
 
 def leaderboard_text(
     trials: pd.DataFrame, *, speeds: Mapping[str, float] | None = None, width: int | None = None
 ) -> str:
-    """Write each trial's figures, what it was and how it ended.
+    """Write one line a trial, best first: its figures, its configuration and how it ended.
 
     Args:
         trials: Rows as in trials.parquet, best first.
-        speeds: Measured end-to-end images a second by trial_id (search.throughput), for a column of their own.
-        width: Columns to fill; None: the terminal's, or no limit where the text goes to a file.
+        speeds: Measured end-to-end images a second by trial_id (search.throughput), for one more column.
+        width: Columns to fill; None: those of the terminal, or no limit if the output is a file.
     """
     width = _terminal_width() if width is None else width
-    told_apart = configurations(trials)
+    shown = configurations(trials)
     speed_head = f" {'images/s':>8}" if speeds else ""
     lines = [
         f"{'#':>3}  {'trial':<7} {'top-1':>6} {'top-5':>6} {'epoch':>7} {'minutes':>8}{speed_head}  {'status':<11} "
         "configuration"
     ]
-    for place, row in enumerate(trials.to_dict("records"), start=1):
+    for rank, row in enumerate(trials.to_dict("records"), start=1):
         best = "" if pd.isna(row["best_epoch"]) else f"{int(row['best_epoch'])}/{row['epochs']}"
         speed = f" {_speed(speeds.get(row['trial_id'])):>8}" if speeds else ""
         figures = (
-            f"{place:>3}  {row['trial_id']:<7} {_percent(row['val_top1']):>6} {_percent(row['val_top5']):>6} {best:>7} "
+            f"{rank:>3}  {row['trial_id']:<7} {_percent(row['val_top1']):>6} {_percent(row['val_top5']):>6} {best:>7} "
             f"{row['seconds'] / 60:>8.1f}{speed}  {row['status']:<11} "
         )
-        lines += _with_configuration(figures, told_apart[row["trial_id"]], width)
-        if row["status"] in _TROUBLED and pd.notna(row["reason"]):
+        lines += _with_configuration(figures, shown[row["trial_id"]], width)
+        if row["status"] in TROUBLED and pd.notna(row["reason"]):
             lines += _wrapped(row["reason"], width)
         if pd.notna(row["note"]):
             lines += _wrapped(f"note: {row['note']}", width)
@@ -64,14 +77,13 @@ def leaderboard_text(
 
 
 def configurations(trials: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Give for each trial_id what tells its configuration from the others of its family, by name.
+    """Give for each trial_id the hyperparameters that differ within its family, and the few that are always shown.
 
-    What it starts from is always among them; the whole configuration stands in trials.parquet. A trial for which the
-    searcher has proposed nothing yet has none.
+    The whole configuration is in trials.parquet. A trial for which the searcher has proposed nothing yet has none.
     """
-    told_apart: dict[str, dict[str, Any]] = {trial: {} for trial in trials["trial_id"]}
+    shown: dict[str, dict[str, Any]] = {trial: {} for trial in trials["trial_id"]}
     for family, own in trials[trials["family"].notna()].groupby("family"):
-        varied = varied_values(own)
+        varied = _varied_values(own)
         for row in own.to_dict("records"):
             hyper = json.loads(str(row["hyper"]))
             names = [
@@ -79,8 +91,8 @@ def configurations(trials: pd.DataFrame) -> dict[str, dict[str, Any]]:
                 for name in dict.fromkeys([*_ALWAYS, *hyper])
                 if name in hyper and (name in varied or name in _ALWAYS)
             ]
-            told_apart[row["trial_id"]] = {"family": family} | {name: hyper[name] for name in names}
-    return told_apart
+            shown[row["trial_id"]] = {"family": family} | {name: hyper[name] for name in names}
+    return shown
 
 
 def _with_configuration(figures: str, values: Mapping[str, Any], width: int) -> list[str]:
@@ -120,3 +132,145 @@ def _percent(fraction: float | None) -> str:
 
 def _speed(images_per_second: float | None) -> str:
     return "" if images_per_second is None else f"{images_per_second:.0f}"
+
+
+def rung_epochs(search: Mapping[str, Any]) -> list[int]:
+    """Give the epochs of ASHA's rungs, by the settings in search.json; none for another scheduler."""
+    if search["scheduler"] != "asha":
+        return []
+    epochs, rung = [], float(search["grace_epochs"])
+    while math.ceil(rung) < search["epochs"]:
+        epochs.append(math.ceil(rung))
+        rung *= search["reduction_factor"]
+    return list(dict.fromkeys(epochs))
+
+
+def rung_table(epochs: pd.DataFrame, search: Mapping[str, Any]) -> pd.DataFrame:
+    """Count, for each family and rung, the trials that reached it and those stopped there.
+
+    Returns:
+        Columns family, epoch, reached, stopped, best (highest top-1 so far of the trials that reached it, fraction)
+        and lowest_on (the lowest of those that continued; null if none did). Without rungs, one row for each epoch
+        after which a trial was stopped.
+    """
+    judged = _best_so_far(epochs)
+    stops = set(judged.loc[judged["decision"] == "stop", "epoch"])
+    rows: list[dict[str, Any]] = []
+    for family, own in judged.groupby("family"):
+        for epoch in sorted({*rung_epochs(search), *stops}):
+            here = own[(own["epoch"] == epoch) & (own["decision"] != "non_finite")]
+            stopped = here["decision"] == "stop"
+            if here.empty or (epoch not in rung_epochs(search) and not stopped.any()):
+                continue
+            on = here.loc[~stopped, "best_top1"]
+            rows.append(
+                {
+                    "family": family,
+                    "epoch": epoch,
+                    "reached": len(here),
+                    "stopped": int(stopped.sum()),
+                    "best": here["best_top1"].max(),
+                    "lowest_on": on.min() if len(on) else None,
+                }
+            )
+    return pd.DataFrame(rows, columns=["family", "epoch", "reached", "stopped", "best", "lowest_on"])
+
+
+def _best_so_far(epochs: pd.DataFrame) -> pd.DataFrame:
+    """Add `best_top1`, a trial's best top-1 up to each epoch, which is what schedulers compare."""
+    ordered = epochs.sort_values(["number", "epoch"])
+    finite = ordered["val_top1"].where(ordered["decision"] != "non_finite")
+    return ordered.assign(best_top1=finite.groupby(ordered["number"]).cummax())
+
+
+def pareto_front(speeds: Sequence[float], accuracies: Sequence[float]) -> list[bool]:
+    """Tell for each point whether no other is at least as fast and as accurate, and better in one of the two."""
+    points = list(zip(speeds, accuracies, strict=True))
+    return [not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points) for p in points]
+
+
+def probe_outcomes(probes: Sequence[Mapping[str, Any]], trials: pd.DataFrame) -> pd.DataFrame:
+    """Add to each candidate of rung 0 the best result of its trials.
+
+    Returns:
+        The probes' columns backbone, weights, input_size, val_top1 and seconds, and trials (how many ran), dropped,
+        and best (their best top-1, fraction; null if none has a result), best probe first.
+    """
+    hypers = [json.loads(hyper) or {} for hyper in trials["hyper"]]
+    rows: list[dict[str, Any]] = []
+    for probe in sorted(probes, key=lambda probe: -(probe["val_top1"] or 0.0)):
+        own = trials[
+            [all(h.get(name) == probe[name] for name in ("backbone", "weights", "input_size")) for h in hypers]
+        ]
+        row = {name: probe[name] for name in ("backbone", "weights", "input_size", "val_top1", "seconds")}
+        ran = own[own["epochs"] > 0]
+        row |= {"trials": len(ran), "dropped": int((own["status"] == "dropped").sum())}
+        rows.append(row | {"best": ran["val_top1"].max() if ran["val_top1"].notna().any() else None})
+    names = ["backbone", "weights", "input_size", "val_top1", "seconds", "trials", "dropped", "best"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def importance(trials: pd.DataFrame) -> pd.DataFrame:
+    """Compute the share of variance in validation top-1 that each varied value explains, family by family.
+
+    By functional ANOVA (Hutter et al., 'An Efficient Approach for Assessing Hyperparameter Importance', 2014), which
+    Optuna computes; its import takes 5 s. Only trials with a result count, stopped ones with what they had reached.
+
+    Returns:
+        Columns family, hyper, importance (0..1, sums to 1 in a family; NaN if there are too few trials, or all have
+        one result) and trials (how many counted); families by name, the most important value first.
+    """
+    rows: list[dict[str, Any]] = []
+    counted = trials[trials["val_top1"].notna() & trials["family"].notna()]
+    for family, own in counted.groupby("family"):
+        values = _varied_values(own)
+        results = own["val_top1"].tolist()
+        enough = len(own) >= max(FEWEST_TRIALS, 2 * len(values)) and own["val_top1"].nunique() > 1
+        shares = _shares(values, results) if enough and values else {}
+        ordered = sorted(values, key=lambda name: (-shares.get(name, 0.0), name))
+        rows += [
+            {"family": family, "hyper": name, "importance": shares.get(name, math.nan), "trials": len(own)}
+            for name in ordered
+        ]
+    return pd.DataFrame(rows, columns=["family", "hyper", "importance", "trials"])
+
+
+def _varied_values(trials: pd.DataFrame) -> dict[str, list[Any]]:
+    """Give the values that differ between the trials of one family, in the trials' order."""
+    hypers = [json.loads(hyper) for hyper in trials["hyper"]]
+    names = list(dict.fromkeys(name for hyper in hypers for name in hyper))
+    columns = {name: [hyper.get(name) for hyper in hypers] for name in names}
+    return {name: column for name, column in columns.items() if len({json.dumps(value) for value in column}) > 1}
+
+
+def _shares(values: dict[str, list[Any]], results: list[float]) -> dict[str, float]:
+    import optuna
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs the study's creation
+    try:
+        study = optuna.create_study(direction="maximize")
+        distributions = {name: _distribution(column) for name, column in values.items()}
+        for i, result in enumerate(results):
+            params = {name: column[i] for name, column in values.items()}
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=result))
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    except RuntimeError:  # no tree of the forest found any variance to explain
+        return {}
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    return {name: float(share) for name, share in shares.items()}
+
+
+def _distribution(column: list[Any]) -> Any:
+    from optuna import distributions
+
+    numbers = [value for value in column if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) < len(column):
+        return distributions.CategoricalDistribution(list(dict.fromkeys(column)))
+    low, high = min(numbers), max(numbers)
+    if all(isinstance(value, int) for value in numbers):
+        return distributions.IntDistribution(int(low), int(high))
+    # A range of a decade or more was sampled on a logarithmic scale, or should have been.
+    return distributions.FloatDistribution(low, high, log=low > 0 and high / low >= 10)

@@ -29,7 +29,6 @@ from carray.core.store.files import absolute, join, write_json
 from carray.core.store.lease import Lease, hold_run
 from carray.manifest.manifest_file import Manifest, read_manifest
 from carray.search import run_folder
-from carray.search.curves import plot_curves
 from carray.search.loggers import EpochLoggers
 from carray.search.proposals import candidates, draw_trials, grid_size
 from carray.search.resources import share_out
@@ -51,7 +50,7 @@ _MOST_PENDING = 200
 def search(
     manifest: str, *, run: str, settings: TuneSettings, finish: Callable[[str], Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """Search for the best network and write the run's tables and curves; the same call again resumes.
+    """Search for the best network and write the run's tables; the same call again resumes.
 
     Args:
         manifest: Table written by carray prepare.
@@ -99,7 +98,6 @@ def _search(
     lease.check()
     trials = run_folder.write_tables(run, ended_by=ended_by)
     winner = run_folder.best_trial(trials)
-    plot_curves(run)
     outcome = {
         "run": run,
         "trials": len(trials),

@@ -24,7 +24,6 @@ from carray.core.store.lease import Lease, hold_run
 from carray.images.pixels import PixelSettings
 from carray.manifest.manifest_file import Manifest, read_manifest
 from carray.search import run_folder
-from carray.search.curves import plot_curves
 from carray.search.proposals import draw_trials
 from carray.search.run_log import SearchLog, check_search, open_run
 from carray.search.space import FamilySettings, SearchSettings, TuneSettings
@@ -279,7 +278,6 @@ class _TrainLog(SearchLog):
 
 def _outcome(run: str, *, refit: bool) -> dict[str, Any]:
     trials = run_folder.write_tables(run)
-    plot_curves(run)
     row = trials.iloc[0]
     best = None if refit and row["status"] == "finished" else float(run_folder.best_trial(trials)["val_top1"])
     return {"run": run, "trial": str(row["trial_id"]), "epochs": int(row["epochs"]), "val_top1": best}

@@ -118,7 +118,7 @@ def test_what_is_uploaded_is_the_code_alone(clone: Path, tmp_path: Path) -> None
     names = set(zipfile.ZipFile(package).namelist())
     code = {path.relative_to(clone).as_posix() for path in (clone / "carray").rglob("*") if path.suffix != ".pyc"}
     files = {name for name in code if (clone / name).is_file()}
-    needed = {"jobs/tune.py", "jobs/classify.py", "jobs/configs/cars-cpu.yaml", "carray/core/page.html.j2"}
+    needed = {"jobs/tune.py", "jobs/classify.py", "jobs/configs/cars-cpu.yaml", "carray/pages/templates/base.html.j2"}
     assert (files | needed) - names == set()
     tops = {name.partition("/")[0] for name in names}
     assert tops - {"mine", "holiday", "photos"} == {

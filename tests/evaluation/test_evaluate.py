@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,14 @@ from carray.bundle.scorer import Classifier
 from carray.bundle.trained_on import pack_trained_on
 from carray.core.errors import BudgetError, SchemaError, SettingsError
 from carray.core.store.files import list_files, read_bytes, write_bytes
-from carray.evaluation.evaluate import evaluate, summary_text
+from carray.evaluation import evaluate as module
+from carray.evaluation.evaluate import summary_text
 from carray.evaluation.evaluation_folder import TABLES
 from carray.manifest.manifest_file import MANIFEST_SCHEMA, read_manifest, write_manifest
+from carray.pages.evaluation import write_page
 
 IMAGES, WRONG = 10, 3
+evaluate = partial(module.evaluate, write_page=write_page)
 
 
 @pytest.fixture
@@ -88,6 +92,16 @@ def test_evaluation_gives_the_known_figures_and_every_file(small_bundle: str, ma
     assert pd.read_parquet(out / "per_class.parquet")["support"].sum() == IMAGES
     assert pd.read_parquet(out / "confused_pairs.parquet")["images"].sum() == WRONG
     assert "70.0%" in summary_text(found)
+
+
+def test_without_its_page_an_evaluation_is_unfinished(small_bundle: str, manifest: str, tmp_path: Path) -> None:
+    def fail(out: str, metrics: object) -> None:
+        raise ValueError("the page")
+
+    with pytest.raises(ValueError, match="the page"):
+        module.evaluate(small_bundle, manifest, out=str(tmp_path / "out"), write_page=fail)
+    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert evaluate(small_bundle, manifest, out=str(tmp_path / "out"))["images"] == IMAGES
 
 
 def test_predictions_are_those_of_the_classifier(

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,18 @@ from carray.bundle.scorer import Classifier
 from carray.core.errors import BudgetError, SchemaError, SettingsError
 from carray.core.store.files import list_files, write_bytes
 from carray.core.tables import table_metadata
+from carray.evaluation import evaluate as evaluating
 from carray.evaluation import robustness as robust
+from carray.evaluation import stress as stressing
 from carray.evaluation.corruptions import Corruption
-from carray.evaluation.evaluate import evaluate
-from carray.evaluation.stress import stress, summary_text
+from carray.evaluation.stress import summary_text
 from carray.manifest.manifest_file import MANIFEST_SCHEMA, write_manifest
+from carray.pages.evaluation import write_page
 from carray.queries import read_predictions
 
 IMAGES, WRONG, TRAINING = 10, 3, 8
+evaluate = partial(evaluating.evaluate, write_page=write_page)
+stress = partial(stressing.stress, write_page=write_page)
 
 
 @pytest.fixture

@@ -1,14 +1,29 @@
-"""The table for a terminal: every trial, readable in 80 columns, and no text that a terminal would obey."""
+"""What a run's tables say: the table for a terminal, rungs as Ray counts them, the Pareto front, what mattered."""
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
-from written_runs import MARKUP, write_run
+from written_runs import MARKUP, write_probes, write_run
 
+from carray.core.store.files import read_json
 from carray.search import run_folder
-from carray.search.leaderboard import configurations, leaderboard_text
+from carray.search.leaderboard import (
+    configurations,
+    importance,
+    leaderboard_text,
+    pareto_front,
+    probe_outcomes,
+    rung_epochs,
+    rung_table,
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +82,121 @@ def test_a_trial_that_was_never_proposed_has_an_empty_configuration(run: str) ->
 def test_a_single_trial_says_what_it_starts_from(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", trials=1, epochs=2, families={"cnn": {"default": {"input_size": 64}}})
     assert leaderboard_text(run_folder.read_trials(run)).splitlines()[1].endswith("finished    cnn input_size=64")
+
+
+def asha(epochs: int, grace: int, factor: float) -> dict[str, Any]:
+    return {"scheduler": "asha", "epochs": epochs, "grace_epochs": grace, "reduction_factor": factor}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "grace", "factor"),
+    [(9, 1, 3), (9, 2, 3), (10, 1, 3), (6, 1, 1.5), (27, 1, 3), (1, 1, 3), (40, 3, 4), (16, 1, 2)],
+)
+def test_rungs_are_those_of_rays_asha(epochs: int, grace: int, factor: float) -> None:
+    from ray.tune.schedulers import AsyncHyperBandScheduler
+
+    scheduler = AsyncHyperBandScheduler(max_t=epochs, grace_period=grace, reduction_factor=factor)
+    milestones = {math.ceil(milestone) for milestone, _ in scheduler._brackets[0]._rungs}
+    # At the last epoch a trial has ended anyway.
+    assert rung_epochs(asha(epochs, grace, factor)) == sorted(milestones - {epochs})
+
+
+def test_other_schedulers_have_no_rungs() -> None:
+    assert rung_epochs({**asha(9, 1, 3), "scheduler": "median"}) == []
+
+
+def test_who_reached_a_rung_went_on_or_was_stopped_there() -> None:
+    told = [  # trial, epoch, top-1, decision
+        (0, 1, 0.5, "continue"),
+        (0, 2, 0.4, "continue"),
+        (0, 3, 0.45, "stop"),
+        (1, 1, 0.2, "stop"),
+        (2, 1, 0.6, "continue"),
+        (2, 2, 0.0, "non_finite"),
+        (3, 1, 0.3, "continue"),
+        (3, 2, 0.7, "continue"),
+        (3, 3, 0.6, "continue"),
+    ]
+    epochs = pd.DataFrame(told, columns=["number", "epoch", "val_top1", "decision"]).assign(family="cnn")
+    rows = rung_table(epochs, asha(9, 1, 3)).to_dict("records")
+    assert [(row["epoch"], row["reached"], row["stopped"], row["best"], row["lowest_on"]) for row in rows] == [
+        (1, 4, 1, 0.6, 0.3),
+        (3, 2, 1, 0.7, 0.7),  # judged by the best so far, not by the third epoch
+    ]
+    # Without rungs, only where somebody was stopped.
+    other = rung_table(epochs[epochs["number"] < 2], {**asha(9, 1, 3), "scheduler": "median"})
+    assert list(other["epoch"]) == [1, 3]
+    assert rung_table(epochs.head(0), asha(9, 1, 3)).empty
+
+
+def test_front_keeps_who_is_beaten_by_nobody_and_equals_together() -> None:
+    assert pareto_front([10, 20, 30, 20, 5], [0.9, 0.8, 0.5, 0.8, 0.9]) == [True, True, True, True, False]
+
+
+def test_candidates_stand_beside_what_their_trials_came_to(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", trials=20)
+    write_probes(run)
+    trials = run_folder.read_trials(run)
+    outcomes = probe_outcomes(read_json(f"{run}/probes.json"), trials)
+    assert list(outcomes["val_top1"]) == [0.61, 0.55, 0.42, 0.31]
+    transfer = trials[(trials["family"] == "transfer") & (trials["epochs"] > 0)]
+    assert outcomes["trials"].sum() == len(transfer)
+    assert outcomes["best"].max() == transfer["val_top1"].max()
+    assert outcomes["dropped"].sum() == 1
+
+
+def trials_of(count: int, value: Callable[[dict[str, Any]], float], *, family: str = "cnn") -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(count):
+        hyper = {
+            "family": family,
+            "stages": 4,
+            "width": [16, 32][number % 2],
+            "learning_rate": float(10 ** rng.uniform(-4, -2)),
+            "eval_size": [None, 96][int(rng.integers(2))],
+            "flip": bool(rng.integers(2)),
+        }
+        rows.append({"family": family, "val_top1": value(hyper), "hyper": json.dumps(hyper)})
+    return pd.DataFrame(rows)
+
+
+def test_what_decides_the_result_comes_first_and_what_is_constant_has_no_row() -> None:
+    found = importance(trials_of(30, lambda hyper: 0.3 + 0.4 * (hyper["width"] == 32) + hyper["learning_rate"]))
+    assert set(found["hyper"]) == {"width", "learning_rate", "eval_size", "flip"}
+    assert found["hyper"].iloc[0] == "width"
+    assert found["importance"].iloc[0] > 0.8
+    assert math.isclose(found["importance"].sum(), 1)
+    assert set(found["trials"]) == {30}
+
+
+def test_a_learning_rate_is_seen_on_its_logarithm() -> None:
+    found = importance(trials_of(40, lambda hyper: 0.5 + 0.1 * math.log10(hyper["learning_rate"])))
+    assert found["hyper"].iloc[0] == "learning_rate"
+
+
+def test_too_few_trials_have_rows_without_numbers() -> None:
+    found = importance(trials_of(5, lambda hyper: 0.1 * hyper["width"]))
+    assert len(found) == 4
+    assert found["importance"].isna().all()
+    # Seven would be enough for three values, but four varied.
+    assert importance(trials_of(7, lambda hyper: 0.1 * hyper["width"]))["importance"].isna().all()
+
+
+def test_trials_that_came_out_alike_tell_nothing() -> None:
+    assert importance(trials_of(20, lambda hyper: 0.5))["importance"].isna().all()
+
+
+def test_families_are_apart_and_trials_without_a_result_do_not_count() -> None:
+    both = pd.concat(
+        [trials_of(20, lambda hyper: 0.01 * hyper["width"]), trials_of(20, lambda hyper: 0.5, family="transfer")]
+    )
+    lost = pd.DataFrame([{"family": None, "val_top1": None, "hyper": "null"}])
+    found = importance(pd.concat([both, lost, both.head(1).assign(val_top1=None)], ignore_index=True))
+    assert list(found["family"].unique()) == ["cnn", "transfer"]
+    assert set(found.loc[found["family"] == "cnn", "trials"]) == {20}
+    assert found.loc[found["family"] == "transfer", "importance"].isna().all()
+
+
+def test_no_trial_has_no_row() -> None:
+    assert importance(trials_of(0, lambda hyper: 0.0).reindex(columns=["family", "val_top1", "hyper"])).empty

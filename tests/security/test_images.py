@@ -130,7 +130,7 @@ def test_threads_that_decode_large_pictures_stay_within_their_budget(tmp_path: P
 def test_where_a_photograph_was_taken_stays_out_of_pages(tmp_path: Path) -> None:
     import base64
 
-    from carray.reports.thumbnails import read_thumbnails
+    from carray.pages.thumbnails import read_thumbnails
 
     exif = Image.Exif()
     exif[0x010E] = "the owner's garden"

@@ -16,7 +16,7 @@ from carray.core.store.files import absolute, write_json
 from carray.evaluation.evaluate import evaluate
 from carray.manifest.prepare import prepare
 from carray.manifest.tables import read_source_table
-from carray.reports.predictions import write_report
+from carray.pages.bucket import write_page
 
 CLIMBING = ["../../climbed", "/climbed", "..", "a/../../climbed", "..\\climbed", "%2e%2e%2fclimbed"]
 
@@ -45,7 +45,7 @@ def test_names_that_climb_write_nothing_outside(tmp_path: Path, make_image, smal
     with pytest.raises(CarrayError):  # the bundle has never heard of these classes
         evaluate(small_bundle, f"{place}/out/manifest.parquet", split="test", out=f"{place}/out/evaluation")
     try:
-        write_report(f"{place}/predictions.parquet", out=f"{place}/out/report.html")
+        write_page(f"{place}/predictions.parquet", out=f"{place}/out/report.html")
     except CarrayError as err:
         assert "column" in str(err)
     written = everything(tmp_path) - before

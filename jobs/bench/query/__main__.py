@@ -47,7 +47,7 @@ _PROGRAM = """
 import json, sys, time
 from pathlib import Path
 from carray import queries
-from carray.comparison.build import compare_runs
+from carray.pages.comparison import compare_runs
 
 a, a_as_pattern, b, labels = sys.argv[1:]
 started = time.perf_counter()
