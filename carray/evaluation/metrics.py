@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from carray.bundle.bundle_folder import BundleInfo
-from carray.bundle.certificates import AGREEMENT, AGREEMENT_CONFIDENT, DROP_POINTS, judge
+from carray.bundle.certificates import AGREEMENT, AGREEMENT_CONFIDENT, DROP_POINTS, compare_logits
 from carray.images.vehicles import VEHICLE_COLUMNS, vehicle_columns
 
 __all__ = ["KINDS", "LEVELS", "accuracy_by_level", "confusion_counts", "confusion_kinds", "wilson_interval"]
@@ -344,11 +344,11 @@ def kept_certificate(
     """Measure what a runtime loses against fp32 on these images, beside what the bundle's certificate says.
 
     Returns:
-        The figures of a certificate (bundle.certificates.judge) for these images, with 95 % intervals of drop and
+        The figures of a certificate (bundle.certificates.compare_logits) for these images, with 95 % intervals of drop and
         agreement; runtime; promised, the bundle's certificate or null; and verdict: null where no certificate holds,
         else `kept`, `within chance` (a limit is missed by less than an interval), or `broken`.
     """
-    found = judge(fp32_NK, other_NK, truth_N, temperature=info.temperature)
+    found = compare_logits(fp32_NK, other_NK, truth_N, temperature=info.temperature)
     fp32_N, other_N = fp32_NK.argmax(axis=1), other_NK.argmax(axis=1)
     lost = int(((fp32_N == truth_N) & (other_N != truth_N)).sum())
     gained = int(((fp32_N != truth_N) & (other_N == truth_N)).sum())
