@@ -1,14 +1,15 @@
 """Adds the int8 runtime to a bundle, with a certificate of its accuracy compared with fp32.
 
-Both runtimes score the same labelled images, and none that the network was trained on. After a refit no such validation
-image is left; then the network before the refit is exported, quantised by the same recipe on the same images, and
-compared instead. `bundle_id` stays the same.
+Both runtimes score the same labelled images, none of which the network was trained on. After a refit no such
+validation image is left; then the network before the refit is exported, quantised by the same recipe on the same
+images, and compared instead. `bundle_id` stays the same.
 Cost: half a minute for EfficientNet-Lite0 at 160 pixels and 1,000 images, on one core; twice that for a refit.
 
-Quantisation is static (QDQ), with unsigned activations and signed weights (U8S8: 1.5 times as fast as S8S8 on a CPU with
-VNNI), a scale for each output channel, and BatchNorm folded into its convolution. A range of activations is the mean of
-the extremes of batches of 8 images: labels agree on as many of 894 validation images as with the 99.99th or 99.999th
-percentile (95.6 %, by 128 training images), at half the cost, and on more than with the extremes of all images (94.3 %).
+Quantisation is static (QDQ), with unsigned activations and signed weights (U8S8: 1.5 times as fast as S8S8 on a CPU
+with VNNI), a scale for each output channel, and BatchNorm folded into its convolution. A range of activations is the
+mean of the extremes of batches of 8 images: labels agree on as many of 894 validation images as with the 99.99th or
+99.999th percentile (95.6 %, by 128 training images), at half the cost, and on more than with the extremes of all images
+(94.3 %).
 The first layers and the head stay in floats (93 % without).
 """
 
@@ -73,7 +74,7 @@ Pixels = npt.NDArray[np.uint8]
 DROP_POINTS, AGREEMENT, AGREEMENT_CONFIDENT, CONFIDENT = 0.5, 0.95, 0.99, 0.8
 CALIBRATION_IMAGES, CALIBRATION_IMAGES_LEAST = 256, 16
 CERTIFY_IMAGES, CERTIFY_IMAGES_LEAST = 1024, 100
-"""With 1,024 images an agreement of 95 % is known to 0.7 points; with fewer than 100, one image is more than a point."""
+"""With 1,024 images an agreement of 95 % is known to 0.7 points; below 100, one image is more than a point."""
 SPEED_BATCHES, SPEED_SECONDS = (8, 32), 0.7
 BATCH_IMAGES = 8
 CALIBRATION = f"mean of the extremes of batches of {BATCH_IMAGES}"
@@ -217,10 +218,7 @@ def add_int8(
     except Exception as err:  # onnxruntime fails on some networks, with various errors
         problem = f"onnxruntime cannot quantise this network ({type(err).__name__}: {one_line(err, 160)})"
         return _write(uri, info, _failed_certificate(problem, views), {})
-    if problem and earlier:
-        certificate = earlier
-    else:
-        certificate = _certify(fp32, int8, info, views)
+    certificate = earlier if problem and earlier else _certify(fp32, int8, info, views)
     if before_refit is not None and not problem:
         certificate = _certify_before_refit(certificate, before_refit, info, views)
     if not (certificate.holds or keep):

@@ -344,9 +344,9 @@ def kept_certificate(
     """Measure what a runtime loses against fp32 on these images, beside what the bundle's certificate says.
 
     Returns:
-        The figures of a certificate (bundle.certificates.compare_logits) for these images, with 95 % intervals of drop and
-        agreement; runtime; promised, the bundle's certificate or null; and verdict: null where no certificate holds,
-        else `kept`, `within chance` (a limit is missed by less than an interval), or `broken`.
+        The figures of a certificate (bundle.certificates.compare_logits) for these images, with 95 % intervals of drop
+        and agreement; runtime; promised, the bundle's certificate or null; and verdict: null where no certificate
+        holds, else `kept`, `within chance` (a limit is missed by less than an interval), or `broken`.
     """
     found = compare_logits(fp32_NK, other_NK, truth_N, temperature=info.temperature)
     fp32_N, other_N = fp32_NK.argmax(axis=1), other_NK.argmax(axis=1)

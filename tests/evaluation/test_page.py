@@ -15,7 +15,7 @@ import pytest
 from browser import OpenedPage
 
 from carray.bundle.bundle_folder import BundleInfo, Certificate
-from carray.bundle.columns import score_columns
+from carray.bundle.scorer import score_columns
 from carray.bundle.threshold import choose_on_logits
 from carray.core.store.files import read_json
 from carray.evaluation.evaluate import write_evaluation
