@@ -24,7 +24,7 @@ from typing import Any
 from carray.core.errors import SettingsError
 from carray.core.store.files import absolute, filesystem, is_s3, join
 from carray.core.store.s3 import make_client, split_uri
-from carray.preflight.doctor.findings import Finding, one_line
+from carray.preflight.findings import Finding, one_line
 
 __all__ = ["SECONDS", "check_place"]
 

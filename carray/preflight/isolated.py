@@ -1,6 +1,6 @@
 """Imports what may be broken, and shows that it works; `software.look_in_process` runs it in a process of its own.
 
-    python -m carray.preflight.doctor.isolated decoders|scoring|training|ray|jobs|machines [ARGUMENT...]
+    python -m carray.preflight.isolated decoders|scoring|training|ray|jobs|machines [ARGUMENT...]
 
 To: the last line of standard output, a JSON list of findings.
 Invariants: the tiny pictures were made once with Pillow 13, and not by the machine that is looked at, whose encoder
@@ -22,7 +22,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from carray.preflight.doctor.findings import Finding, one_line
+from carray.preflight.findings import Finding, one_line
 
 __all__ = [
     "BLUE",
@@ -197,7 +197,7 @@ def _ask_hub() -> str | None:
 
 
 def _on_ray(name: str, *arguments: str) -> Iterator[Finding]:
-    from carray.preflight.doctor import cluster_on_ray
+    from carray.preflight import cluster_on_ray
 
     yield from getattr(cluster_on_ray, name)(*arguments)
 

@@ -1,29 +1,40 @@
-"""Looks at the machine: cores, memory, shared memory, disks, limits, the processor's instructions, GPUs.
+"""Checks this machine: cores, memory, disks, limits, the processor, GPUs, and the versions of installed packages.
 
-From: /proc, the control groups that this process is in, and nvidia-smi where it is. To: findings.
-Invariants: a container's limits count, not what lies outside of it. Imports nothing that could be missing.
+Sources: /proc, this process's control groups, nvidia-smi, and the metadata of installed distributions. A container's
+limits count, not the host's. Imports nothing that could be missing.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import platform
+import re
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from carray.preflight.doctor.findings import Finding, one_line
+import carray
+from carray.preflight.findings import Finding, one_line
 
 __all__ = [
+    "ROOT",
+    "SEARCH_ONLY",
     "check_cores",
     "check_disks",
     "check_files",
     "check_gpus",
     "check_instructions",
     "check_memory",
+    "check_packages",
+    "check_python",
     "check_shared_memory",
+    "requirements",
     "usable_cores",
 ]
 
@@ -226,3 +237,79 @@ def _number(path: Path) -> int | None:
 
 def _gb(size: float) -> str:
     return f"{size / GB:,.1f} GB" if size >= 0.1 * GB else f"{size / 1e6:,.0f} MB"
+
+
+SEARCH_ONLY = ("torch", "torchvision", "timm", "onnx", "onnxscript", "optuna")
+"""Distributions that only preparing a bundle needs: the search, its refit and its export."""
+_NAMED = ("ray", "onnxruntime", "pyarrow", "torch", "timm")
+"""Those whose versions are worth a place in the line."""
+_REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:\[[^\]]*\])?\s*\(?(?:>=\s*([\d.]+))?\)?")
+ROOT = Path(carray.__file__).resolve().parents[1]
+
+
+def check_python() -> Iterator[Finding]:
+    """Say which Python and which carray this is."""
+    wanted = (3, 11)
+    seen = f"{platform.python_version()}, {platform.system()} {platform.machine()}"
+    if sys.version_info < wanted:
+        yield Finding("python", "fail", seen, f"carray needs {wanted[0]}.{wanted[1]} or newer")
+    elif sys.platform != "linux":
+        yield Finding("python", "warn", seen, "carray is tested on Linux only")
+    else:
+        yield Finding("python", "ok", seen)
+    yield Finding("carray", "ok", f"{carray.__version__} in {ROOT}")
+
+
+def check_packages() -> Iterator[Finding]:
+    """Hold the installed distributions against the oldest versions that carray takes."""
+    wanted = requirements()
+    if not wanted:
+        remedy = "install carray with pip, or run it in its clone"
+        yield Finding("packages", "warn", f"what carray needs is not known in {ROOT}", remedy)
+        return
+    scoring = {name: oldest for name, oldest in wanted.items() if name not in SEARCH_ONLY}
+    yield _of_group("packages", scoring, optional=False)
+    yield _of_group("search packages", {name: wanted[name] for name in SEARCH_ONLY if name in wanted}, optional=True)
+
+
+def requirements() -> dict[str, str]:
+    """Give the oldest version that carray takes of each distribution, "" where any will do."""
+    try:
+        lines = importlib.metadata.requires("carray") or []
+        lines = [line for line in lines if "extra ==" not in line]
+    except importlib.metadata.PackageNotFoundError:  # run from a clone, or from a job's working directory
+        place = ROOT / "pyproject.toml"
+        lines = tomllib.loads(place.read_text())["project"]["dependencies"] if place.exists() else []
+    matches = [_REQUIREMENT.match(line) for line in lines]
+    return {match[1]: match[2] or "" for match in matches if match}
+
+
+def _of_group(name: str, wanted: dict[str, str], *, optional: bool) -> Finding:
+    missing, old, seen = [], [], []
+    for distribution, oldest in wanted.items():
+        try:
+            version = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(distribution)
+            continue
+        if _numbers(version) < _numbers(oldest):
+            old.append(f"{distribution} {version} is below {oldest}")
+        if distribution in _NAMED:
+            seen.append(f"{distribution} {version}")
+    if optional and missing and not old:
+        text = f"not here: {', '.join(missing)}; a search needs them, scoring does not"
+        return Finding(name, "ok", text, absent=True)
+    if missing or old:
+        text = ", ".join([*old, *(f"{distribution} is missing" for distribution in missing)])
+        names = [*missing, *(line.split()[0] for line in old)]
+        install = " ".join(f"'{one}>={wanted[one]}'" if wanted[one] else one for one in names)
+        return Finding(name, "fail", text, f"pip install {install}")
+    return Finding(name, "ok", f"{', '.join(seen)}; all {len(wanted)} are new enough")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Give a version's release numbers without its trailing zeros: (2, 6) of '2.6.0+cu124'."""
+    numbers = [int(part) for part in re.findall(r"\d+", re.split(r"[+a-zA-Z]", version)[0])]
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)

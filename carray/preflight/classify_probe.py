@@ -33,8 +33,8 @@ from carray.core.progress import say
 from carray.core.store.files import is_s3
 from carray.core.store.listing import Piece
 from carray.images.read import ReadImage
-from carray.preflight.estimate.parallel import run_in_parallel, wait_for_others
-from carray.preflight.estimate.ranges import Range, middle
+from carray.preflight.parallel import run_in_parallel, wait_for_others
+from carray.preflight.ranges import Range, middle
 
 __all__ = ["Cost", "Sample", "draw_images", "measure_scoring"]
 

@@ -3,7 +3,7 @@
 From: a bundle, a source, machines and prices. To: a `ClassifyEstimate`, as JSON and as text.
 Invariants: what an image costs is measured here by the job's own code; a shard's size is that of
 `classify.shards.shard_images`; what a job asks of a store was counted on a real one and is compared with that by
-tests/preflight/estimate/test_classify.py; every figure is a range, whose meaning is said.
+tests/preflight/test_estimate_classify.py; every figure is a range, whose meaning is said.
 Cost: listing the source, one GET for each image of the probe, and half a minute.
 """
 
@@ -25,9 +25,9 @@ from carray.classify.shards import shard_images
 from carray.core.errors import SettingsError
 from carray.core.progress import say
 from carray.core.store.files import absolute, is_s3
-from carray.preflight.doctor.machine import usable_cores
-from carray.preflight.estimate.classify_probe import Cost, Sample, draw_images, measure_scoring
-from carray.preflight.estimate.ranges import (
+from carray.preflight.classify_probe import Cost, Sample, draw_images, measure_scoring
+from carray.preflight.machine import usable_cores
+from carray.preflight.ranges import (
     MACHINE_FACTOR,
     START_SECONDS,
     Range,

@@ -22,8 +22,8 @@ from carray.core.errors import SettingsError
 from carray.core.progress import say
 from carray.core.store.files import absolute, is_s3
 from carray.manifest.manifest_file import Manifest, read_manifest
-from carray.preflight.doctor.machine import usable_cores
-from carray.preflight.estimate.ranges import (
+from carray.preflight.machine import usable_cores
+from carray.preflight.ranges import (
     MACHINE_FACTOR,
     START_SECONDS,
     Range,
@@ -35,7 +35,7 @@ from carray.preflight.estimate.ranges import (
     table_text,
     whole,
 )
-from carray.preflight.estimate.tune_probe import NetCost, TrainingCost, frozen_key, measure_training, net_key
+from carray.preflight.tune_probe import NetCost, TrainingCost, frozen_key, measure_training, net_key
 from carray.search import run_folder
 from carray.search.proposals import draw_trials
 from carray.search.resources import Share, share_out

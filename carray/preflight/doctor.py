@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from carray.preflight.doctor import machine, software, storage
-from carray.preflight.doctor.findings import Check, Finding, run_checks
+from carray.preflight import machine, storage
+from carray.preflight.findings import Check, Finding, one_line, run_checks
 
-__all__ = ["examine", "examine_cluster"]
+__all__ = ["examine", "examine_cluster", "look_in_process"]
 
 _PROCESS_SECONDS = 60.0
 _RAY_SECONDS = 110.0
@@ -32,8 +36,8 @@ def examine(reads: Sequence[str], writes: Sequence[str], *, ray: bool = True) ->
         ray: Whether to look at the Ray of the environment, too.
     """
     checks = [
-        Check("python", software.check_python),
-        Check("packages", software.check_packages),
+        Check("python", machine.check_python),
+        Check("packages", machine.check_packages),
         Check("cores", machine.check_cores),
         Check("memory", machine.check_memory),
         Check("shared memory", machine.check_shared_memory),
@@ -80,5 +84,61 @@ def _private() -> Iterator[Finding]:
 
 def _in_process(name: str, *arguments: str, title: str = "", seconds: float = _PROCESS_SECONDS) -> Check:
     title = title or name
-    look = partial(software.look_in_process, name, *arguments, title=title, seconds=seconds - _KILL_SECONDS)
+    look = partial(look_in_process, name, *arguments, title=title, seconds=seconds - _KILL_SECONDS)
     return Check(title, look, seconds)
+
+
+def look_in_process(name: str, *arguments: str, title: str, seconds: float) -> Iterator[Finding]:
+    """Look at something in a process of its own (preflight.isolated), which may break or hang.
+
+    Args:
+        name: Of the function in `preflight.isolated`.
+        arguments: For it.
+        title: Of the finding, if the process says none.
+        seconds: After which it is killed.
+    """
+    paths = [str(machine.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "carray.preflight.isolated", name, *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        yield Finding(title, "fail", f"no end within {seconds:.0f} s", "look whether it hangs by itself")
+        return
+    lines = done.stdout.splitlines()
+    if done.returncode == 0 and lines:
+        yield from (Finding(**values) for values in json.loads(lines[-1]))
+        return
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    reason = one_line(said[-1]) if said else "it said nothing"
+    if done.returncode < 0:
+        name_of = {number.value: number.name for number in signal.Signals}
+        reason = f"its process died of {name_of.get(-done.returncode, -done.returncode)}"
+    yield Finding(title, "fail", reason, _remedy(reason))
+
+
+def _remedy(reason: str) -> str:
+    """Give what helps against an import that fails, or a process that dies."""
+    module = re.search(r"No module named '([\w]+)", reason)
+    if module:
+        return f"install what brings {module[1]}: pip install carray"
+    return next((remedy for word, remedy in _REMEDIES.items() if word in reason), "reinstall what it names")
+
+
+_REMEDIES = {
+    "libGL": "keep opencv-python-headless and uninstall opencv-python, or install Debian's libgl1",
+    "libgthread": "keep opencv-python-headless and uninstall opencv-python, or install Debian's libglib2.0-0",
+    "libcud": "install the torch that belongs to this machine: pytorch.org tells the index for its CUDA, or for CPUs",
+    "GLIBC": "the package is built for a newer Linux: take a newer base image",
+    "SIGILL": "the package is built for a newer processor: take another machine, or an older build",
+    "SIGKILL": "it was killed, most likely for its memory: free some",
+}

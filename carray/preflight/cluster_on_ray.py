@@ -1,7 +1,7 @@
 """Looks at the Ray that RAY_ADDRESS names: whether it answers and takes the token, and at each of its machines.
 
 From: the environment, and the places that each machine shall look at. To: findings.
-Invariants: it runs in a process of its own (`preflight.doctor.isolated`), since Ray may hang where something is wrong;
+Invariants: it runs in a process of its own (`preflight.isolated`), since Ray may hang where something is wrong;
 each machine is asked by a task that needs no CPU, so that a busy cluster answers, too.
 """
 
@@ -21,7 +21,7 @@ import carray
 from carray.core.errors import SettingsError
 from carray.core.ray.connect import start_ray
 from carray.core.ray.internals import is_token_required
-from carray.preflight.doctor.findings import Finding, merge_hosts, one_line
+from carray.preflight.findings import Finding, merge_hosts, one_line
 
 __all__ = ["NODE_SECONDS", "look_at_jobs", "look_at_machines", "look_at_ray"]
 
@@ -130,7 +130,7 @@ def _missing_carray(text: str) -> str:
 
 
 def _examine_here(arguments: str) -> list[dict[str, Any]]:
-    from carray.preflight.doctor.examine import examine
+    from carray.preflight.doctor import examine
 
     wanted = json.loads(arguments)
     return [asdict(found) for found in examine(wanted["reads"], wanted["writes"], ray=False)]

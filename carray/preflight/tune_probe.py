@@ -22,8 +22,8 @@ import numpy as np
 from carray.core.settings import parse_settings
 from carray.core.store.files import is_s3
 from carray.manifest.manifest_file import SPLITS, Manifest, read_manifest, require_row
-from carray.preflight.estimate.parallel import run_in_parallel, wait_for_others
-from carray.preflight.estimate.ranges import Range
+from carray.preflight.parallel import run_in_parallel, wait_for_others
+from carray.preflight.ranges import Range
 from carray.search.space import TuneSettings
 from carray.search.train.hyperparameters import CnnHyper, TransferHyper, read_hyper
 from carray.tensors.block import Block
