@@ -30,7 +30,7 @@ from carray.core.store.files import absolute, is_s3, join
 from carray.core.store.image_bytes import is_image_key
 from carray.core.store.listing import list_keys
 from carray.core.tables import read_table
-from carray.evaluation.read_images import Row, read_batches, score_pixels
+from carray.evaluation.score import Row, read_batches, score_pixels
 from carray.manifest.manifest_file import read_row
 
 __all__ = ["list_outside", "measure_outside", "outside_fingerprint"]

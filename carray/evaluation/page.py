@@ -25,11 +25,10 @@ from carray.core.page import render_page
 from carray.core.store.files import exists, join, read_json, write_bytes
 from carray.core.tables import read_table
 from carray.evaluation import figures
-from carray.evaluation.corruptions import NONE, REENCODED
+from carray.evaluation.corruptions import NONE, REENCODED, ROBUSTNESS_SCHEMA
 from carray.evaluation.evaluation_folder import OUTSIDE_JSON, REPORT_HTML, ROBUSTNESS_JSON, TABLES, table_kind
 from carray.evaluation.figures import confusion_svg
 from carray.evaluation.metrics import confusion_counts
-from carray.evaluation.robustness import ROBUSTNESS_SCHEMA
 from carray.images.vehicles import parse_vehicle
 
 __all__ = ["SECTIONS", "Evaluation", "Section", "outside_context", "robustness_context", "write_page"]

@@ -15,8 +15,8 @@ from browser import OpenedPage
 from carray.core import page as pages
 from carray.core.store.files import write_json
 from carray.core.tables import table_from_rows, write_table
+from carray.evaluation.corruptions import ROBUSTNESS_SCHEMA, VARIANTS, robustness_rows
 from carray.evaluation.page import outside_context, robustness_context
-from carray.evaluation.robustness import ROBUSTNESS_SCHEMA, VARIANTS, robustness_rows
 
 MARKUP = "<b>tiles</b> & $drawn$ 'ones'"
 PAGE = """{% extends "core/page.html.j2" %}
