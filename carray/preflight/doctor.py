@@ -1,7 +1,6 @@
-"""Examines everything at once: the machine, its software, storage, and the Ray that there is.
+"""Runs all checks side by side: the machine, its software, storage, and Ray; yields findings in the report's order.
 
-From: the places to read and to write. To: findings, in the order of the report.
-Cost: the slowest check; importing torch takes 5 to 15 s, a store that is away up to 25.
+Cost: that of the slowest check; importing torch takes 5 to 15 s, a store that does not answer up to 25.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ __all__ = ["examine", "examine_cluster", "look_in_process"]
 
 _PROCESS_SECONDS = 60.0
 _RAY_SECONDS = 110.0
-"""Of Ray's own connecting, and of what each machine may take (cluster_on_ray.NODE_SECONDS)."""
+"""Connecting to Ray, and the checks of a machine (cluster_on_ray.NODE_SECONDS)."""
 _KILL_SECONDS = 5.0
-"""A process is killed so much earlier than its check would be given up, so that the line says what happened."""
+"""A process is killed this long before its check times out, so that the finding tells what happened."""
 
 
 def examine(reads: Sequence[str], writes: Sequence[str], *, ray: bool = True) -> Iterator[Finding]:
     """Examine this machine.
 
     Args:
-        reads: Places that a job is to read: folders, prefixes, tables.
-        writes: Places that it is to write to; a small object is written there and deleted.
-        ray: Whether to look at the Ray of the environment, too.
+        reads: URIs that a job would read: folders, prefixes, tables.
+        writes: Folders that it would write to; a small object is written there and deleted.
+        ray: Whether to check the Ray of the environment, too.
     """
     checks = [
         Check("python", machine.check_python),
@@ -52,13 +51,13 @@ def examine(reads: Sequence[str], writes: Sequence[str], *, ray: bool = True) ->
     for write, uris in ((False, reads), (True, writes)):
         title = "writes" if write else "reads"
         for uri in uris:
-            look = partial(storage.check_place, uri, write=write)
+            look = partial(storage.check_uri, uri, write=write)
             checks.append(Check(title, look, storage.SECONDS, storage=True))
     yield from run_checks(checks + (_of_ray() if ray else []))
 
 
 def examine_cluster(reads: Sequence[str], writes: Sequence[str]) -> Iterator[Finding]:
-    """Let every machine of RAY_ADDRESS's cluster examine itself; trouble of one is a line that names it."""
+    """Run the checks on every machine of the cluster at RAY_ADDRESS; a finding names its machine."""
     wanted = json.dumps({"reads": list(reads), "writes": list(writes)})
     yield from run_checks([*_of_ray(), _in_process("machines", wanted, seconds=_RAY_SECONDS)])
 
@@ -67,7 +66,7 @@ def _of_ray() -> list[Check]:
     address, jobs = os.environ.get("RAY_ADDRESS", ""), os.environ.get("RAY_API_SERVER_ADDRESS", "")
     checks = []
     if address.startswith(("http://", "https://")):
-        # `ray job submit` takes it from there, too; the commands themselves refuse it.
+        # `ray job submit` accepts such an address, too; carray's commands refuse it.
         jobs = jobs or address
     elif address in ("", "local"):
         checks.append(Check("Ray", _private))
@@ -78,7 +77,7 @@ def _of_ray() -> list[Check]:
 
 def _private() -> Iterator[Finding]:
     cores = machine.usable_cores()
-    seen = f"RAY_ADDRESS names none: a private one would start on this machine, with {max(1, int(cores))} CPUs"
+    seen = f"RAY_ADDRESS is not set: a private Ray would start on this machine, with {max(1, int(cores))} CPUs"
     yield Finding("Ray", "ok", seen)
 
 
@@ -89,13 +88,13 @@ def _in_process(name: str, *arguments: str, title: str = "", seconds: float = _P
 
 
 def look_in_process(name: str, *arguments: str, title: str, seconds: float) -> Iterator[Finding]:
-    """Look at something in a process of its own (preflight.isolated), which may break or hang.
+    """Run a check in a process of its own (preflight.isolated), since it may crash or hang.
 
     Args:
-        name: Of the function in `preflight.isolated`.
-        arguments: For it.
-        title: Of the finding, if the process says none.
-        seconds: After which it is killed.
+        name: Key of the check in `isolated.PARTS`.
+        arguments: Its arguments.
+        title: Name of the finding if the process fails.
+        seconds: Time limit.
     """
     paths = [str(machine.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -127,7 +126,7 @@ def look_in_process(name: str, *arguments: str, title: str, seconds: float) -> I
 
 
 def _remedy(reason: str) -> str:
-    """Give what helps against an import that fails, or a process that dies."""
+    """Suggest a remedy for a failed import or a process that died."""
     module = re.search(r"No module named '([\w]+)", reason)
     if module:
         return f"install what brings {module[1]}: pip install carray"
