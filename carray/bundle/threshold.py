@@ -1,11 +1,13 @@
-"""Chooses the score from which a label may be accepted without a look, so that a stated precision is kept.
+"""Calibrates scores: the temperature, and the threshold from which labels are accepted at a stated precision.
 
-Source: Angelopoulos et al., 'Learn then Test', 2021, fixed-sequence testing: thresholds are tried from the highest
-downward, each by Clopper and Pearson's exact one-sided bound at 95 %, and the first that fails ends the sequence. So
-the chance that the chosen threshold's true precision lies below the target is at most 5 %, however many were tried.
-It holds for images drawn like those it was chosen on, as long as surer labels are not wrong more often. Two things
-make it a little too good: the temperature was fitted on the same labels (one number for all of them), and a search
-chose its winner on them. So `carray evaluate` measures on test what became of it.
+Temperature: Guo et al., 'On Calibration of Modern Neural Networks', 2017, section 4.2: one scalar, fitted by the
+likelihood of the validation labels; it changes no prediction.
+
+Threshold: Angelopoulos et al., 'Learn then Test', 2021, fixed-sequence testing: thresholds are tested from the highest
+down, each by Clopper and Pearson's exact one-sided bound at 95 %, until one fails. So the chosen threshold's true
+precision is below the target with a probability of at most 5 %, however many were tested. This holds for images drawn
+like those it was chosen on. Two things make it slightly optimistic: the temperature was fitted on the same labels, and
+the search chose its winner on them. `carray evaluate` measures the precision on the test split.
 """
 
 from __future__ import annotations
@@ -20,34 +22,72 @@ from carray.core.progress import say
 
 __all__ = [
     "acceptance_text",
+    "calibrated_metrics",
     "choose_on_logits",
     "choose_threshold",
     "exact_bounds",
+    "fit_temperature",
     "images_needed",
+    "mean_nll",
     "top_scores",
 ]
 
 CONFIDENCE = 0.95
 THRESHOLDS = np.arange(999, -1, -1) / 1000
-"""Fixed before any image is seen, which the guarantee needs: 0.999, 0.998, ..., 0."""
+"""Fixed in advance, as the guarantee requires: 0.999, 0.998, ..., 0."""
+
+LOWEST, HIGHEST = 0.05, 20.0
+"""Bounds of the temperature; the fit ends at one when there are very few images or all are right."""
 
 Floats = npt.NDArray[np.float64]
 Booleans = npt.NDArray[np.bool_]
 
 
+def fit_temperature(logits_NK: npt.NDArray[np.float32], labels_N: npt.NDArray[np.int64]) -> float:
+    """Find the temperature, in 0.05..20, with the greatest likelihood of labels under softmax(logits / temperature)."""
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(
+        lambda log_t: mean_nll(logits_NK, labels_N, temperature=float(np.exp(log_t))),
+        bounds=(np.log(LOWEST), np.log(HIGHEST)),
+        method="bounded",
+    )
+    return round(float(np.exp(found.x)), 6)
+
+
+def mean_nll(logits_NK: npt.NDArray[np.float32], labels_N: npt.NDArray[np.int64], *, temperature: float) -> float:
+    """Compute the mean negative log-likelihood of labels, in nats."""
+    from scipy.special import log_softmax
+
+    scores_NK = log_softmax(logits_NK.astype(np.float64) / temperature, axis=1)
+    return float(-scores_NK[np.arange(len(labels_N)), labels_N].mean())
+
+
+def calibrated_metrics(
+    logits_NK: npt.NDArray[np.float32], labels_N: npt.NDArray[np.int64], temperature: float
+) -> dict[str, float]:
+    """Measure a split for bundle.json: images, top1, loss, and loss_calibrated, that of the calibrated scores."""
+    return {
+        "images": float(len(labels_N)),
+        "top1": float((logits_NK.argmax(axis=1) == labels_N).mean()),
+        "loss": mean_nll(logits_NK, labels_N, temperature=1.0),
+        "loss_calibrated": mean_nll(logits_NK, labels_N, temperature=temperature),
+    }
+
+
 def choose_threshold(
     score_N: Floats, right_N: Booleans, *, target_precision: float, split: str = "val"
 ) -> tuple[float | None, Acceptance]:
-    """Choose the lowest threshold down to which every test passes; None, with the reason, where the first one fails.
+    """Choose the lowest threshold down to which every test passes; None, with the reason, if the first one fails.
 
     Args:
         score_N: Calibrated scores of the labels, 0..1.
         right_N: Whether each label is right.
-        target_precision: Share of accepted labels that are to be right, above 0 and below 1.
-        split: Names the images, for the record.
+        target_precision: Wanted fraction of right labels among the accepted, above 0 and below 1.
+        split: Name of the images' split, for the record.
 
     Raises:
-        ValueError: the target is no precision that could be kept or missed.
+        ValueError: the target is not above 0 and below 1.
     """
     if not 0 < target_precision < 1:
         raise ValueError(f"target_precision is {target_precision}, but it must lie above 0 and below 1")
@@ -63,16 +103,17 @@ def choose_threshold(
     accepted_T, right_T = _counts(score_N, right_N)
     tried = np.flatnonzero(accepted_T >= first)
     low_T = exact_bounds(right_T[tried], accepted_T[tried])[0]
-    passed = int(np.argmin(np.append(low_T >= target_precision, False)))  # how many, before the first that fails
+    passed = int(np.argmin(np.append(low_T >= target_precision, False)))  # tests before the first that fails
     if not passed:
-        place = tried[0]
+        first_i = tried[0]
         reason = (
-            f"of the surest {accepted_T[place]:,} images (scores from {THRESHOLDS[place]:.3f} up) {right_T[place]:,} "
-            f"are right, which does not show {target_precision:.4g} with {CONFIDENCE:.0%} confidence"
+            f"of the {accepted_T[first_i]:,} images with the highest scores (from {THRESHOLDS[first_i]:.3f} up) "
+            f"{right_T[first_i]:,} are right, which does not show {target_precision:.4g} with {CONFIDENCE:.0%} "
+            "confidence"
         )
         return None, record.model_copy(update={"reason": reason})
-    place = tried[passed - 1]
-    return float(THRESHOLDS[place]), _measured(record, int(right_T[place]), int(accepted_T[place]))
+    last_i = tried[passed - 1]
+    return float(THRESHOLDS[last_i]), _measured(record, int(right_T[last_i]), int(accepted_T[last_i]))
 
 
 def choose_on_logits(
@@ -83,7 +124,7 @@ def choose_on_logits(
     target_precision: float | None,
     **note: Any,
 ) -> tuple[float | None, Acceptance | None]:
-    """Choose the threshold on a labelled split's logits; none where no target is set. `note` goes into the record."""
+    """Choose the threshold on a labelled split's logits; None without a target. `note` is added to the record."""
     if target_precision is None:
         return None, None
     right_N = logits_NK.argmax(axis=1) == labels_N
@@ -94,12 +135,12 @@ def choose_on_logits(
 
 
 def acceptance_text(threshold: float | None, found: Acceptance) -> str:
-    """Say in one sentence what a threshold promises, or why there is none."""
+    """Say in one sentence what to expect of a threshold, or why there is none."""
     if threshold is None:
         return f"no threshold accepts labels with a precision of {found.target_precision:.4g}: {found.reason}"
     return (
         f"scores from {threshold:.3f} up are accepted: {found.coverage:.1%} of the images ({found.coverage_low:.1%} to "
-        f"{found.coverage_high:.1%}), of whose labels {found.precision:.1%} are right on {found.split} (at least "
+        f"{found.coverage_high:.1%}); {found.precision:.1%} of these labels are right on {found.split} (at least "
         f"{found.precision_low:.1%} with {found.confidence:.0%} confidence)"
     )
 
@@ -113,7 +154,7 @@ def top_scores(logits_NK: npt.NDArray[np.float32], *, temperature: float) -> Flo
 
 
 def images_needed(target_precision: float, *, wrong: int = 0, confidence: float = CONFIDENCE) -> int:
-    """Give the fewest images that show a precision when so many of them are wrong.
+    """Compute the fewest images that show a precision when `wrong` of them are wrong.
 
     >>> images_needed(0.95), images_needed(0.95, wrong=1)
     (59, 93)
@@ -126,7 +167,7 @@ def images_needed(target_precision: float, *, wrong: int = 0, confidence: float 
 def exact_bounds(
     hits: npt.NDArray[np.int64], totals: npt.NDArray[np.int64], *, confidence: float = CONFIDENCE
 ) -> tuple[Floats, Floats]:
-    """Give Clopper and Pearson's lower and upper bounds of fractions, each one-sided at that confidence."""
+    """Compute Clopper and Pearson's lower and upper bounds of fractions, each one-sided at that confidence."""
     from scipy.stats import beta
 
     low = np.where(hits == 0, 0.0, beta.ppf(1 - confidence, np.maximum(hits, 1), totals - hits + 1))
@@ -135,16 +176,16 @@ def exact_bounds(
 
 
 def _first_images(target_precision: float, images: int) -> int:
-    """Give how many images the first threshold must accept; of their number alone, never of their labels.
+    """Compute how many images the first tested threshold must accept; depends on their number, never on labels.
 
-    As many as survive one wrong label: with fewer, one slip among the surest would end the sequence at once.
+    With one wrong label allowed: otherwise one mistake among the highest scores would end the sequence at once.
     """
-    one_slip = images_needed(target_precision, wrong=1)
-    return one_slip if images >= one_slip else images_needed(target_precision)
+    with_one_wrong = images_needed(target_precision, wrong=1)
+    return with_one_wrong if images >= with_one_wrong else images_needed(target_precision)
 
 
 def _counts(score_N: Floats, right_N: Booleans) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Count, for each of THRESHOLDS, the images that it accepts and those of them that are right."""
+    """Count for each of THRESHOLDS the images that it accepts, and how many of them are right."""
     order = np.argsort(-score_N, kind="stable")
     accepted_T = np.searchsorted(-score_N[order], -THRESHOLDS, side="right")
     right_so_far = np.concatenate([[0], np.cumsum(right_N[order])])
@@ -153,7 +194,7 @@ def _counts(score_N: Floats, right_N: Booleans) -> tuple[npt.NDArray[np.int64], 
 
 def _measured(record: Acceptance, right: int, accepted: int) -> Acceptance:
     precision_low, precision_high = exact_bounds(np.array([right]), np.array([accepted]))
-    # Two one-sided bounds at 97.5 % are the two-sided interval at 95 %.
+    # One-sided bounds at 97.5 % are the two-sided 95 % interval.
     coverage_low, coverage_high = exact_bounds(np.array([accepted]), np.array([record.images]), confidence=0.975)
     return record.model_copy(
         update={

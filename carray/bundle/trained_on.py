@@ -1,10 +1,9 @@
-"""Remembers which images a bundle's network was trained on, so that none of them judges it.
+"""Records which images a bundle's network was trained on, so that it is not evaluated on them.
 
     trained_on.safetensors   content_N, uint64, sorted: the first 8 bytes of the sha256 of each image's file
 
-From: a manifest's hashes. To: a bundle's file, and a mask of any manifest's rows.
-Invariants: an image counts by the content of its file, whatever its uri, box or manifest. Bundles packed before there
-was such a file tell it of the manifest that they were trained on, by its splits, and of no other.
+Images are compared by the content of their files, whatever their uri, box or manifest. For older bundles without this
+file it is known only for the manifest that they were trained on, by its splits.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ __all__ = ["content_ids", "mask_trained_on", "pack_trained_on", "trained_splits"
 
 
 def content_ids(sha256: Iterable[str]) -> npt.NDArray[np.uint64]:
-    """Give the first 8 bytes of hex digests as numbers, uint64 (N,): enough to tell a million images apart."""
+    """Convert the first 8 bytes of hex digests to numbers, uint64 (N,): enough to distinguish a million images."""
     return np.array([int(digest[:16], 16) for digest in sha256], dtype=np.uint64)
 
 
 def pack_trained_on(sha256: Iterable[str]) -> bytes:
-    """Pack the hashes of the images that a network was trained on into the bytes of the bundle's file."""
+    """Pack the hashes of the training images into the bytes of the bundle's file."""
     from safetensors.numpy import save
 
     return save({"content_N": np.unique(content_ids(sha256))})
 
 
 def trained_splits(info: BundleInfo) -> list[str]:
-    """Give the splits of its own manifest that a bundle's network was trained on."""
+    """List the splits of its own manifest that a bundle's network was trained on."""
     return list(info.search.get("refit_splits", ["train", "val"])) if info.search.get("refit") else ["train"]
 
 
 def mask_trained_on(uri: str, info: BundleInfo, table: Manifest, rows: pd.DataFrame) -> npt.NDArray[np.bool_] | None:
-    """Say of some rows of a manifest which images a bundle's network was trained on; None where nothing tells.
+    """Mark the rows of a manifest whose images a bundle's network was trained on; None if that is not known.
 
     Raises:
         BundleError: the bundle's file is damaged.

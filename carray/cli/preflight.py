@@ -58,9 +58,9 @@ def doctor(
     Example: `carray doctor s3://photos/2026 --out s3://results/2026`
     """
     from carray.core.progress import print_result
-    from carray.preflight.doctor.examine import examine, examine_cluster
-    from carray.preflight.doctor.findings import as_json as plain
-    from carray.preflight.doctor.findings import exit_code, finding_text, summary
+    from carray.preflight.doctor import examine, examine_cluster
+    from carray.preflight.findings import as_json as plain
+    from carray.preflight.findings import exit_code, finding_text, summary
 
     if cluster:
         _check_address()
@@ -149,8 +149,8 @@ def estimate_classify(
     from carray.classify.predictions_folder import ClassifySettings
     from carray.core.progress import print_result
     from carray.core.settings import load_settings
-    from carray.preflight.doctor.machine import usable_cores
-    from carray.preflight.estimate import classify
+    from carray.preflight import estimate_classify as classify
+    from carray.preflight.machine import usable_cores
 
     overrides = short_for(settings, all_files=all_files or None, split=split, runtime=runtime)
     found = classify.estimate_classify(
@@ -200,8 +200,8 @@ def estimate_tune(
     """
     from carray.core.progress import print_result
     from carray.core.settings import load_settings
-    from carray.preflight.doctor.machine import usable_cores
-    from carray.preflight.estimate import tune
+    from carray.preflight import estimate_tune as tune
+    from carray.preflight.machine import usable_cores
     from carray.search.space import TuneSettings
 
     overrides = short_for(settings, search__trials=trials, search__epochs=epochs, search__seed=seed)

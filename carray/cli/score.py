@@ -48,7 +48,7 @@ def quantize(
 
     Example: `carray quantize run/bundle --manifest manifest.parquet`
     """
-    from carray.bundle.originals import quantise_bundle
+    from carray.bundle.certificates import quantise_bundle
     from carray.core.progress import print_result
 
     info = quantise_bundle(bundle, manifest, keep=keep, split=split)

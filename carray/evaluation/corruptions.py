@@ -1,13 +1,11 @@
-"""Corrupts pictures the way cameras, phones and websites do, at a few severities each.
+"""Measures what corrupted pictures cost a bundle: top-1 by corruption and severity, on the same images.
 
-From: an upright original, height x width x 3 uint8 RGB. To: the bytes of an image file, which `pixels.decode` reads
-like any other; so the definition of pixels stays the one of training and classification.
-Invariants: the same picture gives the same bytes, nothing is drawn by chance; strengths are in parts of the picture or
-in its own units, so that they mean the same for small and large originals. A picture whose short side is above
-PICTURE_SIDE (or decode_size, where that is more) is brought down to it first, as a website would; what this and the
-other decoder cost is the row `reencoded`, which corrupts nothing.
-Sources: torchvision.transforms.v2 does the work; the kinds are a selection of Hendrycks and Dietterich, 'Benchmarking
-Neural Network Robustness to Common Corruptions and Perturbations', 2019, and of what happens to photographs of cars.
+A corruption turns an upright original (HWC uint8 RGB) into the bytes of an image file, which `pixels.decode` then reads
+as usual. The same picture gives the same bytes; strengths are relative to the picture's size. A picture whose short
+side exceeds PICTURE_SIDE (or decode_size, if larger) is scaled down first; the row `reencoded`, which corrupts nothing,
+shows what that costs. All rows are of the same images, those that can be read, and drops are paired.
+torchvision.transforms.v2 does the work; the kinds are a selection of Hendrycks and Dietterich, 'Benchmarking Neural
+Network Robustness to Common Corruptions and Perturbations', 2019, and of what happens to photographs of cars.
 Cost: importing torchvision takes about 10 s; all variants of one small photograph together take 0.1 s.
 """
 
@@ -15,24 +13,41 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-__all__ = ["CORRUPTIONS", "NONE", "PICTURE_SIDE", "REENCODED", "Corruption", "as_picture"]
+from carray.bundle.bundle_folder import BundleInfo
+from carray.bundle.scorer import Scorer
+from carray.core.errors import DecodeError
+from carray.evaluation.metrics import paired_drop, wilson_interval
+from carray.evaluation.score import Row, read_batches, score_pixels
+from carray.images.pixels import decode, decode_original, view
+from carray.images.read import ReadImage, failed_image, fetch_original
+from carray.manifest.manifest_file import row_box
+
+__all__ = [
+    *("CORRUPTIONS", "NONE", "PICTURE_SIDE", "REENCODED", "ROBUSTNESS_SCHEMA", "VARIANTS"),
+    *("Corruption", "as_picture", "corrupted_hits", "robustness_rows"),
+]
+
+Bools = npt.NDArray[np.bool_]
+Pixels = npt.NDArray[np.uint8]
 
 NONE, REENCODED = "none", "reencoded"
 PICTURE_SIDE = 512
-"""Pixels of the short side above which a picture is brought down before it is corrupted."""
+"""Short side, in pixels, above which a picture is scaled down before it is corrupted."""
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """Is one way to corrupt a picture at one severity; `apply` takes Pillow's image and gives a file's bytes."""
+    """A corruption at one severity; `apply` takes a Pillow image and returns the bytes of an image file."""
 
     name: str
     severity: str
@@ -40,14 +55,13 @@ class Corruption:
 
 
 def as_picture(original_HWC: npt.NDArray[np.uint8], *, decode_size: int) -> Any:
-    """Give the Pillow image that corruptions take, its short side at most PICTURE_SIDE or decode_size."""
+    """Convert to a Pillow image whose short side is at most PICTURE_SIDE or decode_size."""
     from PIL import Image
 
-    picture, side = Image.fromarray(original_HWC), max(PICTURE_SIDE, decode_size)
-    return _shrunk(picture, side)
+    return _shrink(Image.fromarray(original_HWC), max(PICTURE_SIDE, decode_size))
 
 
-def _shrunk(picture: Any, side: int) -> Any:
+def _shrink(picture: Any, side: int) -> Any:
     from torchvision.transforms.v2 import functional
 
     return functional.resize(picture, [side], antialias=True) if min(picture.size) > side else picture
@@ -55,7 +69,7 @@ def _shrunk(picture: Any, side: int) -> Any:
 
 def _lossless(picture: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "BMP")  # of the lossless formats the one that costs no time
+    picture.save(buffer, "BMP")  # the fastest lossless format
     return buffer.getvalue()
 
 
@@ -75,11 +89,11 @@ def _blur(picture: Any, sigma: float) -> bytes:
 
 
 def _low_resolution(picture: Any, side: int) -> bytes:
-    return _lossless(_shrunk(picture, side))
+    return _lossless(_shrink(picture, side))
 
 
 def _crop(picture: Any, kept: float) -> bytes:
-    """Keep the middle, `kept` of each side."""
+    """Keep the centre: the fraction `kept` of each side."""
     from torchvision.transforms.v2 import functional
 
     return _lossless(functional.center_crop(picture, [max(1, round(kept * side)) for side in picture.size[::-1]]))
@@ -92,7 +106,7 @@ def _grey(picture: Any) -> bytes:
 
 
 def _rotate(picture: Any, degrees: float) -> bytes:
-    """Turn to the left; the corners show mirrored surroundings; black ones would be a corruption of their own."""
+    """Rotate counter-clockwise; corners are filled by mirroring, since black ones would be another corruption."""
     from torchvision.transforms.v2 import InterpolationMode, functional
 
     width, height = picture.size
@@ -122,5 +136,83 @@ CORRUPTIONS = [
     *(Corruption("darkness", f"{100 * f:g} % light", partial(_brightness, factor=f)) for f in _DARK),
     *(Corruption("brightness", f"{100 * f:g} % light", partial(_brightness, factor=f)) for f in _BRIGHT),
 ]
-"""In the order of the table; the severities of one kind grow. Sigma is in parts of the short side, pixels are those of
-the short side, and a crop keeps the middle of each side."""
+"""In the table's order, severities growing. Sigma is relative to the short side, and pixels are those of the short
+side."""
+
+ROBUSTNESS_SCHEMA = pa.schema(
+    [
+        ("corruption", pa.string()),  # none first: the plain accuracy; reencoded corrupts nothing, it is the control
+        ("severity", pa.string()),  # in words; those of one corruption grow
+        ("images", pa.int64()),
+        ("top1", pa.float64()),  # 0..1
+        ("top1_low", pa.float64()),  # Wilson's 95 % interval
+        ("top1_high", pa.float64()),
+        ("drop_points", pa.float64()),  # 100 * (top1 of none - top1), the same images
+        ("drop_low_points", pa.float64()),  # 95 % interval of the paired difference
+        ("drop_high_points", pa.float64()),
+        ("lost", pa.int64()),  # images that were right and no longer are
+        ("gained", pa.int64()),  # images that were wrong and are right now
+    ]
+)
+
+VARIANTS = [(NONE, ""), *((corruption.name, corruption.severity) for corruption in CORRUPTIONS)]
+"""Corruption and severity of each row, in the table's order."""
+
+
+def corrupted_hits(rows: Sequence[Row], scorer: Scorer) -> tuple[Bools, Counter[str]]:
+    """Score all variants of each readable image.
+
+    Returns:
+        Whether each is classified right, booleans of shape (V, N) for V variants and N readable images; and the number
+        of unreadable images by error code.
+    """
+    index = {name: i for i, name in enumerate(scorer.info.classes)}
+    hits = [np.empty((len(VARIANTS), 0), dtype=bool)]
+    unreadable: Counter[str] = Counter()
+    for batch in read_batches(rows, lambda row: _variants(row, scorer.info), what="corrupting"):
+        unreadable.update(str(seen.error_code) for _, seen in batch if isinstance(seen, ReadImage))
+        readable = [(index[row["label"]], seen) for row, seen in batch if not isinstance(seen, ReadImage)]
+        truth_B = np.array([truth for truth, _ in readable], dtype=np.int64)
+        logits_NK, _ = score_pixels(scorer, [pixels_HWC for _, variants in readable for pixels_HWC in variants])
+        predicted_BV = logits_NK.argmax(axis=1).reshape(len(readable), len(VARIANTS))
+        hits.append((predicted_BV == truth_B[:, None]).T)
+    return np.concatenate(hits, axis=1), unreadable
+
+
+def _variants(row: Row, info: BundleInfo) -> list[Pixels] | ReadImage:
+    """Make the network's inputs, of the image as it is and of each corruption; or the reason why it is unreadable."""
+    fetched = fetch_original(row["uri"], escaped=bool(row["escaped"]), sha256=row["sha256"])
+    if isinstance(fetched, ReadImage):
+        return fetched
+    box = row_box(row) if info.uses_boxes else None
+    try:
+        seen = [view(decode(fetched.data, info.pixels, box=box).pixels_HWC, info.pixels)]
+        picture = as_picture(decode_original(fetched.data, box=box), decode_size=info.pixels.decode_size)
+        for corruption in CORRUPTIONS:
+            # The picture is already cut to the box.
+            seen.append(view(decode(corruption.apply(picture), info.pixels).pixels_HWC, info.pixels))
+    except DecodeError as err:
+        return failed_image(err, fetched)
+    return seen
+
+
+def robustness_rows(hits_VN: Bools, variants: Sequence[tuple[str, str]] = VARIANTS) -> list[dict[str, Any]]:
+    """Turn hits of shape (V, N), the first row those of the plain images, into rows of ROBUSTNESS_SCHEMA.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    images = hits_VN.shape[1]
+    if not images:
+        raise ValueError("there are no images to measure on")
+    rows = []
+    for (corruption, severity), hits_N in zip(variants, hits_VN, strict=True):
+        low, high = wilson_interval(int(hits_N.sum()), images)
+        lost, gained = int((hits_VN[0] & ~hits_N).sum()), int((~hits_VN[0] & hits_N).sum())
+        drop, drop_low, drop_high = paired_drop(lost, gained, images)
+        row = {"corruption": corruption, "severity": severity, "images": images, "top1": float(hits_N.mean())}
+        row |= {"top1_low": low, "top1_high": high, "lost": lost, "gained": gained}
+        rows.append(row | {"drop_points": drop, "drop_low_points": drop_low, "drop_high_points": drop_high})
+    # The plain row differs from itself by nothing, so its interval is 0, too.
+    rows[0] |= {"drop_low_points": 0.0, "drop_high_points": 0.0}
+    return rows

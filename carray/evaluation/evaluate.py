@@ -1,8 +1,7 @@
-"""Evaluates a bundle on one split of a manifest, through the very path that classification takes.
+"""Evaluates a bundle on one split of a manifest, by the same code as classification.
 
-From: a bundle and a manifest. To: a folder (evaluation.evaluation_folder), local or S3.
-Invariants: an image that cannot be read is a row with its reason, is counted in `unreadable`, and is in no figure;
-metrics.json is written last, so a folder that was left half-written is measured again.
+The results are a folder (evaluation.evaluation_folder), local or S3. An unreadable image is a row with its reason and
+is counted in `unreadable`, but in no other figure. metrics.json is written last, so unfinished results are redone.
 """
 
 from __future__ import annotations
@@ -38,45 +37,45 @@ WritePage = Callable[[str, Mapping[str, Any]], object]
 
 PAIRS, IMAGES_A_PAIR = 12, 3
 LONG_SIDE, SHORT_SIDE_LEAST = 240, 24
-"""Pixels: a dozen pairs of pictures of this size are half a megabyte, and a banner of 10,000 by 10 stays one."""
+"""Sides of example pictures, in pixels; all of them together are about half a megabyte."""
 QUALITY = 78
 
 
 def take_examples(scored: ScoredSplit, pairs: pd.DataFrame, info: BundleInfo) -> list[dict[str, Any]]:
-    """Take up to three pictures of each of the first 12 pairs, the surest mistakes first.
+    """Make up to three small pictures for each of the first 12 pairs, the most confident mistakes first.
 
     Returns:
         Rows of truth, label, uri, score, jpeg, width, height and reason, in the order of the pairs.
     """
     mistaken = pd.DataFrame(
         [
-            (place, row["truth"], row["label"], row["score"])
-            for place, row in enumerate(scored.predictions)
+            (index, row["truth"], row["label"], row["score"])
+            for index, row in enumerate(scored.predictions)
             if row["status"] == "ok" and row["label"] != row["truth"]
         ],
-        columns=["place", "truth", "label", "score"],
-    ).sort_values(["score", "place"], ascending=[False, True])
+        columns=["index", "truth", "label", "score"],
+    ).sort_values(["score", "index"], ascending=[False, True])
     chosen = [
-        int(place)
+        int(index)
         for pair in pairs.head(PAIRS).to_dict("records")
-        for place in mistaken.loc[
-            (mistaken["truth"] == pair["truth"]) & (mistaken["label"] == pair["label"]), "place"
+        for index in mistaken.loc[
+            (mistaken["truth"] == pair["truth"]) & (mistaken["label"] == pair["label"]), "index"
         ].head(IMAGES_A_PAIR)
     ]
     with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as pool:
-        pictures = list(pool.map(lambda place: _picture(scored.rows[place], boxes=info.uses_boxes), chosen))
+        pictures = list(pool.map(lambda index: _picture(scored.rows[index], boxes=info.uses_boxes), chosen))
     names = ("uri", "truth", "label", "score")
     return [
-        {name: scored.predictions[place][name] for name in names} | picture
-        for place, picture in zip(chosen, pictures, strict=True)
+        {name: scored.predictions[index][name] for name in names} | picture
+        for index, picture in zip(chosen, pictures, strict=True)
     ]
 
 
 def _picture(row: Mapping[Any, Any], *, boxes: bool) -> dict[str, Any]:
-    """Give jpeg, width and height of a small picture, or the reason why there is none."""
+    """Return jpeg, width and height of a small picture, or the reason why there is none."""
     from PIL import Image
 
-    # Squashed to a square and stretched back: the one way of decoding that knows boxes, EXIF and every format.
+    # Decoded to a square and stretched back: this handles boxes, EXIF and every format.
     settings = PixelSettings(decode_size=LONG_SIDE, input_size=LONG_SIDE, aspect="squash")
     read = read_row(row, settings, crop_boxes=boxes)
     if read.pixels_HWC is None or read.width is None or read.height is None:
@@ -90,7 +89,7 @@ def _picture(row: Mapping[Any, Any], *, boxes: bool) -> dict[str, Any]:
 
 
 def _size(width: int, height: int, box: Box | None) -> tuple[int, int]:
-    """Give the picture's sides, the longer one LONG_SIDE, from those of the image or of the part of its box inside."""
+    """Compute the picture's sides, the longer one LONG_SIDE, from those of the image or of its box."""
     if box is not None:
         width, height = min(box[2], width) - max(box[0], 0), min(box[3], height) - max(box[1], 0)
     scale = LONG_SIDE / max(width, height)
@@ -115,7 +114,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score one split with a bundle, write tables and metrics into `out`, and return the metrics.
 
-    `write_page` is called between the two, such as pages.evaluation.write_page. The same evaluation again reads `out`.
+    `write_page`, such as pages.evaluation.write_page, is called before the metrics are written. A finished evaluation
+    in `out` is read instead of repeated.
 
     Raises:
         BundleError: the bundle is unfinished, damaged, or computes other logits on this machine.
@@ -148,7 +148,7 @@ def evaluate(
 
 
 def _other_runtime(scorer: Scorer) -> Scorer | None:
-    """Open the runtime that is held against the scored one: fp32, or int8 where fp32 is scored and there is one."""
+    """Open the runtime to compare with: fp32, or for fp32 the bundle's int8, if any."""
     has_int8 = INT8_MODEL in scorer.info.files
     name = "fp32" if scorer.runtime != "fp32" else "int8" if has_int8 else None
     try:
@@ -159,7 +159,7 @@ def _other_runtime(scorer: Scorer) -> Scorer | None:
 
 
 def summary_text(metrics: Mapping[str, Any]) -> str:
-    """Say the metrics in a few lines for a person."""
+    """Format the metrics for a terminal."""
     what = f"images of split {metrics['split']}, bundle {metrics['bundle_id']}, runtime {metrics['runtime']}"
     lines = [f"{metrics['scored']:,} {what}"]
     for name, title in (("top1", "top-1"), ("top5", "top-5")):
@@ -275,7 +275,7 @@ def _metrics(
     right_N = scored.logits_NK.argmax(axis=1) == scored.truth_N
     before_N = top_scores(scored.logits_NK, temperature=1.0)
     score_N = top_scores(scored.logits_NK, temperature=info.temperature)
-    # In an order of their own, so that the resamples do not depend on that of the rows.
+    # Sorted, so that the resamples do not depend on the order of rows.
     order = np.lexsort((before_N, right_N, score_N))
     before_N, score_N, right_N = before_N[order], score_N[order], right_N[order]
     aurc_low, aurc_high = measure.bootstrap_interval(measure.area_under_risk, score_N, right_N, highest=1.0)
@@ -297,25 +297,25 @@ def _metrics(
         "aurc": measure.area_under_risk(score_N, right_N),
         "aurc_low": aurc_low,
         "aurc_high": aurc_high,
-        "acceptance": measure.kept_promise(info, score_N, right_N),
+        "acceptance": measure.check_acceptance(info, score_N, right_N),
         "certificates": _certificates(info),
-        "certificate": _kept_certificate(origin["runtime"], info, scored),
+        "certificate": _check_certificate(origin["runtime"], info, scored),
         "own_manifest": info.search.get("manifest_fingerprint") == origin["manifest_fingerprint"],
     }
     return found
 
 
-def _kept_certificate(runtime: str, info: BundleInfo, scored: ScoredSplit) -> dict[str, Any] | None:
-    """Hold the faster of the two runtimes that scored the split against fp32; None where there was one only."""
+def _check_certificate(runtime: str, info: BundleInfo, scored: ScoredSplit) -> dict[str, Any] | None:
+    """Compare the faster of two runtimes with fp32; None if only one scored the split."""
     if scored.other_NK is None:
         return None
     if runtime == "fp32":
-        return measure.kept_certificate(info, "int8", scored.logits_NK, scored.other_NK, scored.truth_N)
-    return measure.kept_certificate(info, runtime, scored.other_NK, scored.logits_NK, scored.truth_N)
+        return measure.check_certificate(info, "int8", scored.logits_NK, scored.other_NK, scored.truth_N)
+    return measure.check_certificate(info, runtime, scored.other_NK, scored.logits_NK, scored.truth_N)
 
 
 def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Give a table's rows as JSON holds them: what is missing is null."""
+    """Convert a table's rows for JSON: missing values are null."""
     records = table.astype(object).to_dict("records")
     return [{str(name): None if pd.isna(value) else value for name, value in row.items()} for row in records]
 

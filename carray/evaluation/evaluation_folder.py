@@ -1,4 +1,4 @@
-"""Says what an evaluation's folder holds.
+"""The files of an evaluation's folder, and the columns of its tables.
 
     metrics.json             the headline, and what it was measured on; the marker, written last
     report.html              everything below as one page that opens from disk
@@ -7,13 +7,12 @@
     confused_pairs.parquet   truth, label, images, fraction of truth's images
     examples.parquet         small pictures of mistaken images of the most confused pairs
     levels.parquet           accuracy of make, make and model, body, year and exact class
-    confusion_kinds.parquet  mistakes by the coarsest thing that is wrong
+    confusion_kinds.parquet  mistakes by the coarsest part that is wrong
     calibration.parquet      accuracy by score, before (temperature 1) and after calibration
     coverage.parquet         accuracy of what every threshold accepts
     confusion.png            counts by class as a picture, rows add up to 1
 
-Invariants: fractions lie in 0..1; `_low` and `_high` are the ends of a two-sided 95 % interval; what could not be
-measured is null, never a zero that looks measured.
+Fractions lie in 0..1; `_low` and `_high` are the ends of a two-sided 95 % interval; what could not be measured is null.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ __all__ = ["METRICS_JSON", "OUTSIDE_JSON", "REPORT_HTML", "ROBUSTNESS_JSON", "TA
 VERSION = 2
 METRICS_JSON, REPORT_HTML, CONFUSION_PNG = "metrics.json", "report.html", "confusion.png"
 ROBUSTNESS_JSON, OUTSIDE_JSON = "robustness.json", "outside.json"
-"""Markers of evaluation.stress, whose files may lie there, too."""
+"""Markers of evaluation.stress, whose files may be in the same folder."""
 
 TABLES = {
     "predictions": pa.schema(
@@ -117,5 +116,5 @@ TABLES = {
 
 
 def table_kind(name: str) -> str:
-    """Give what a table's file says that it is."""
+    """Name the kind that a table's file metadata states."""
     return f"evaluation {name}"

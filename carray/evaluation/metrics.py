@@ -1,14 +1,12 @@
 """Measures predictions against the truth: accuracies with intervals, confusions, kinds of mistakes, calibration.
 
-From: logits, scores and class indices. To: floats between 0 and 1 and small tables. Pure functions on numpy, no files.
+Pure functions of logits, scores and class indices. Fractions lie in 0..1.
 Sources: Guo et al., 'On Calibration of Modern Neural Networks', 2017 (expected calibration error, 15 bins of equal
 width); Geifman and El-Yaniv, 'Selective Classification for Deep Neural Networks', 2017 (risk and coverage); Ding et
 al., 'Revisiting the Evaluation of Uncertainty Estimation', 2020 (AURC).
-Invariants: top-5 counts the first min(5, K) classes; a tie goes to the class with the smaller index, as in
-`bundle.scorer`; a class without images has null recall, not a zero that looks measured. An image counts for a level
-exactly when the name of its class tells that level, and a prediction that does not tell it is wrong there; kinds
-exclude each other and add up to all mistakes. Images of equal score are accepted together, so that no order within
-them can flatter.
+Top-5 counts the first min(5, K) classes; ties go to the class with the smaller index, as in `bundle.scorer`; a class
+without images has null recall. An image counts for a level if its class name has that level, and a prediction without
+it is wrong there; kinds exclude each other and add up to all mistakes. Images of equal score are accepted together.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from carray.bundle.bundle_folder import BundleInfo
-from carray.bundle.certificates import AGREEMENT, AGREEMENT_CONFIDENT, DROP_POINTS, judge
+from carray.bundle.certificates import AGREEMENT, AGREEMENT_CONFIDENT, DROP_POINTS, compare_logits
 from carray.images.vehicles import VEHICLE_COLUMNS, vehicle_columns
 
 __all__ = ["KINDS", "LEVELS", "accuracy_by_level", "confusion_counts", "confusion_kinds", "wilson_interval"]
@@ -34,10 +32,10 @@ Integers = npt.NDArray[np.int64]
 
 
 def headline(logits_NK: Floats, truth_N: Integers, *, temperature: float) -> dict[str, float | None]:
-    """Give top1, top5, the loss of the calibrated scores in nats, and macro F1, each with its 95 % interval.
+    """Compute top1, top5, the loss of the calibrated scores in nats, and macro F1, each with its 95 % interval.
 
     Macro F1 is the mean over the classes that occur in the truth or in the predictions. Intervals are Wilson's for
-    fractions, and by the bootstrap for loss and macro F1, null where one image tells none.
+    fractions, and by the bootstrap for loss and macro F1, null with one image.
 
     Raises:
         ValueError: there is no image to measure on.
@@ -54,7 +52,7 @@ def headline(logits_NK: Floats, truth_N: Integers, *, temperature: float) -> dic
     scores_NK = log_softmax(logits_NK.astype(np.float64) / temperature, axis=1)
     nll_N = -scores_NK[np.arange(len(truth_N)), truth_N]
     predicted_N = logits_NK.argmax(axis=1)
-    # In an order of their own, so that the resamples do not depend on that of the rows.
+    # Sorted, so that the resamples do not depend on the order of rows.
     order = np.lexsort((nll_N, predicted_N, truth_N))
     nll_N, predicted_N, truth_N = nll_N[order], predicted_N[order], truth_N[order]
     for name, statistic, samples, highest in (
@@ -67,7 +65,7 @@ def headline(logits_NK: Floats, truth_N: Integers, *, temperature: float) -> dic
 
 
 def macro_f1(truth_N: Integers, predicted_N: Integers) -> float:
-    """Compute macro F1 as scikit-learn's `f1_score` does, in the few steps that a thousand resamples can afford."""
+    """Compute macro F1 as scikit-learn's `f1_score` does, but fast enough for a thousand resamples."""
     hits_K = np.bincount(truth_N[truth_N == predicted_N])
     images_K = np.bincount(np.concatenate([truth_N, predicted_N]))
     occur_K = images_K > 0
@@ -78,17 +76,17 @@ def macro_f1(truth_N: Integers, predicted_N: Integers) -> float:
 def bootstrap_interval(
     statistic: Callable[..., Any], *samples_N: npt.NDArray[Any], highest: float = math.inf
 ) -> tuple[float | None, float | None]:
-    """Give the 95 % interval of a statistic of images, cut to 0..highest; the same at every call; null for one image.
+    """Compute the 95 % interval of a statistic of images, cut to 0..highest; deterministic; null for one image.
 
-    It is the statistic itself and 1.96 standard errors to either side, the standard error being that of 1,000 resamples
-    of the images (Davison and Hinkley, 'Bootstrap Methods', 1997, section 5.2). Their percentiles would lie too low for
-    macro F1: a class of four images loses one of them in every third resample.
+    It is the statistic plus and minus 1.96 standard errors of 1,000 resamples of the images (Davison and Hinkley,
+    'Bootstrap Methods', 1997, section 5.2). Percentiles would be too low for macro F1, since a resample often lacks one
+    of a class's few images.
     """
     if len(samples_N[0]) < 2:
         return None, None
     from scipy.stats import bootstrap
 
-    # Places are drawn, not values, so that each sample keeps its type.
+    # Indices are drawn, not values, so that each sample keeps its dtype.
     resampled = bootstrap(
         (np.arange(len(samples_N[0])),),
         lambda drawn_N: statistic(*(sample_N[drawn_N] for sample_N in samples_N)),
@@ -102,13 +100,13 @@ def bootstrap_interval(
 
 
 def top_k_hits(logits_NK: Floats, truth_N: Integers, k: int) -> npt.NDArray[np.bool_]:
-    """Say of each image, as booleans of shape (N,), whether its true class is among the first min(k, K)."""
+    """Test for each image, booleans (N,), whether its true class is among the first min(k, K)."""
     order_Nk = np.argsort(-logits_NK, axis=1, kind="stable")[:, :k]
     return np.asarray((order_Nk == truth_N[:, None]).any(axis=1))
 
 
 def wilson_interval(hits: int, total: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """Give Wilson's interval of a fraction, by default the 95 % one; it stays within 0..1 and is honest at the ends.
+    """Compute Wilson's interval of a fraction, by default at 95 %; it stays within 0..1.
 
     >>> wilson_interval(0, 10)
     (0.0, 0.2775327998628892)
@@ -126,8 +124,8 @@ def class_table(truth_N: Integers, predicted_N: Integers, classes: Sequence[str]
     """Measure each class, in class order.
 
     Returns:
-        label; precision, recall with Wilson's `_low` and `_high`, and f1, null where nothing was there to measure;
-        support and predicted, images of the class and images taken for it.
+        label; precision, recall with Wilson's `_low` and `_high`, and f1, null without images to measure on;
+        support and predicted, the images of the class and those predicted as it.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -155,7 +153,7 @@ def class_table(truth_N: Integers, predicted_N: Integers, classes: Sequence[str]
 
 
 def _wilson_intervals(hits_K: Integers, totals_K: Integers) -> npt.NDArray[np.float64]:
-    """Give the lows and the highs, float64 (2, K), NaN where there is nothing to divide by."""
+    """Compute the lows and highs, float64 (2, K), NaN where a total is 0."""
     pairs = [
         wilson_interval(hits, total) if total else (math.nan, math.nan)
         for hits, total in zip(hits_K.tolist(), totals_K.tolist(), strict=True)
@@ -195,34 +193,34 @@ LEVELS = {
     "year": ("year",),
     "exact": None,
 }
-"""What has to be the same, of a vehicle's parts; None: the class itself."""
+"""The parts of a vehicle's name that must be equal; None: the class itself."""
 KINDS = ("make", "model", "body", "year", "variant", "unnamed")
-"""The coarsest thing that is wrong. A variant has all parts right, and is another class: another cab, another trim;
-unnamed is a confusion with a class whose name is no vehicle's, where nothing can be told."""
+"""The coarsest part that is wrong. `variant`: all parts are right, but it is another class (cab, trim); `unnamed`: the
+name of one of the two classes is not a vehicle's."""
 
 
 def accuracy_by_level(truth_N: Integers, predicted_N: Integers, classes: Sequence[str]) -> pd.DataFrame:
-    """Measure each level: level, images that can tell it, accuracy with Wilson's low and high; null without images."""
+    """Measure each level: level, images that have it, accuracy with Wilson's low and high; null without images."""
     codes = _part_codes(classes)
     rows = []
     for level, parts in LEVELS.items():
-        told_N, right_N = np.ones(len(truth_N), dtype=bool), truth_N == predicted_N
+        named_N, right_N = np.ones(len(truth_N), dtype=bool), truth_N == predicted_N
         if parts is not None:
-            told_N = np.all([codes[part][truth_N] >= 0 for part in parts], axis=0)
+            named_N = np.all([codes[part][truth_N] >= 0 for part in parts], axis=0)
             right_N = np.all([codes[part][truth_N] == codes[part][predicted_N] for part in parts], axis=0)
-        images, hits = int(told_N.sum()), int((told_N & right_N).sum())
+        images, hits = int(named_N.sum()), int((named_N & right_N).sum())
         low, high = wilson_interval(hits, images) if images else (None, None)
         rows.append((level, images, hits / images if images else None, low, high))
     return pd.DataFrame(rows, columns=["level", "images", "accuracy", "low", "high"])
 
 
 def confusion_kinds(truth_N: Integers, predicted_N: Integers, classes: Sequence[str]) -> pd.DataFrame:
-    """Count mistakes by KINDS: kind, images, fraction_of_mistakes (null where there is none), fraction of all."""
+    """Count mistakes by KINDS: kind, images, fraction_of_mistakes (null without mistakes), fraction of all images."""
     codes, wrong_N = _part_codes(classes), truth_N != predicted_N
     unnamed_N = (codes["make"][truth_N] < 0) | (codes["make"][predicted_N] < 0)
     differs = {part: codes[part][truth_N] != codes[part][predicted_N] for part in VEHICLE_COLUMNS}
-    places = [unnamed_N, *(differs[part] for part in VEHICLE_COLUMNS)]
-    kind_N = np.select(places, ["unnamed", *VEHICLE_COLUMNS], default="variant")
+    conditions = [unnamed_N, *(differs[part] for part in VEHICLE_COLUMNS)]
+    kind_N = np.select(conditions, ["unnamed", *VEHICLE_COLUMNS], default="variant")
     mistakes = int(wrong_N.sum())
     rows = []
     for kind in KINDS:
@@ -232,7 +230,7 @@ def confusion_kinds(truth_N: Integers, predicted_N: Integers, classes: Sequence[
 
 
 def _part_codes(classes: Sequence[str]) -> dict[str, Integers]:
-    """Number the values of each part, int64 (K,); -1 where a name does not tell it."""
+    """Number the values of each part, int64 (K,); -1 where a name lacks it."""
     columns = vehicle_columns(classes)
     return {part: pd.factorize(np.array(columns[part], dtype=object))[0].astype(np.int64) for part in VEHICLE_COLUMNS}
 
@@ -248,25 +246,25 @@ def reliability(score_N: Doubles, right_N: Booleans) -> pd.DataFrame:
     """Bin images by score: score_low, score_high, images, mean_score, accuracy, low and high (null without images)."""
     bin_N = _bins(score_N)
     rows = []
-    for place in range(BINS):
-        own_N = bin_N == place
+    for index in range(BINS):
+        own_N = bin_N == index
         images, hits = int(own_N.sum()), int(right_N[own_N].sum())
         mean, accuracy = (float(score_N[own_N].mean()), hits / images) if images else (None, None)
         low, high = wilson_interval(hits, images) if images else (None, None)
-        rows.append((place / BINS, (place + 1) / BINS, images, mean, accuracy, low, high))
+        rows.append((index / BINS, (index + 1) / BINS, images, mean, accuracy, low, high))
     return pd.DataFrame(rows, columns=["score_low", "score_high", "images", "mean_score", "accuracy", "low", "high"])
 
 
 def calibration_error(score_N: Doubles, right_N: Booleans) -> float:
-    """Compute the expected calibration error, 0..1: over bins, the mean distance of accuracy from score, by images."""
+    """Compute the expected calibration error, 0..1: the mean of |accuracy - score| over bins, weighted by images."""
     gaps_B = np.bincount(_bins(score_N), weights=right_N - score_N, minlength=BINS)
     return float(np.abs(gaps_B).sum() / len(score_N))
 
 
 def chance_error(score_N: Doubles) -> float:
-    """Say what the error would be on as many images if scores were exactly true: few images are never quite even.
+    """Estimate the calibration error that perfectly calibrated scores would have on as many images.
 
-    The mean of 200 draws of labels, right with the probability that the score states; the same at every call.
+    The mean of 200 draws of labels that are right with the probability of their score; deterministic.
     """
     random = np.random.default_rng(0)
     return float(
@@ -275,7 +273,7 @@ def chance_error(score_N: Doubles) -> float:
 
 
 def coverage_table(score_N: Doubles, right_N: Booleans) -> pd.DataFrame:
-    """Say of each score that occurs, the highest first, what accepting it and all above gives.
+    """Measure for each occurring score, highest first, the effect of accepting it and all higher ones.
 
     Returns:
         threshold, images, coverage, accuracy of the accepted, and its Wilson interval, low and high.
@@ -298,24 +296,24 @@ def coverage_table(score_N: Doubles, right_N: Booleans) -> pd.DataFrame:
 
 
 def area_under_risk(score_N: Doubles, right_N: Booleans) -> float:
-    """Compute AURC, 0..1: the share of wrong labels among the n surest images, averaged over n = 1..N."""
+    """Compute AURC, 0..1: the share of wrong labels among the n most confident images, averaged over n = 1..N."""
     order = np.argsort(-score_N, kind="stable")
     ordered_N = score_N[order]
     last_T = np.flatnonzero(np.append(ordered_N[1:] != ordered_N[:-1], True))
     wrong_T = np.cumsum(~right_N[order])[last_T]
     count_N = np.arange(1, len(score_N) + 1)
-    # Between two thresholds lie images of one score, whose mistakes count as evenly spread.
+    # Mistakes among images of equal score count as evenly spread.
     wrong_N = np.interp(count_N, np.append(0, last_T + 1), np.append(0, wrong_T))
     return float(np.mean(wrong_N / count_N))
 
 
-def kept_promise(info: BundleInfo, score_N: Doubles, right_N: Booleans) -> dict[str, Any]:
-    """Measure what the bundle's threshold does on these images, beside what was promised.
+def check_acceptance(info: BundleInfo, score_N: Doubles, right_N: Booleans) -> dict[str, Any]:
+    """Compare the precision at the bundle's threshold on these images with its target.
 
     Returns:
         threshold, target_precision, promised (the bundle's own record, or null) and reason; with a threshold also
         accepted, coverage and precision, each share with `_low` and `_high`, and verdict: `kept` (at least the target),
-        `within chance` (below it, its interval is not), `broken`, or `untested` where nothing was accepted.
+        `within chance` (below it, its interval is not), `broken`, or `untested` if nothing was accepted.
     """
     promised = info.acceptance
     found: dict[str, Any] = {
@@ -338,25 +336,25 @@ def kept_promise(info: BundleInfo, score_N: Doubles, right_N: Booleans) -> dict[
     return found | {"verdict": _verdict(found)}
 
 
-def kept_certificate(
+def check_certificate(
     info: BundleInfo, runtime: str, fp32_NK: Floats, other_NK: Floats, truth_N: npt.NDArray[np.int64]
 ) -> dict[str, Any]:
-    """Measure what a runtime loses against fp32 on these images, beside what the bundle's certificate says.
+    """Compare a runtime with fp32 on these images, and that with the bundle's certificate.
 
     Returns:
-        The figures of a certificate (bundle.certificates.judge) for these images, with 95 % intervals of drop and
-        agreement; runtime; promised, the bundle's certificate or null; and verdict: null where no certificate holds,
-        else `kept`, `within chance` (a limit is missed by less than an interval), or `broken`.
+        The figures of a certificate (bundle.certificates.compare_logits) for these images, with 95 % intervals of drop
+        and agreement; runtime; promised, the bundle's certificate or null; and verdict: null where no certificate
+        holds, else `kept`, `within chance` (a limit is missed by less than an interval), or `broken`.
     """
-    found = judge(fp32_NK, other_NK, truth_N, temperature=info.temperature)
+    found = compare_logits(fp32_NK, other_NK, truth_N, temperature=info.temperature)
     fp32_N, other_N = fp32_NK.argmax(axis=1), other_NK.argmax(axis=1)
     lost = int(((fp32_N == truth_N) & (other_N != truth_N)).sum())
     gained = int(((fp32_N != truth_N) & (other_N == truth_N)).sum())
     _, drop_low, drop_high = paired_drop(lost, gained, len(truth_N))
     low, high = wilson_interval(int((fp32_N == other_N).sum()), len(truth_N))
-    sure, sure_agreement = found["confident_images"], found["agreement_confident"]
-    sure_high = wilson_interval(round(sure_agreement * sure), sure)[1] if sure else 1.0
-    within = drop_low <= DROP_POINTS and high >= AGREEMENT and sure_high >= AGREEMENT_CONFIDENT
+    confident, confident_agreement = found["confident_images"], found["agreement_confident"]
+    confident_high = wilson_interval(round(confident_agreement * confident), confident)[1] if confident else 1.0
+    within = drop_low <= DROP_POINTS and high >= AGREEMENT and confident_high >= AGREEMENT_CONFIDENT
     promised = info.certificates.get(runtime)
     verdict = "kept" if found["holds"] else "within chance" if within else "broken"
     return {
@@ -372,7 +370,7 @@ def kept_certificate(
 
 
 def paired_drop(lost: int, gained: int, images: int, *, z: float = 1.959964) -> tuple[float, float, float]:
-    """Give a drop in points of percent and its 95 % interval, from the images whose outcome changed.
+    """Compute a drop in percentage points and its 95 % interval, from the images whose outcome changed.
 
     Source: Agresti and Min, 'Simple improved confidence intervals for comparing matched proportions', 2005: Wald's
     interval after half an image more in each of the four cells.
@@ -398,5 +396,5 @@ def _verdict(found: dict[str, Any]) -> str | None:
 
 
 def _bins(score_N: Doubles) -> npt.NDArray[np.int64]:
-    """Number each score's bin, 0..14; the bins are open below and closed above, as in Guo et al."""
+    """Compute each score's bin, 0..14; bins exclude their lower end, as in Guo et al."""
     return np.clip(np.ceil(score_N * BINS).astype(np.int64) - 1, 0, BINS - 1)

@@ -1,14 +1,14 @@
-"""Measures how well `ood_score` tells images from outside, which a bundle was never meant for, from those of a split.
+"""Measures how well `ood_score` separates outside images (which show no class of the bundle) from those of a split.
 
-From: rows of a manifest's split, and a folder or prefix, or a Parquet table, of outside images. To: by kind of outside
-images the AUROC, which is the probability that one of them has a higher `ood_score` than an image of the split.
-Invariants: inside and outside images take the same path to pixels, boxes apart, which outside images have not; kinds
-are told apart by a table only, since a folder's names were not chosen for it, and are measured apart, since a pooled
-figure says only how they were mixed; tiles of one photograph are one draw of the bootstrap, not many.
+The figure is the AUROC: the probability that an outside image has a higher `ood_score` than one of the split. It is
+measured for each kind of outside images, since a pooled figure would depend on their mix. Outside images are a folder,
+a prefix, or a Parquet table:
 
-    uri      an image; relative to the table where it is neither absolute nor s3://
-    kind     what sort of outside it is, such as photographs; optional, at most MOST_KINDS different ones
-    source   the photograph that the image is, or is a tile of; optional, else each image is one of its own
+    uri      an image; relative to the table if it is neither absolute nor s3://
+    kind     what it shows, such as photographs; optional, at most MOST_KINDS different ones
+    source   the photograph that the image is, or is a tile of; optional, by default each image is its own
+
+Tiles of one source are drawn together by the bootstrap.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from carray.core.store.files import absolute, is_s3, join
 from carray.core.store.image_bytes import is_image_key
 from carray.core.store.listing import list_keys
 from carray.core.tables import read_table
-from carray.evaluation.read_images import Row, read_batches, score_pixels
+from carray.evaluation.score import Row, read_batches, score_pixels
 from carray.manifest.manifest_file import read_row
 
 __all__ = ["list_outside", "measure_outside", "outside_fingerprint"]
 
 OUTSIDE = "outside"
-"""The kind of images whose kind no table says."""
+"""The kind of images without a given kind."""
 MOST_KINDS = 6
 FEWEST_SOURCES = 5
-"""Of outside images, below which an interval would claim what cannot be known, and is null."""
+"""With fewer sources of outside images the interval is null."""
 RESAMPLES = 2000
 _COLUMNS = ["uri", "escaped", "kind", "source"]
 
@@ -47,43 +47,43 @@ Values = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 
 
-def list_outside(place: str) -> pd.DataFrame:
-    """List outside images: columns uri, escaped, kind and source, without nulls, in the place's order.
+def list_outside(uri: str) -> pd.DataFrame:
+    """List outside images: columns uri, escaped, kind and source, without nulls, in the order of the folder or table.
 
     Raises:
         SchemaError: there is no image, the table lacks `uri`, or its kinds are too many or named `inside`.
         SettingsError: a table of another format than Parquet, or with credentials in a uri.
-        StorageError: the place does not exist or cannot be read.
+        StorageError: it does not exist or cannot be read.
     """
-    place = absolute(place)
-    if place.lower().endswith((".csv", ".tsv")):
-        raise SettingsError(f"--outside is {place}; give a folder, or a table in Parquet.")
-    rows = _from_table(place) if place.lower().endswith(".parquet") else _from_folder(place)
+    uri = absolute(uri)
+    if uri.lower().endswith((".csv", ".tsv")):
+        raise SettingsError(f"--outside is {uri}; give a folder, or a table in Parquet.")
+    rows = _from_table(uri) if uri.lower().endswith(".parquet") else _from_folder(uri)
     if rows.empty:
-        raise SchemaError(f"{place} holds no image; give --outside a folder of images that show what is outside.")
+        raise SchemaError(f"{uri} holds no image; give --outside a folder of images that show no class of the bundle.")
     kinds = sorted(set(rows["kind"]))
     if len(kinds) > MOST_KINDS:
         raise SchemaError(
-            f"{place} has {len(kinds)} kinds of outside images ({', '.join(map(repr, kinds[: MOST_KINDS + 1]))}); at "
-            f"most {MOST_KINDS} are measured apart."
+            f"{uri} has {len(kinds)} kinds of outside images ({', '.join(map(repr, kinds[: MOST_KINDS + 1]))}); at "
+            f"most {MOST_KINDS} are allowed."
         )
     return rows
 
 
 def outside_fingerprint(rows: pd.DataFrame) -> str:
-    """Hash which images are outside, and of what kind and source: 16 hex digits."""
+    """Hash the outside images with their kinds and sources: 16 hex digits."""
     lines = sorted("|".join(map(str, row)) for row in rows[_COLUMNS].itertuples(index=False))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def measure_outside(rows: Sequence[Row], outside: pd.DataFrame, scorer: Scorer, *, seed: int) -> dict[str, Any]:
-    """Give the number of images inside, and by kind of outside images their numbers and the AUROC of `ood_score`.
+    """Count the inside images, and compute for each kind of outside images their number and the AUROC of `ood_score`.
 
     Args:
-        rows: Of a manifest's split, the inside images.
-        outside: Rows as from `list_outside`.
-        scorer: The bundle's.
-        seed: Of the bootstrap.
+        rows: The inside images, rows of a manifest.
+        outside: Result of `list_outside`.
+        scorer: Scorer of the bundle.
+        seed: Seed of the bootstrap.
 
     Raises:
         BudgetError: no image of the split, or none from outside, can be read.
@@ -104,7 +104,7 @@ def measure_outside(rows: Sequence[Row], outside: pd.DataFrame, scorer: Scorer, 
 
 
 def pairwise_wins(inside_N: Values, outside_M: Values) -> Floats:
-    """Say of each pair whether the outside image scores higher: 1, 0, or 0.5 for a tie, float32 (N, M).
+    """Compare each pair: 1 if the outside image scores higher, 0 if lower, 0.5 for a tie; float32 (N, M).
 
     Their mean is the area under the ROC curve (Bamber, 'The area above the ordinal dominance graph', 1975).
     """
@@ -116,9 +116,9 @@ def pairwise_wins(inside_N: Values, outside_M: Values) -> Floats:
 def auroc_interval(
     wins_NM: Floats, sources: Sequence[str], *, seed: int, resamples: int = RESAMPLES
 ) -> tuple[float | None, float | None]:
-    """Give the 95 % percentile interval of the AUROC; nulls with fewer than FEWEST_SOURCES sources.
+    """Compute the 95 % percentile interval of the AUROC; null with fewer than FEWEST_SOURCES sources.
 
-    Inside images are drawn with replacement, and so are outside sources, each with all of its images (Field and Welsh,
+    Inside images and outside sources, with all their images, are drawn with replacement (Field and Welsh,
     'Bootstrapping clustered data', 2007).
     """
     names, source_M = np.unique(np.array(sources, dtype=object), return_inverse=True)
@@ -126,7 +126,7 @@ def auroc_interval(
         return None, None
     random = np.random.default_rng(seed)
     images = len(wins_NM)
-    # Every resample is a weight for each image or source, so no pair is compared again.
+    # A resample is a weight for each image or source, so pairs are compared only once.
     inside_RN = random.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float32)
     outside_RS = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
     outside_RM = outside_RS[:, source_M].astype(np.float32)
@@ -137,7 +137,7 @@ def auroc_interval(
 
 
 def _ood_scores(rows: Sequence[Row], scorer: Scorer, *, what: str) -> Values:
-    """Compute `ood_score` of each row, NaN where its image cannot be read.
+    """Compute `ood_score` of each row, NaN if its image cannot be read.
 
     Raises:
         BudgetError: none can be read.
@@ -156,21 +156,21 @@ def _ood_scores(rows: Sequence[Row], scorer: Scorer, *, what: str) -> Values:
     return np.array(found, dtype=np.float64)
 
 
-def _from_folder(place: str) -> pd.DataFrame:
-    found = [image for image in list_keys(place) if is_image_key(image.uri)]
+def _from_folder(uri: str) -> pd.DataFrame:
+    found = [image for image in list_keys(uri) if is_image_key(image.uri)]
     rows = [{"uri": image.uri, "escaped": image.escaped, "kind": OUTSIDE, "source": image.uri} for image in found]
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def _from_table(place: str) -> pd.DataFrame:
-    table = read_table(place, kind="table of outside images", required=["uri"])
+def _from_table(table_uri: str) -> pd.DataFrame:
+    table = read_table(table_uri, kind="table of outside images", required=["uri"])
     columns: dict[str, list[str | None]] = {name: [None] * len(table) for name in ("kind", "source")}
     given = [name for name in ("uri", "kind", "source") if name in table.schema.names]
     columns |= {name: table[name].cast(pa.string()).to_pylist() for name in given}
     missing = sum(uri is None for uri in columns["uri"])
     if missing:
-        raise SchemaError(f"{place} has {missing} rows without a uri; leave them out.")
-    folder, rows = place.rsplit("/", 1)[0], []
+        raise SchemaError(f"{table_uri} has {missing} rows without a uri; leave them out.")
+    folder, rows = table_uri.rsplit("/", 1)[0], []
     for uri, kind, source in zip(map(str, columns["uri"]), columns["kind"], columns["source"], strict=True):
         uri = absolute(uri) if is_s3(uri) or uri.startswith("/") else join(folder, uri)
         rows.append({"uri": uri, "escaped": False, "kind": kind or OUTSIDE, "source": source or uri})

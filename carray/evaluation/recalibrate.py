@@ -1,7 +1,7 @@
-"""Chooses the threshold of a finished bundle anew, for another precision, or on images of another manifest.
+"""Chooses a new threshold for a finished bundle: for another precision, or on images of another manifest.
 
-From: a bundle and a labelled split that it has not learned from. To: the same bundle, with another bundle.json.
-Invariants: scores are fp32's; a target that cannot be shown leaves the bundle as it was; `bundle_id` stays.
+Scores are fp32's, of images that the network was not trained on. If the target cannot be shown, the bundle stays as it
+is. `bundle_id` stays the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["recalibrate"]
 
 
 def recalibrate(bundle: str, manifest: str, *, target_precision: float, split: str = "val") -> BundleInfo:
-    """Choose the threshold for a precision on a labelled split, write it into the bundle, and give its description.
+    """Choose the threshold for a precision on a labelled split, and write it into the bundle; return its description.
 
     Raises:
         SettingsError: the target is no precision or cannot be shown on these images, or the bundle learned from them.

@@ -1,14 +1,16 @@
-"""Scores one split of a manifest by the same code as classification.
+"""Reads and scores images of a manifest, by the same code as classification.
 
 Rows out = rows in: an image that cannot be read, or changed since the manifest was prepared, is a row with its reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,27 +21,34 @@ from carray.bundle.scorer import Scorer, score_columns
 from carray.bundle.trained_on import mask_trained_on
 from carray.core.errors import BudgetError, SchemaError
 from carray.core.progress import say
-from carray.evaluation.read_images import Row, read_batches
+from carray.images.read import read_all
 from carray.manifest.manifest_file import Manifest, read_row
 
-__all__ = ["ScoredSplit", "score_split", "seen_before"]
+__all__ = [
+    *("Row", "ScoredSplit", "check_labels", "draw_rows", "read_batches", "score_pixels", "score_split", "seen_before"),
+]
 
-BATCH_IMAGES = 64
+SPLIT_BATCH, BATCH_IMAGES = 64, 16
+"""Images in memory at once; fewer for measurements that make some hundred inputs of them (corruptions)."""
+
+Floats = npt.NDArray[np.float32]
+Row = Mapping[Any, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ScoredSplit:
-    """Holds a split's predictions, all of them, and of the N that could be read truth and logits, in the same order."""
+    """A scored split: predictions of all images; truth and logits of the N that could be read, in the same order."""
 
     rows: list[dict[Any, Any]]
-    """Of the manifest."""
+    """Rows of the manifest."""
     predictions: list[dict[str, Any]]
-    """One a row of the manifest: uri, truth, `ReadImage.columns`, and `score_columns` where it was read."""
+    """For each of them: uri, truth, `ReadImage.columns`, and, if it was read, `score_columns`."""
     truth_N: npt.NDArray[np.int64]
     """Class indices."""
     logits_NK: npt.NDArray[np.float32]
     other_NK: npt.NDArray[np.float32] | None = None
-    """Logits of another runtime for the same pixels, where one was asked for."""
+    """Logits of another runtime for the same pixels, if requested."""
 
 
 def score_split(
@@ -52,7 +61,7 @@ def score_split(
         BudgetError: no image of the split can be read, so there is nothing to measure.
     """
     rows = table.of_split(split) if rows is None else rows
-    _check_labels(rows["label"], scorer.info, table.uri)
+    check_labels(rows["label"], scorer.info, table.uri)
     if scorer.info.uses_boxes and table.rows["x1"].isna().all():
         say(
             f"warning: bundle {scorer.info.bundle_id} was trained on boxes, and {table.uri} has none; whole images "
@@ -60,7 +69,8 @@ def score_split(
         )
     records = rows.to_dict("records")
     predictions, logits_NK, other_NK = _score_rows(records, scorer, other)
-    truth_N = _indices([row["truth"] for row in predictions if row["status"] == "ok"], scorer.info.classes)
+    index = {name: i for i, name in enumerate(scorer.info.classes)}
+    truth_N = np.array([index[row["truth"]] for row in predictions if row["status"] == "ok"], dtype=np.int64)
     if not len(truth_N):
         first = predictions[0]
         raise BudgetError(
@@ -71,10 +81,10 @@ def score_split(
 
 
 def seen_before(scorer: Scorer, table: Manifest, split: str) -> tuple[str | None, int]:
-    """Say what a split was to the bundle, and how many of its images the network was trained on.
+    """Tell how a split was used to make the bundle, and how many of its images the network was trained on.
 
-    It was `training` where any was trained on; `selection`, where trial, epoch and temperature were chosen on it; or
-    None, also where nothing is known, since a bundle of an earlier version was trained on another manifest.
+    `training` if it was trained on any; `selection` if trial, epoch and temperature were chosen on it; else None, also
+    if that is unknown (a bundle of an earlier version, which was trained on another manifest).
     """
     seen_N = mask_trained_on(scorer.uri, scorer.info, table, table.of_split(split))
     trained_on = 0 if seen_N is None else int(seen_N.sum())
@@ -82,7 +92,12 @@ def seen_before(scorer: Scorer, table: Manifest, split: str) -> tuple[str | None
     return "training" if trained_on else "selection" if same and split == "val" else None, trained_on
 
 
-def _check_labels(labels: Any, info: BundleInfo, uri: str) -> None:
+def check_labels(labels: Iterable[str], info: BundleInfo, uri: str) -> None:
+    """Check that a bundle knows all labels of a manifest.
+
+    Raises:
+        SchemaError: it does not.
+    """
     unknown = sorted(set(labels) - set(info.classes))
     if unknown:
         raise SchemaError(
@@ -92,12 +107,12 @@ def _check_labels(labels: Any, info: BundleInfo, uri: str) -> None:
 
 
 def _score_rows(rows: Sequence[Row], scorer: Scorer, other: Scorer | None) -> tuple[list[dict[str, Any]], Any, Any]:
-    """Give one prediction a row, in order, and logits_NK of those with status ok, by `scorer` and by `other`."""
+    """Return one prediction for each row, and logits_NK of those with status ok, by `scorer` and by `other`."""
     predictions: list[dict[str, Any]] = []
     logits = [np.empty((0, len(scorer.info.classes)), dtype=np.float32)]
     other_logits = list(logits)
     read = partial(read_row, settings=scorer.info.pixels, crop_boxes=scorer.info.uses_boxes, as_input=True)
-    for batch in read_batches(rows, read, what="evaluating", batch_images=BATCH_IMAGES):
+    for batch in read_batches(rows, read, what="evaluating", batch_images=SPLIT_BATCH):
         pixels = [one.pixels_HWC for _, one in batch if one.pixels_HWC is not None]
         scored: list[dict[str, Any]] = []
         if pixels:
@@ -113,6 +128,29 @@ def _score_rows(rows: Sequence[Row], scorer: Scorer, other: Scorer | None) -> tu
     return predictions, np.concatenate(logits), np.concatenate(other_logits)
 
 
-def _indices(labels: Sequence[str], classes: Sequence[str]) -> npt.NDArray[np.int64]:
-    index = {name: i for i, name in enumerate(classes)}
-    return np.array([index[label] for label in labels], dtype=np.int64)
+def draw_rows(rows: pd.DataFrame, images: int | None, *, seed: int) -> list[Row]:
+    """Draw `images` rows of a manifest (None: all) by a hash of seed and content, so whatever the order of rows."""
+    numbered = enumerate(rows["sha256"])
+    by_hash = sorted((hashlib.sha256(f"{seed} {sha256}".encode()).hexdigest(), i) for i, sha256 in numbered)
+    chosen = [i for _, i in by_hash[:images]]
+    return list(rows.iloc[chosen].to_dict("records"))
+
+
+def read_batches(
+    rows: Sequence[Row], read: Callable[[Row], T], *, what: str, batch_images: int = BATCH_IMAGES
+) -> Iterator[list[tuple[Row, T]]]:
+    """Yield batches of rows, each with what `read` returns for it, in order, and show progress."""
+    found = zip(rows, read_all(rows, read, what=what, ahead=batch_images), strict=True)
+    while batch := list(islice(found, batch_images)):
+        yield batch
+
+
+def score_pixels(scorer: Scorer, pixels: Sequence[npt.NDArray[np.uint8]]) -> tuple[Floats, Floats]:
+    """Compute logits_NK and embedding_ND of inputs, in the runtime's fastest batch size."""
+    logits = [np.empty((0, len(scorer.info.classes)), dtype=np.float32)]
+    embeddings = [np.empty((0, scorer.info.embedding_size), dtype=np.float32)]
+    for start in range(0, len(pixels), scorer.batch_images):
+        logits_BK, embedding_BD = scorer.score(np.stack(pixels[start : start + scorer.batch_images]))
+        logits.append(logits_BK)
+        embeddings.append(embedding_BD)
+    return np.concatenate(logits), np.concatenate(embeddings)

@@ -1,13 +1,11 @@
-"""Puts a bundle under stress: corrupted pictures of a split, and images from outside.
+"""Stresses a bundle: with corrupted pictures of a split, and with images that show something else.
 
-    robustness.parquet       top-1 by corruption and severity (evaluation.robustness)
+    robustness.parquet       top-1 by corruption and severity (evaluation.corruptions)
     robustness.json          what it was measured on; the marker, written after it
-    outside.json             what outside was, and the AUROC of `ood_score` by kind (evaluation.outside)
+    outside.json             the AUROC of `ood_score` for outside images, by kind (evaluation.outside)
 
-From: a bundle, a manifest, and a place of outside images if there is one. To: a folder, local or S3, which may be that
-of an evaluation of the same bundle and split: its page then shows all of this.
-Invariants: both parts see the same images of the split; what stands is read and not measured again; another bundle,
-manifest or outside in the folder is refused.
+The folder may be that of an evaluation of the same bundle and split: its page then shows these, too. Both parts use the
+same images of the split. Finished parts are not measured again; results of another bundle or manifest are refused.
 """
 
 from __future__ import annotations
@@ -15,21 +13,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-
-from carray.bundle.bundle_folder import BundleInfo
 from carray.bundle.scorer import Scorer
-from carray.core.errors import BudgetError, SchemaError, SettingsError
+from carray.core.errors import BudgetError, SettingsError
 from carray.core.progress import say
 from carray.core.store.files import absolute, exists, join, read_json, write_json
 from carray.core.tables import table_from_rows, write_table
 from carray.core.text import readable
-from carray.evaluation.corruptions import NONE, REENCODED
+from carray.evaluation.corruptions import NONE, REENCODED, ROBUSTNESS_SCHEMA, corrupted_hits, robustness_rows
 from carray.evaluation.evaluate import WritePage
 from carray.evaluation.evaluation_folder import METRICS_JSON, OUTSIDE_JSON, ROBUSTNESS_JSON
 from carray.evaluation.outside import list_outside, measure_outside, outside_fingerprint
-from carray.evaluation.read_images import Row, draw_rows
-from carray.evaluation.robustness import ROBUSTNESS_SCHEMA, corrupted_hits, robustness_rows
+from carray.evaluation.score import Row, check_labels, draw_rows
 from carray.manifest.manifest_file import read_manifest
 
 __all__ = ["stress", "summary_text"]
@@ -49,12 +43,12 @@ def stress(
     runtime: str = "fp32",
     write_page: WritePage | None = None,
 ) -> dict[str, Any]:
-    """Measure robustness, and with `outside` how well `ood_score` tells those images.
+    """Measure robustness and, with `outside`, how well `ood_score` separates those images from the split's.
 
     Args:
         bundle: Folder of the bundle.
         manifest: A manifest of the bundle's own classes.
-        out: Folder for the tables; what it already holds of this very measurement is read.
+        out: Folder for the tables; finished parts of the same measurement in it are read.
         outside: Folder of images, or Parquet table of them (evaluation.outside).
         split: Which images are corrupted and are inside.
         images: So many of them, drawn by content; all when None.
@@ -74,8 +68,8 @@ def stress(
     """
     out, table, scorer = absolute(out), read_manifest(manifest), Scorer(bundle, runtime=runtime)
     rows = draw_rows(table.of_split(split), images, seed=seed)
-    outside_rows = None if outside is None else list_outside(outside)  # before the long work, not after it
-    _check_labels(rows, scorer.info, table.uri)
+    outside_rows = None if outside is None else list_outside(outside)  # fails before the long work
+    check_labels((row["label"] for row in rows), scorer.info, table.uri)
     identity: dict[str, Any] = {
         "bundle_id": scorer.info.bundle_id,
         "manifest_fingerprint": table.fingerprint,
@@ -102,7 +96,7 @@ def stress(
 
 
 def summary_text(results: Mapping[str, Any]) -> str:
-    """Say the figures in a few lines for a person."""
+    """Format the figures for a terminal."""
     found = results["robustness"]
     lines = [
         f"{found['images']:,} images of split {found['split']}, bundle {found['bundle_id']}, top-1 {found['top1']:.1%}"
@@ -128,7 +122,7 @@ def _finished(marker: str, identity: Mapping[str, Any]) -> dict[str, Any] | None
 
 
 def _check_evaluation(out: str, identity: Mapping[str, Any]) -> None:
-    """Refuse the folder of another bundle's evaluation: its page would show these tables as that bundle's."""
+    """Refuse a folder with the evaluation of another bundle, whose page would show these tables."""
     place = join(out, METRICS_JSON)
     if exists(place):
         found = read_json(place)
@@ -140,22 +134,14 @@ def _check_evaluation(out: str, identity: Mapping[str, Any]) -> None:
                 )
 
 
-def _check_labels(rows: Sequence[Row], info: BundleInfo, uri: str) -> None:
-    unknown = sorted({row["label"] for row in rows} - set(info.classes))
-    if unknown:
-        raise SchemaError(
-            f"{uri} has {len(unknown)} labels that bundle {info.bundle_id} does not know, the first is {unknown[0]!r} "
-            f"(it knows {len(info.classes)}); take a manifest of the bundle's own classes."
-        )
-
-
 def _write_robustness(out: str, origin: Mapping[str, Any], rows: Sequence[Row], scorer: Scorer) -> dict[str, Any]:
     hits_VN, unreadable = corrupted_hits(rows, scorer)
     if not hits_VN.shape[1]:
-        codes = _codes_text(unreadable)
+        codes = ", ".join(f"{count} {code}" for code, count in unreadable.items())
         raise BudgetError(f"none of the {len(rows)} images of split {origin['split']!r} can be read ({codes}).")
     measured = robustness_rows(hits_VN)
-    _write(out, "robustness", table_from_rows(measured, ROBUSTNESS_SCHEMA), origin)
+    table, place = table_from_rows(measured, ROBUSTNESS_SCHEMA), join(out, "robustness.parquet")
+    write_table(table, place, kind="evaluation robustness", version=VERSION, provenance=origin)
     worst: dict[str, dict[str, Any]] = {}
     for row in [row for row in measured if row["corruption"] not in (NONE, REENCODED)]:
         if row["corruption"] not in worst or row["top1"] < worst[row["corruption"]]["top1"]:
@@ -170,11 +156,3 @@ def _write_robustness(out: str, origin: Mapping[str, Any], rows: Sequence[Row], 
     }
     write_json(join(out, ROBUSTNESS_JSON), marker)
     return marker
-
-
-def _codes_text(codes: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {code}" for code, count in codes.items())
-
-
-def _write(out: str, name: str, table: pa.Table, origin: Mapping[str, Any]) -> None:
-    write_table(table, join(out, f"{name}.parquet"), kind=f"evaluation {name}", version=VERSION, provenance=origin)

@@ -20,7 +20,7 @@ import pandas as pd
 from carray.bundle.certificates import AGREEMENT, AGREEMENT_CONFIDENT, DROP_POINTS
 from carray.core.store.files import exists, join, read_json, write_bytes
 from carray.core.tables import read_table
-from carray.evaluation.corruptions import NONE, REENCODED
+from carray.evaluation.corruptions import NONE, REENCODED, ROBUSTNESS_SCHEMA
 from carray.evaluation.evaluation_folder import (
     CONFUSION_PNG,
     OUTSIDE_JSON,
@@ -30,7 +30,6 @@ from carray.evaluation.evaluation_folder import (
     table_kind,
 )
 from carray.evaluation.metrics import confusion_counts
-from carray.evaluation.robustness import ROBUSTNESS_SCHEMA
 from carray.images.vehicles import parse_vehicle
 from carray.pages.charts import PAGE_COLOURS, chart, percent_axis, whole_numbers
 from carray.pages.confusion import confusion_png, confusion_svg

@@ -13,9 +13,9 @@ import pytest
 
 import carray
 from carray.bundle.bundle_folder import Acceptance, open_bundle, read_bundle_file, write_info
-from carray.bundle.calibration import fit_temperature, mean_nll
 from carray.bundle.pack import generate_probes, pack_bundle
 from carray.bundle.scorer import Scorer, prediction_text, resolve_runtime, score_columns
+from carray.bundle.threshold import fit_temperature, mean_nll
 from carray.core.errors import BundleError, SettingsError
 from carray.images.pixels import decode, view
 

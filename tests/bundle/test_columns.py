@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from carray.bundle.bundle_folder import BundleInfo, open_bundle
-from carray.bundle.columns import centred_energy, score_columns
+from carray.bundle.scorer import centred_energy, score_columns
 
 CLASSES = ["Audi A5 Coupe 2012", "Audi A5 Wagon 2011", "Audi TT Coupe 2012", "BMW M3 Coupe 2012", "unknown", "other"]
 

@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 
 from carray.bundle.bundle_folder import TRAINED_ON, BundleInfo, open_bundle, write_bundle, write_info
-from carray.bundle.certificates import Views, add_int8, judge
-from carray.bundle.originals import measure_full_decode, quantise_bundle
-from carray.bundle.pack import pack_bundle
+from carray.bundle.certificates import Views, add_int8, compare_logits, quantise_bundle
+from carray.bundle.pack import measure_full_decode, pack_bundle
 from carray.bundle.scorer import Scorer, resolve_runtime
 from carray.bundle.trained_on import pack_trained_on
 from carray.core.errors import BundleError, DataError, SettingsError
@@ -158,7 +157,7 @@ def test_certificate_holds_a_runtime_to_its_drop(moved: slice, sure: bool, reaso
     labels_N = np.arange(200) % 4
     other_N = labels_N.copy()
     other_N[moved] = (other_N[moved] + 1) % 4
-    found = judge(logits(labels_N, sure=sure), logits(other_N), labels_N, temperature=1.0)
+    found = compare_logits(logits(labels_N, sure=sure), logits(other_N), labels_N, temperature=1.0)
     assert found["reason"] == reason
     assert found["holds"] is (reason == "")
 
@@ -168,12 +167,12 @@ def test_agreement_counts_where_no_label_is_lost() -> None:
     labels_N = np.zeros(200, dtype=np.int64)
     wrong_N = np.where(np.arange(200) < 20, 1, 0)
     moved_N = np.where(np.arange(200) < 11, 2, wrong_N)
-    found = judge(logits(wrong_N, sure=False), logits(moved_N), labels_N, temperature=1.0)
+    found = compare_logits(logits(wrong_N, sure=False), logits(moved_N), labels_N, temperature=1.0)
     assert found["drop_points"] == 0
     assert found["reason"] == "labels agree on 94.5%, below 95%"
     assert found["agreement_confident"] is None
-    sure = judge(logits(wrong_N), logits(np.where(np.arange(200) < 3, 2, wrong_N)), labels_N, temperature=1.0)
-    assert sure["reason"] == "on 98.5% of the sure ones, below 99%"
+    sure = compare_logits(logits(wrong_N), logits(np.where(np.arange(200) < 3, 2, wrong_N)), labels_N, temperature=1.0)
+    assert sure["reason"] == "on 98.5% of the confident ones, below 99%"
 
 
 def test_int8_that_loses_too_much_is_left_out(copy: Path, views: Views, capsys: pytest.CaptureFixture[str]) -> None:
@@ -360,7 +359,7 @@ def test_a_refit_is_judged_by_its_twin_and_quantised_again_keeps_that(
     untrained = build_net(CnnHyper(input_size=SIZE, stages=3, width=8, dropout=0), class_count=len(CLASSES)).eval()
     own = add_int8(str(copy), views).certificates["int8"]
     twin, _ = export_onnx(untrained, views.judging_NHWC)
-    found = add_int8(str(copy), views, keep=True, twin=twin).certificates["int8"]
+    found = add_int8(str(copy), views, keep=True, before_refit=twin).certificates["int8"]
     assert found.before_refit and found.top1_fp32 < 0.6 < own.top1_fp32
     note = {"manifest_fingerprint": read_manifest(str(manifest)).fingerprint, "refit": True}
     write_info(str(copy), open_bundle(str(copy)).model_copy(update={"search": note}))

@@ -69,7 +69,7 @@ def test_a_target_out_of_reach_is_a_reason_with_the_figures() -> None:
     score_N = np.linspace(0.99, 0.2, 400)
     threshold, found = choose_threshold(score_N, np.arange(400) % 2 == 0, target_precision=0.95)
     assert threshold is None
-    assert found.reason.startswith("of the surest 9")
+    assert found.reason.startswith("of the 9")
     assert "does not show 0.95 with 95% confidence" in found.reason
 
 

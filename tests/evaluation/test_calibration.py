@@ -103,24 +103,24 @@ def bundle(threshold: float | None, *, target: float | None = 0.9, reason: str =
 def test_a_promise_is_kept_missed_by_chance_or_broken(right: int, verdict: str) -> None:
     score_N = np.repeat([0.8, 0.79], [100, 50])
     right_N = np.arange(150) < right
-    found = metrics.kept_promise(bundle(0.8), score_N, right_N)
+    found = metrics.check_acceptance(bundle(0.8), score_N, right_N)
     assert (found["accepted"], found["precision"], found["verdict"]) == (100, right / 100, verdict)
     assert found["coverage_low"] < found["coverage"] == 100 / 150 < found["coverage_high"]
     assert found["promised"]["target_precision"] == 0.9
 
 
 def test_a_threshold_that_accepts_nothing_is_untested() -> None:
-    found = metrics.kept_promise(bundle(0.99), SCORES, RIGHT)
+    found = metrics.check_acceptance(bundle(0.99), SCORES, RIGHT)
     assert (found["accepted"], found["precision"], found["verdict"]) == (0, None, "untested")
 
 
 def test_without_a_threshold_the_reason_is_told() -> None:
-    found = metrics.kept_promise(bundle(None, reason="too few images"), SCORES, RIGHT)
+    found = metrics.check_acceptance(bundle(None, reason="too few images"), SCORES, RIGHT)
     assert (found["threshold"], found["reason"]) == (None, "too few images")
-    found = metrics.kept_promise(bundle(None, target=None), SCORES, RIGHT)
+    found = metrics.check_acceptance(bundle(None, target=None), SCORES, RIGHT)
     assert found["reason"] == "no threshold was ever chosen for this bundle"
 
 
 def test_a_threshold_set_by_hand_promises_nothing() -> None:
-    found = metrics.kept_promise(bundle(0.9, target=None), SCORES, RIGHT)
+    found = metrics.check_acceptance(bundle(0.9, target=None), SCORES, RIGHT)
     assert (found["accepted"], found["verdict"], found["promised"]) == (4, None, None)

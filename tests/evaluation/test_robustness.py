@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from carray.evaluation.corruptions import ROBUSTNESS_SCHEMA, VARIANTS, robustness_rows
 from carray.evaluation.metrics import paired_drop, wilson_interval
-from carray.evaluation.robustness import ROBUSTNESS_SCHEMA, VARIANTS, robustness_rows
 
 HITS_VN = np.array([[hit == "1" for hit in hits] for hits in ("1111110000", "0001111000", "1111110000")])
 NAMES = [("none", ""), ("blur", "weak"), ("blur", "strong")]

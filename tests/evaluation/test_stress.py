@@ -20,8 +20,8 @@ from carray.bundle.scorer import Classifier
 from carray.core.errors import BudgetError, SchemaError, SettingsError
 from carray.core.store.files import list_files, write_bytes
 from carray.core.tables import table_metadata
+from carray.evaluation import corruptions as robust
 from carray.evaluation import evaluate as evaluating
-from carray.evaluation import robustness as robust
 from carray.evaluation import stress as stressing
 from carray.evaluation.corruptions import Corruption
 from carray.evaluation.stress import summary_text

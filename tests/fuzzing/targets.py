@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow.fs as pafs
 
 from carray.bundle.bundle_folder import open_bundle
-from carray.bundle.graph import check_graph
+from carray.bundle.runtimes import check_graph
 from carray.classify.attempts import AttemptFile
 from carray.classify.ledger import done_shards, read_run, read_totals
 from carray.classify.listing import open_source

@@ -17,12 +17,12 @@ from browser import OpenedPage
 from outline import Outline
 
 from carray.bundle.bundle_folder import BundleInfo, Certificate
-from carray.bundle.columns import score_columns
+from carray.bundle.scorer import score_columns
 from carray.bundle.threshold import choose_on_logits
 from carray.core.store.files import read_json, write_json
 from carray.core.tables import table_from_rows, write_table
+from carray.evaluation.corruptions import ROBUSTNESS_SCHEMA, VARIANTS, robustness_rows
 from carray.evaluation.evaluate import write_evaluation
-from carray.evaluation.robustness import ROBUSTNESS_SCHEMA, VARIANTS, robustness_rows
 from carray.evaluation.score import ScoredSplit
 from carray.images.pixels import PixelSettings
 from carray.pages import evaluation

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from carray.bundle.bundle_folder import MODEL, WEIGHTS, bundle_id_of, open_bundle
-from carray.bundle.graph import check_graph
+from carray.bundle.runtimes import check_graph
 from carray.bundle.scorer import Scorer
 from carray.core.errors import BundleError, SettingsError
 from carray.images.pixels import PixelSettings

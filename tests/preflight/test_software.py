@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from carray.preflight.doctor import isolated, software
+from carray.preflight import doctor, isolated, machine
 
 REAL_VERSION = importlib.metadata.version
 
@@ -31,18 +31,18 @@ def versions(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_every_declared_version_is_known_and_met_here():
-    packages, search = software.check_packages()
+    packages, search = machine.check_packages()
     assert {packages.status, search.status} == {"ok"}
     assert not search.absent
-    wanted = software.requirements()
+    wanted = machine.requirements()
     assert wanted["ray"] == "2.60"
     assert wanted["Pillow"] == "10.1"
-    assert set(software.SEARCH_ONLY) < set(wanted)
+    assert set(machine.SEARCH_ONLY) < set(wanted)
 
 
 def test_an_old_version_fails_with_the_line_that_mends_it(versions):
     versions(onnxruntime="1.9.2", duckdb=None)
-    packages, _ = software.check_packages()
+    packages, _ = machine.check_packages()
     assert packages.status == "fail"
     assert packages.seen == "onnxruntime 1.9.2 is below 1.20, duckdb is missing"
     assert packages.remedy == "pip install 'duckdb>=2.0' 'onnxruntime>=1.20'"
@@ -50,7 +50,7 @@ def test_an_old_version_fails_with_the_line_that_mends_it(versions):
 
 def test_a_scoring_image_without_torch_is_no_failure(versions):
     versions(torch=None, torchvision=None, timm=None)
-    packages, search = software.check_packages()
+    packages, search = machine.check_packages()
     assert packages.status == search.status == "ok"
     assert search.absent
     assert search.seen.startswith("not here: torch, torchvision, timm")
@@ -58,7 +58,7 @@ def test_a_scoring_image_without_torch_is_no_failure(versions):
 
 def test_an_old_torch_fails(versions):
     versions(torch="2.5.1+cu121", timm=None)
-    _, search = software.check_packages()
+    _, search = machine.check_packages()
     assert search.status == "fail"
     assert "torch 2.5.1+cu121 is below 2.6" in search.seen
 
@@ -68,19 +68,19 @@ def test_an_old_torch_fails(versions):
     [("2.6", "2.6.0", True), ("2.10", "2.9", True), ("1.20rc1", "1.20", True), ("1.9", "1.20", False), ("4", "", True)],
 )
 def test_versions_compare_as_numbers(version, oldest, new_enough):
-    assert (software._numbers(version) >= software._numbers(oldest)) == new_enough
+    assert (machine._numbers(version) >= machine._numbers(oldest)) == new_enough
 
 
 def shadow(folder: Path, monkeypatch: pytest.MonkeyPatch, **modules: str) -> None:
     """Put modules before the installed ones, for the processes that are started."""
     for name, text in modules.items():
         (folder / f"{name}.py").write_text(text)
-    monkeypatch.setattr(software, "ROOT", Path(os.pathsep.join([str(folder), str(software.ROOT)])))
+    monkeypatch.setattr(machine, "ROOT", Path(os.pathsep.join([str(folder), str(machine.ROOT)])))
 
 
 @pytest.mark.parametrize("part", ["decoders", "scoring"])
 def test_parts_that_work_say_so(part):
-    (found,) = software.look_in_process(part, title=part, seconds=60)
+    (found,) = doctor.look_in_process(part, title=part, seconds=60)
     assert found.status == "ok"
 
 
@@ -100,7 +100,7 @@ def test_parts_that_work_say_so(part):
 )
 def test_what_cannot_be_imported_is_a_line(monkeypatch, tmp_path, part, modules, seen, remedy):
     shadow(tmp_path, monkeypatch, **modules)
-    (found,) = software.look_in_process(part, title=part, seconds=60)
+    (found,) = doctor.look_in_process(part, title=part, seconds=60)
     assert (found.name, found.status) == (part, "fail")
     assert seen in found.seen
     assert remedy in found.remedy
@@ -109,7 +109,7 @@ def test_what_cannot_be_imported_is_a_line(monkeypatch, tmp_path, part, modules,
 def test_a_decoder_that_makes_other_colours_fails(monkeypatch, tmp_path):
     black = "import numpy as np\n__version__ = '0'\ndecode_jpeg = lambda *a, **k: np.zeros((16, 16, 3), np.uint8)\n"
     shadow(tmp_path, monkeypatch, simplejpeg=black)
-    (found,) = software.look_in_process("decoders", title="decoders", seconds=60)
+    (found,) = doctor.look_in_process("decoders", title="decoders", seconds=60)
     assert found.status == "fail"
     assert found.seen == "jpeg: colours are off by 220 of 255"
     assert "simplejpeg" in found.remedy
@@ -117,7 +117,7 @@ def test_a_decoder_that_makes_other_colours_fails(monkeypatch, tmp_path):
 
 def test_a_part_that_hangs_is_killed(monkeypatch, tmp_path):
     shadow(tmp_path, monkeypatch, onnxruntime="import time; time.sleep(60)")
-    (found,) = software.look_in_process("scoring", title="scoring", seconds=1.5)
+    (found,) = doctor.look_in_process("scoring", title="scoring", seconds=1.5)
     assert (found.status, found.seen) == ("fail", "no end within 2 s")
 
 

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from carray.preflight.doctor.examine import examine_cluster
-from carray.preflight.doctor.findings import Check, Finding, finding_text, run_checks
-from carray.preflight.doctor.software import look_in_process
+from carray.preflight.doctor import examine_cluster, look_in_process
+from carray.preflight.findings import Check, Finding, finding_text, run_checks
 from carray.testing.object_store import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,7 +97,7 @@ def test_every_machine_examines_itself(there, tmp_path):
 
 
 def test_machines_of_other_software_are_named(monkeypatch):
-    from carray.preflight.doctor import cluster_on_ray
+    from carray.preflight import cluster_on_ray
 
     here = cluster_on_ray._software()
     assert cluster_on_ray._same_software({"a": here, "b": here}).status == "ok"

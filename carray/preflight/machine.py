@@ -1,29 +1,40 @@
-"""Looks at the machine: cores, memory, shared memory, disks, limits, the processor's instructions, GPUs.
+"""Checks this machine: cores, memory, disks, limits, the processor, GPUs, and the versions of installed packages.
 
-From: /proc, the control groups that this process is in, and nvidia-smi where it is. To: findings.
-Invariants: a container's limits count, not what lies outside of it. Imports nothing that could be missing.
+Sources: /proc, this process's control groups, nvidia-smi, and the metadata of installed distributions. A container's
+limits count, not the host's. Imports nothing that could be missing.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import platform
+import re
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from carray.preflight.doctor.findings import Finding, one_line
+import carray
+from carray.preflight.findings import Finding, one_line
 
 __all__ = [
+    "ROOT",
+    "SEARCH_ONLY",
     "check_cores",
     "check_disks",
     "check_files",
     "check_gpus",
     "check_instructions",
     "check_memory",
+    "check_packages",
+    "check_python",
     "check_shared_memory",
+    "requirements",
     "usable_cores",
 ]
 
@@ -33,16 +44,16 @@ SHARED = Path("/dev/shm")
 GB = 1e9
 
 WORKER_BYTES, DRIVER_BYTES = 0.5 * GB, 0.3 * GB
-"""What a scoring worker and the driver take at most (README, Measured)."""
+"""Most memory of a scoring worker and of the driver (results/README.md)."""
 _RAY_SHARE, _RAY_MOST = 0.3, 10 * GB
-"""Ray's object store takes this share of memory; below so much it goes to the disk where /dev/shm is smaller."""
+"""Size of Ray's object store, as a fraction of memory and at most; if /dev/shm is smaller, Ray uses the disk."""
 _FILES_WANTED, _FILES_RAISED = 8192, 65536
-"""What Ray asks for at least, and up to where it raises the soft limit by itself."""
+"""What Ray wants at least, and up to which it raises the soft limit itself."""
 _DISK_LOW, _DISK_NONE = 5 * GB, 0.5 * GB
 
 
 def check_cores() -> Iterator[Finding]:
-    """Say how many cores this process gets."""
+    """Check how many cores this process may use."""
     machine, allowed, quota = os.cpu_count() or 1, len(os.sched_getaffinity(0)), cpu_quota()
     cores = usable_cores()
     limits = [f"{allowed} by affinity"] if allowed < machine else []
@@ -56,13 +67,13 @@ def check_cores() -> Iterator[Finding]:
 
 
 def usable_cores() -> float:
-    """Give the cores that this process may use at once: by affinity, and by a container's quota."""
+    """Count the cores that this process may use, by affinity and by a container's quota."""
     allowed, quota = len(os.sched_getaffinity(0)), cpu_quota()
     return min(float(allowed), quota) if quota is not None else float(allowed)
 
 
 def cpu_quota() -> float | None:
-    """Give how many CPUs' time the control groups grant; None where they set no limit."""
+    """Read the CPU quota of the control groups; None without a limit."""
     quotas = []
     for folder in _groups("cpu"):
         whole = _text(folder / "cpu.max").split()  # version 2: quota and period, or max
@@ -75,7 +86,7 @@ def cpu_quota() -> float | None:
 
 
 def check_memory() -> Iterator[Finding]:
-    """Say how much memory there is, and how much of it is free."""
+    """Check total and free memory."""
     total, free = memory_bytes()
     wanted = DRIVER_BYTES + WORKER_BYTES * max(1, int(usable_cores()))
     seen = f"{_gb(free)} free of {_gb(total)}"
@@ -90,21 +101,21 @@ def check_memory() -> Iterator[Finding]:
 
 
 def memory_bytes() -> tuple[int, int]:
-    """Give (all, free) of this process's memory in bytes, within what a container may have."""
+    """Measure (total, free) memory in bytes, within a container's limits."""
     lines = dict(line.split(":", 1) for line in _text(PROC / "meminfo").splitlines() if ":" in line)
     total, free = (int(lines.get(name, "0").split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
     for folder in _groups("memory"):
         limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
         used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes") or 0
         stats = dict(line.split() for line in _text(folder / "memory.stat").splitlines() if len(line.split()) == 2)
-        used -= int(stats.get("inactive_file", stats.get("total_inactive_file", 0)))  # given up when it is wanted
+        used -= int(stats.get("inactive_file", stats.get("total_inactive_file", 0)))  # reclaimable
         if limit and limit < total:
             total, free = limit, max(0, min(free, limit - used))
     return total, free
 
 
 def check_shared_memory() -> Iterator[Finding]:
-    """Say whether /dev/shm holds Ray's object store, by Ray's own rule."""
+    """Check whether /dev/shm is large enough for Ray's object store, by Ray's own rule."""
     try:
         free = shutil.disk_usage(SHARED).free
     except OSError as err:
@@ -122,7 +133,7 @@ def check_shared_memory() -> Iterator[Finding]:
 
 
 def check_files() -> Iterator[Finding]:
-    """Say how many files may be open at once."""
+    """Check how many files may be open at once."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = hard == resource.RLIM_INFINITY
     reached = max(soft, _FILES_RAISED if unlimited else min(hard, _FILES_RAISED))
@@ -135,11 +146,11 @@ def check_files() -> Iterator[Finding]:
 
 
 def check_disks() -> Iterator[Finding]:
-    """Say how much room the cache and the temporary folder have, and whether they can be written."""
+    """Check the free space of the cache and the temporary folder, and whether they are writable."""
     from carray.core.environment import cache_home
 
-    places = {"cache": (cache_home(), "CARRAY_CACHE"), "temporary folder": (Path(tempfile.gettempdir()), "TMPDIR")}
-    for name, (folder, variable) in places.items():
+    folders = {"cache": (cache_home(), "CARRAY_CACHE"), "temporary folder": (Path(tempfile.gettempdir()), "TMPDIR")}
+    for name, (folder, variable) in folders.items():
         there = next(path for path in (folder, *folder.parents) if path.is_dir())
         try:
             with tempfile.NamedTemporaryFile(dir=there, prefix=".carray-doctor-"):
@@ -156,7 +167,7 @@ def check_disks() -> Iterator[Finding]:
 
 
 def check_instructions() -> Iterator[Finding]:
-    """Say whether the processor has the instructions that int8 scoring is made for."""
+    """Check whether the processor has the instructions for fast int8 scoring."""
     pairs = [line.split(":", 1) for line in _text(PROC / "cpuinfo").splitlines() if ":" in line]
     about = {key.strip(): value.strip() for key, value in reversed(pairs)}
     name, flags = about.get("model name", "of unknown name"), set(about.get("flags", about.get("Features", "")).split())
@@ -180,7 +191,7 @@ _EIGHT_BITS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 
 
 def check_gpus() -> Iterator[Finding]:
-    """Name the GPUs and their driver, as nvidia-smi sees them."""
+    """List the GPUs and their driver, by nvidia-smi."""
     devices = list(Path("/dev").glob("nvidia[0-9]*"))
     program = shutil.which("nvidia-smi")
     if program is None:
@@ -202,13 +213,13 @@ def check_gpus() -> Iterator[Finding]:
 
 
 def _groups(controller: str) -> Iterator[Path]:
-    """Give the folders of the control groups that this process is in, its own and those above; of both versions."""
+    """List the folders of this process's control groups and their parents, of cgroup versions 1 and 2."""
     for line in _text(PROC / "self" / "cgroup").splitlines():
         number, names, path = line.split(":", 2)
         if number == "0" or controller in names.split(","):
             root = CGROUPS if number == "0" else CGROUPS / controller
             own = root / path.strip("/")
-            # A container sees its own group as the root, whatever path it is told.
+            # A container sees its own group as the root, whatever the path says.
             yield from (folder for folder in (own, *own.parents) if folder == root or root in folder.parents)
 
 
@@ -226,3 +237,79 @@ def _number(path: Path) -> int | None:
 
 def _gb(size: float) -> str:
     return f"{size / GB:,.1f} GB" if size >= 0.1 * GB else f"{size / 1e6:,.0f} MB"
+
+
+SEARCH_ONLY = ("torch", "torchvision", "timm", "onnx", "onnxscript", "optuna")
+"""Distributions that only the search, refit and export need."""
+_NAMED = ("ray", "onnxruntime", "pyarrow", "torch", "timm")
+"""Distributions whose versions are shown."""
+_REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:\[[^\]]*\])?\s*\(?(?:>=\s*([\d.]+))?\)?")
+ROOT = Path(carray.__file__).resolve().parents[1]
+
+
+def check_python() -> Iterator[Finding]:
+    """Check the version of Python, and name that of carray."""
+    wanted = (3, 11)
+    seen = f"{platform.python_version()}, {platform.system()} {platform.machine()}"
+    if sys.version_info < wanted:
+        yield Finding("python", "fail", seen, f"carray needs {wanted[0]}.{wanted[1]} or newer")
+    elif sys.platform != "linux":
+        yield Finding("python", "warn", seen, "carray is tested on Linux only")
+    else:
+        yield Finding("python", "ok", seen)
+    yield Finding("carray", "ok", f"{carray.__version__} in {ROOT}")
+
+
+def check_packages() -> Iterator[Finding]:
+    """Compare the installed distributions with the oldest versions that carray supports."""
+    wanted = requirements()
+    if not wanted:
+        remedy = "install carray with pip, or run it in its clone"
+        yield Finding("packages", "warn", f"what carray needs is not known in {ROOT}", remedy)
+        return
+    scoring = {name: oldest for name, oldest in wanted.items() if name not in SEARCH_ONLY}
+    yield _of_group("packages", scoring, optional=False)
+    yield _of_group("search packages", {name: wanted[name] for name in SEARCH_ONLY if name in wanted}, optional=True)
+
+
+def requirements() -> dict[str, str]:
+    """Read the oldest version that carray supports of each distribution; "" for any."""
+    try:
+        lines = importlib.metadata.requires("carray") or []
+        lines = [line for line in lines if "extra ==" not in line]
+    except importlib.metadata.PackageNotFoundError:  # run from a clone, or from a job's working directory
+        place = ROOT / "pyproject.toml"
+        lines = tomllib.loads(place.read_text())["project"]["dependencies"] if place.exists() else []
+    matches = [_REQUIREMENT.match(line) for line in lines]
+    return {match[1]: match[2] or "" for match in matches if match}
+
+
+def _of_group(name: str, wanted: dict[str, str], *, optional: bool) -> Finding:
+    missing, old, seen = [], [], []
+    for distribution, oldest in wanted.items():
+        try:
+            version = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(distribution)
+            continue
+        if _numbers(version) < _numbers(oldest):
+            old.append(f"{distribution} {version} is below {oldest}")
+        if distribution in _NAMED:
+            seen.append(f"{distribution} {version}")
+    if optional and missing and not old:
+        text = f"not here: {', '.join(missing)}; a search needs them, scoring does not"
+        return Finding(name, "ok", text, absent=True)
+    if missing or old:
+        text = ", ".join([*old, *(f"{distribution} is missing" for distribution in missing)])
+        names = [*missing, *(line.split()[0] for line in old)]
+        install = " ".join(f"'{one}>={wanted[one]}'" if wanted[one] else one for one in names)
+        return Finding(name, "fail", text, f"pip install {install}")
+    return Finding(name, "ok", f"{', '.join(seen)}; all {len(wanted)} are new enough")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Parse a version's release numbers without trailing zeros: (2, 6) of '2.6.0+cu124'."""
+    numbers = [int(part) for part in re.findall(r"\d+", re.split(r"[+a-zA-Z]", version)[0])]
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)

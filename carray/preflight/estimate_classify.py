@@ -1,10 +1,8 @@
 """Estimates a classification: how long, how many machine-hours, how many requests, and what they cost.
 
-From: a bundle, a source, machines and prices. To: a `ClassifyEstimate`, as JSON and as text.
-Invariants: what an image costs is measured here by the job's own code; a shard's size is that of
-`classify.shards.shard_images`; what a job asks of a store was counted on a real one and is compared with that by
-tests/preflight/estimate/test_classify.py; every figure is a range, whose meaning is said.
-Cost: listing the source, one GET for each image of the probe, and half a minute.
+The cost of an image is measured here with the job's own code; shard sizes are those of `classify.shards.shard_images`;
+requests were counted on a real store, and tests/preflight/test_estimate_classify.py compares. Every figure is a range.
+Cost: listing the source, one GET for each measured image, and half a minute.
 """
 
 from __future__ import annotations
@@ -25,9 +23,9 @@ from carray.classify.shards import shard_images
 from carray.core.errors import SettingsError
 from carray.core.progress import say
 from carray.core.store.files import absolute, is_s3
-from carray.preflight.doctor.machine import usable_cores
-from carray.preflight.estimate.classify_probe import Cost, Sample, draw_images, measure_scoring
-from carray.preflight.estimate.ranges import (
+from carray.preflight.classify_probe import Cost, Sample, draw_images, measure_scoring
+from carray.preflight.machine import usable_cores
+from carray.preflight.ranges import (
     MACHINE_FACTOR,
     START_SECONDS,
     Range,
@@ -43,14 +41,14 @@ from carray.preflight.estimate.ranges import (
 __all__ = ["ClassifyEstimate", "Machines", "Prices", "Probe", "Requests", "classify_text", "estimate_classify"]
 
 LISTING_KEYS_A_SECOND = 230_000
-"""What one driver lists at most (results/list.csv); scoring goes on meanwhile."""
+"""Most that a driver lists (results/list.csv), while images are scored."""
 _IMAGES_A_WORKER = 200
 _MOST_WORKERS = 16
 _SHORT_SECONDS = 10.0
-"""Of listing, where the count is known: long enough for images of many places."""
+"""Of listing, if the count is known: long enough for a varied sample."""
 KEYS_A_PAGE = 1_000
 PREFIX_GETS_A_SECOND = 5_500
-"""What S3 answers under one prefix before it says SlowDown."""
+"""S3's limit under one prefix."""
 
 _PUTS_A_SHARD = (4, 5)
 """At least, at most: its list of images, its Parquet file, its ledger entry, and what pyarrow puts in a deleted note's
@@ -77,56 +75,56 @@ Requests: by the job's own rules, with up to 1 % asked again."""
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Says what requests cost, for 1,000 of them, and a machine for an hour; in any one currency."""
+    """Prices of 1,000 requests and of a machine-hour, in one currency."""
 
     list_requests: float = 0.005
     gets: float = 0.0004
     puts: float = 0.005
     machine_hour: float | None = None
-    """None where nobody said it: machines are not priced then."""
+    """None: machines are not priced."""
 
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """Counts requests by what they cost."""
+    """Numbers of requests, by price."""
 
     lists: int
     gets: int
-    """HEADs among them, which cost as much."""
+    """Including HEADs, which cost as much."""
     puts: int
 
     def money(self, prices: Prices) -> float:
-        """Give their price."""
+        """Compute their price."""
         each = ((self.lists, prices.list_requests), (self.gets, prices.gets), (self.puts, prices.puts))
         return sum(count / 1_000 * price for count, price in each)
 
 
 @dataclass(frozen=True, slots=True)
 class Machines:
-    """Says what a job is to run on."""
+    """The machines of a job."""
 
     count: int = 1
     cores: int = 1
-    """Of each, as its maker counts them."""
+    """Of each machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Says how much is measured."""
+    """How much is measured."""
 
     images: int | None = None
-    """Scored here; 200 for each process when None."""
+    """Images to score here; None: 200 for each process."""
     workers: int | None = None
-    """Processes that score them; as many as this machine has cores, when None."""
+    """Processes that score them; None: one for each core."""
     total_images: int | None = None
-    """Of the source, where that is known, so that the listing may end early."""
+    """Images of the source, if known: the listing then ends early."""
     listing_seconds: float = 120.0
-    """After which the listing is stopped."""
+    """Time limit of the listing."""
 
 
 @dataclass(frozen=True)
 class ClassifyEstimate:
-    """Says what a classification will take."""
+    """What a classification will take."""
 
     source: str
     runtime: str
@@ -135,29 +133,29 @@ class ClassifyEstimate:
     shards: int
     images: int
     listed: bool
-    """Whether all of the source was listed, or its count given."""
+    """Whether the whole source was listed, or its count given."""
     cost: Cost
     seconds: Range
-    """Of the whole job, from the command's start."""
+    """Of the whole job, from the start of the command."""
     requests: tuple[Requests, Requests]
     """At least, at most."""
     request_money: Range
     machine_money: Range | None
     throttled: bool
-    """Whether the machines could read faster than S3 answers under one prefix."""
+    """Whether the machines could exceed S3's limit under one prefix."""
 
     @property
     def machine_hours(self) -> Range:
-        """Give the hours of all machines together."""
+        """Hours of all machines together."""
         return self.seconds * (self.machines.count / 3600)
 
     @property
     def core_hours(self) -> Range:
-        """Give the hours of all their cores together."""
+        """Hours of all cores together."""
         return self.machine_hours * self.machines.cores
 
     def as_json(self) -> dict[str, Any]:
-        """Give it in plain values; ranges are [from, to]."""
+        """Convert for JSON; ranges are [from, to]."""
         least, most = self.requests
         return {
             "source": self.source,
@@ -192,23 +190,23 @@ def estimate_classify(
     probe: Probe | None = None,
     out: str | None = None,
 ) -> ClassifyEstimate:
-    """Estimate a job from some of its own images.
+    """Estimate a job by scoring some of its images.
 
     Args:
-        bundle: To score with.
-        source: To be scored: folder, prefix, table or inventory.
-        settings: Of the job, which is to be a whole run: without `since` and `retry_failed`.
-        machines: That it is to run on.
-        prices: Of requests, and of a machine if that is to be priced.
-        probe: How much is measured here.
-        out: Where its results are to go, whose requests count where that is S3; beside the images when None.
+        bundle: Bundle to score with.
+        source: Folder, prefix, table or inventory to score.
+        settings: Settings of the job, without `since` and `retry_failed`.
+        machines: Machines of the job.
+        prices: Prices of requests and machines.
+        probe: How much to measure here.
+        out: Predictions folder, whose requests count if it is on S3; None: on the same store as the images.
 
     Raises:
-        SettingsError: no image, no such runtime, a GPU, or a job that is part of a run.
+        SettingsError: there is no image, no such runtime, or the settings ask for a GPU, `since` or `retry_failed`.
         BundleError: the bundle is damaged, or computes other logits on this machine.
         SchemaError: a table of images cannot be read as one.
         StorageError: the source cannot be listed.
-        BudgetError: a process that was to measure died.
+        BudgetError: a measuring process died.
     """
     if settings.device == "cuda":
         raise SettingsError("device is 'cuda', but an estimate measures on cpu; set device to cpu or auto.")
@@ -247,7 +245,7 @@ def _scale(
     out: str | None,
     total: int | None,
 ) -> ClassifyEstimate:
-    """Turn what an image costs here into what all of them cost there."""
+    """Scale the cost of an image to the whole job."""
     images = total or sample.images
     workers = max(1, machines.count * (machines.cores // (settings.threads or 1)))
     workers = min(workers, settings.workers or workers)
@@ -286,7 +284,7 @@ def _scale(
 
 
 def shard_sizes(images: int, settings: ClassifySettings) -> Iterator[int]:
-    """Give the sizes of a run's shards, in images, in the order in which they are cut."""
+    """Yield the sizes of a run's shards, in images, in order."""
     cut = 0
     while cut < images:
         size = min(shard_images(cut, settings), images - cut)
@@ -295,7 +293,7 @@ def shard_sizes(images: int, settings: ClassifySettings) -> Iterator[int]:
 
 
 def longest_share(images: int, settings: ClassifySettings, workers: int) -> tuple[int, int]:
-    """Deal shards to workers, each to the one that is free first; gives the images of the busiest, and all shards."""
+    """Assign shards to workers, each to the first free one; returns the images of the busiest, and the shards."""
     busy = [0] * max(1, workers)
     shards = 0
     for size in shard_sizes(images, settings):
@@ -317,13 +315,13 @@ def count_requests(
     """Count a job's requests: (at least, at most).
 
     Args:
-        images: To be scored.
-        keys: To be listed, images or not.
-        settings: Of the job.
+        images: Images to score.
+        keys: Keys to list, images or not.
+        settings: Settings of the job.
         workers: Scoring processes.
-        listed: Whether the source is a bucket that is listed, and no table.
-        out_on_s3: Whether the results go to a bucket.
-        images_on_s3: Whether the images lie in one.
+        listed: Whether the source is a listed bucket, not a table.
+        out_on_s3: Whether the results are written to S3.
+        images_on_s3: Whether the images are on S3.
     """
     sizes = list(shard_sizes(images, settings))
     notes, shards = sum(math.ceil(size / NOTE_IMAGES) for size in sizes), len(sizes) if out_on_s3 else 0
@@ -339,7 +337,7 @@ def count_requests(
     if not (images_on_s3 or out_on_s3):
         return least, least
     few = _FEW if out_on_s3 else 0
-    # A range of keys that is cut in two costs a few requests of one key, and each thread may end on a page of few.
+    # Splitting a range of keys costs a few requests for one key, and each thread may end on a short page.
     cuts = settings.listing_threads * 8 if pages > settings.listing_threads else 2
     again = 1 + _RETRIED
     most = Requests(
@@ -351,7 +349,7 @@ def count_requests(
 
 
 def classify_text(found: ClassifyEstimate) -> str:
-    """Lay an estimate out for a terminal: what was seen, a table of ranges, what they mean."""
+    """Format an estimate for a terminal: what was measured, a table of ranges, what they mean."""
     return "\n".join([*_seen(found), "", table_text(_rows(found)), "", *_meaning(found)])
 
 

@@ -1,8 +1,7 @@
-"""Measures what an epoch of each network of a search costs, by a trial's own code, on some hundred images.
+"""Measures what an epoch of each network of a search costs, with a trial's own code, on a few hundred images.
 
-From: a manifest, settings and configurations. To: a `NetCost` each, and what decoding an image costs.
-Invariants: as many processes train as trials would on this machine, with as many threads; each takes the networks in
-the same order. What only some trials pay, the features of a frozen trunk, is measured apart from what all do.
+As many processes train at once as trials would on this machine, with as many threads, each all networks in the same
+order. Cached features of a frozen trunk, which only some trials compute, are measured separately.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ import numpy as np
 from carray.core.settings import parse_settings
 from carray.core.store.files import is_s3
 from carray.manifest.manifest_file import SPLITS, Manifest, read_manifest, require_row
-from carray.preflight.estimate.parallel import run_in_parallel, wait_for_others
-from carray.preflight.estimate.ranges import Range
+from carray.preflight.parallel import run_in_parallel, wait_for_others
+from carray.preflight.ranges import Range
 from carray.search.space import TuneSettings
 from carray.search.train.hyperparameters import CnnHyper, TransferHyper, read_hyper
 from carray.tensors.block import Block
@@ -37,44 +36,44 @@ _DECIDES_NOTHING = {
     *("dropout", "weights", "layer_decay", "drop_path", "head_only_epochs", "cached_views", "class_balance"),
     "optimizer",
 }
-"""What a configuration is told that changes an epoch's time by little."""
+"""Settings that hardly change the time of an epoch."""
 _FROZEN_BY = (
     *("backbone", "weights", "train", "last_stages", "input_size", "crop_scale", "crop_stretch", "flip"),
     *("colour_jitter", "policy", "erasing"),
 )
-"""What two trials must have in common to share their frozen trunk's features (search.train.inputs)."""
+"""Settings that trials must share to share a frozen trunk's features (search.train.inputs)."""
 
 Hyper = CnnHyper | TransferHyper
 
 
 @dataclass(frozen=True)
 class NetCost:
-    """Says what one network costs a trial's devices, seconds an image: from the processor's time to the clock's."""
+    """Cost of a network, in seconds for an image: from processor time to wall-clock time."""
 
     train: Range
-    """Of an epoch: forward, backward and step, from features where they are kept."""
+    """Training: forward, backward and step, from features if they are cached."""
     val: Range
     frozen: Range
-    """Of the frozen part, once for each kept view; 0 where nothing is kept."""
+    """The frozen part, once for each cached view; 0 if nothing is cached."""
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Says what was measured."""
+    """What was measured."""
 
     nets: dict[str, NetCost]
     """By `net_key`."""
     decode: Range
-    """Of one image into the block, core-seconds."""
+    """Core-seconds of decoding an image."""
     open_seconds: float
-    """Until a new process had imported torch and timm, and decoded its images."""
+    """Seconds until a new process had imported torch and timm, and decoded its images."""
     bytes_per_image: float
     load: float
-    """Of other work on this machine when it began, for each core."""
+    """Load of the machine for each core before the measurement."""
 
 
 def net_key(hyper: Hyper) -> str:
-    """Name what decides the time of a configuration's epoch."""
+    """Make a key of the settings that decide the time of an epoch."""
     values = {name: value for name, value in hyper.model_dump().items() if name not in _DECIDES_NOTHING}
     if isinstance(hyper, TransferHyper):
         values["kept"] = hyper.cached_views > 0 and hyper.train != "all"
@@ -82,7 +81,7 @@ def net_key(hyper: Hyper) -> str:
 
 
 def frozen_key(hyper: Hyper) -> str:
-    """Name what trials with the same kept features have in common; empty where none are kept."""
+    """Make a key of the settings that decide cached features; empty if none are cached."""
     if not isinstance(hyper, TransferHyper) or not hyper.cached_views or hyper.train == "all":
         return ""
     return json.dumps({name: getattr(hyper, name) for name in _FROZEN_BY}, sort_keys=True)
@@ -97,10 +96,10 @@ def measure_training(
     cpus: float,
     device: str = "cpu",
 ) -> TrainingCost:
-    """Train each network for a few epochs on a few images, in so many processes at once.
+    """Train each network for a few epochs on a few images, in several processes at once.
 
     Raises:
-        SettingsError: a backbone or its weights are not to be had.
+        SettingsError: a backbone or its weights are not available.
         DataError: an image cannot be read.
         BudgetError: a process died.
     """
@@ -122,13 +121,13 @@ def measure_training(
 
 
 def _spread(pairs: Sequence[tuple[float, float]]) -> Range:
-    """Give the range from the mean of the processor's times to the slowest of the clock's."""
+    """Make the range from the mean processor time to the slowest wall-clock time."""
     cores, clocks = zip(*pairs, strict=True)
     return Range(min(statistics.fmean(cores), *clocks), max(clocks))
 
 
 Pair = tuple[float, float]
-"""Seconds of the processor (each thread's share), and of the clock."""
+"""Processor seconds (of each thread), and wall-clock seconds."""
 
 
 def _measure(
@@ -137,7 +136,7 @@ def _measure(
     started = time.monotonic()
     import torch
 
-    from carray.search.train.fit import Fit  # noqa: F401  so that its time is the start's, and not the first network's
+    from carray.search.train.fit import Fit  # noqa: F401  so that the import is not timed with the first network
 
     torch.set_num_threads(threads)
     chosen, manifest = parse_settings(TuneSettings, settings), read_manifest(uri)
@@ -151,7 +150,7 @@ def _measure(
 def _measure_net(
     hyper: Hyper, block: Block, settings: TuneSettings, class_count: int, threads: int, device: str
 ) -> tuple[Pair, Pair, Pair]:
-    """Train three epochs: one to warm up, one with new views of the frozen part, one with views that are kept."""
+    """Train three epochs: one to warm up, one with new views of the frozen part, one with cached views."""
     from carray.search.train.fit import Fit
 
     kept = bool(frozen_key(hyper))
@@ -169,7 +168,7 @@ def _measure_net(
 
 
 def _timed(fit: Any, threads: int, device: str) -> tuple[Pair, Pair]:
-    """Run an epoch; gives the seconds of a training and of a validation image."""
+    """Run an epoch; returns the seconds of a training and of a validation image."""
     used = time.process_time()
     result = fit.run_epoch()
     used = time.process_time() - used
@@ -181,7 +180,7 @@ def _timed(fit: Any, threads: int, device: str) -> tuple[Pair, Pair]:
 
 
 def _small_block(manifest: Manifest, settings: TuneSettings) -> tuple[Block, Pair, float]:
-    """Decode some images, as the block of the whole manifest is; gives it, an image's seconds, and its bytes."""
+    """Decode some images; returns their block, and the seconds and bytes of an image."""
     chosen = [
         row
         for split, most in (("train", TRAIN_IMAGES), ("val", VAL_IMAGES))

@@ -1,8 +1,7 @@
-"""Looks at the Ray that RAY_ADDRESS names: whether it answers and takes the token, and at each of its machines.
+"""Checks the Ray cluster at RAY_ADDRESS: whether it answers and accepts the token, and each of its machines.
 
-From: the environment, and the places that each machine shall look at. To: findings.
-Invariants: it runs in a process of its own (`preflight.doctor.isolated`), since Ray may hang where something is wrong;
-each machine is asked by a task that needs no CPU, so that a busy cluster answers, too.
+It runs in a process of its own (`preflight.isolated`), since Ray may hang. Each machine is checked by a task that needs
+no CPU, so that a busy cluster answers, too.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ import carray
 from carray.core.errors import SettingsError
 from carray.core.ray.connect import start_ray
 from carray.core.ray.internals import is_token_required
-from carray.preflight.doctor.findings import Finding, merge_hosts, one_line
+from carray.preflight.findings import Finding, merge_hosts, one_line
 
 __all__ = ["NODE_SECONDS", "look_at_jobs", "look_at_machines", "look_at_ray"]
 
 NODE_SECONDS = 75
-"""How long a machine may take to start a process and look at itself."""
+"""Time limit for a machine to start a process and run its checks."""
 
 
 def look_at_ray() -> Iterator[Finding]:
-    """Connect to the Ray of RAY_ADDRESS, and ask each of its machines which software it has."""
+    """Connect to the cluster at RAY_ADDRESS, and compare the software of its machines."""
     try:
         with start_ray() as running:
             nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -49,12 +48,12 @@ def look_at_ray() -> Iterator[Finding]:
 
 
 def look_at_jobs(address: str) -> Iterator[Finding]:
-    """Ask the job server that `ray job submit` would talk to whether it answers and takes the token."""
+    """Check whether the job server of `ray job submit` answers and accepts the token."""
     from ray.job_submission import JobSubmissionClient
 
     try:
         JobSubmissionClient(address).list_jobs()
-    except Exception as err:  # its client raises many kinds; each means that no job can be submitted
+    except Exception as err:  # of many kinds; each means that no job can be submitted
         seen = one_line(err)
         remedy = "start the head with its dashboard, or tunnel its port: ssh -L 8265:127.0.0.1:8265 HEAD"
         if "uthenticat" in seen:
@@ -66,7 +65,7 @@ def look_at_jobs(address: str) -> Iterator[Finding]:
 
 
 def look_at_machines(arguments: str) -> Iterator[Finding]:
-    """Let every machine of the cluster examine itself; `arguments` are those of `examine`, in JSON."""
+    """Run the checks on every machine of the cluster; `arguments` are those of `examine`, in JSON."""
     try:
         with start_ray():
             nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -85,7 +84,7 @@ def look_at_machines(arguments: str) -> Iterator[Finding]:
 
 
 def _ask_all(nodes: list[dict[str, Any]], question: Any, *arguments: Any) -> dict[str, Any]:
-    """Run a function on each node, side by side; gives the answers by host, a sentence where none came."""
+    """Run a function on each node, side by side; returns answers by host, or a sentence if none came."""
     tasks = {}
     for node in nodes:
         there: Any = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)  # its type is too narrow
@@ -130,7 +129,7 @@ def _missing_carray(text: str) -> str:
 
 
 def _examine_here(arguments: str) -> list[dict[str, Any]]:
-    from carray.preflight.doctor.examine import examine
+    from carray.preflight.doctor import examine
 
     wanted = json.loads(arguments)
     return [asdict(found) for found in examine(wanted["reads"], wanted["writes"], ray=False)]

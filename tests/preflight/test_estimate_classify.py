@@ -12,8 +12,9 @@ import pytest
 from carray.classify.predictions_folder import ClassifySettings
 from carray.core.errors import BundleError, SettingsError
 from carray.core.store.files import write_bytes
-from carray.preflight.estimate import classify, classify_probe
-from carray.preflight.estimate.classify import (
+from carray.preflight import classify_probe
+from carray.preflight import estimate_classify as classify
+from carray.preflight.estimate_classify import (
     Machines,
     Prices,
     Probe,
@@ -24,7 +25,7 @@ from carray.preflight.estimate.classify import (
     longest_share,
     shard_sizes,
 )
-from carray.preflight.estimate.ranges import Range, middle
+from carray.preflight.ranges import Range, middle
 from carray.testing.fault_proxy import start_proxy
 
 

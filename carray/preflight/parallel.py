@@ -1,7 +1,6 @@
-"""Runs the same work in several processes at once, as a job does: at once they are slower than one alone.
+"""Measures in several processes at once, as a job runs, since each is then slower than one alone.
 
-Invariants: all begin what is measured in the same moment; an error of carray's own comes through as what it is, a
-process that dies is a sentence.
+All begin the measured part at the same moment. Errors of carray keep their type.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ __all__ = ["run_in_parallel", "wait_for_others"]
 
 T = TypeVar("T")
 START_SECONDS = 300
-"""How long processes wait for each other to be ready: importing torch in many of them takes its time."""
+"""How long processes wait for each other to be ready; importing torch in many of them is slow."""
 
 _barrier: Any = None
 
 
 def run_in_parallel(work: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
-    """Call `work` once for each tuple of arguments, each in a process of its own; gives what they return, in order.
+    """Call `work` for each tuple of arguments, each in a process of its own; returns the results in order.
 
     Raises:
         CarrayError: of the kind that one of them raised.
@@ -48,7 +47,7 @@ def run_in_parallel(work: Callable[..., T], arguments: Sequence[tuple[Any, ...]]
                     f"one of {len(arguments)} processes that were to measure died, most likely for its memory; free "
                     "some, or measure with fewer (--probe-workers)."
                 ) from None
-            except BrokenBarrierError as err:  # because another one failed, whose error says more
+            except BrokenBarrierError as err:  # another one failed, whose error is more useful
                 others.append(err)
     if others:
         raise BudgetError(
@@ -65,6 +64,6 @@ def _take_barrier(barrier: Any) -> None:
 
 
 def wait_for_others() -> None:
-    """Wait, in one of the processes, until all are ready to begin what is measured."""
+    """Wait until all processes are ready for the measurement."""
     if _barrier is not None:
         _barrier.wait(START_SECONDS)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from carray.preflight.doctor.findings import Check, Finding, exit_code, finding_text, merge_hosts, run_checks, summary
+from carray.preflight.findings import Check, Finding, exit_code, finding_text, merge_hosts, run_checks, summary
 
 
 def test_findings_come_in_the_checks_order_whichever_is_first():

@@ -1,10 +1,8 @@
 """Estimates a search: how many epochs its trials take, how long that is on given machines, and what it costs.
 
-From: a manifest, settings, machines and, where there is one, an earlier run. To: a `TuneEstimate`, as JSON and as text.
-Invariants: what an image costs is measured here by a trial's own code; time is that, times images and epochs. How many
-epochs early stopping leaves is what an earlier run shows, else from the fewest to the most that the scheduler may run;
-every figure is a range, whose meaning is said.
-Cost: a minute or two: networks of the space, six at most, are trained on 160 images for three epochs.
+Time is the cost of an image, measured here with a trial's own code, times images and epochs. The number of epochs is
+what an earlier run shows, else from the fewest to the most that the scheduler may run. Every figure is a range.
+Cost: a minute or two: at most six networks of the space are trained on 160 images for three epochs.
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ from carray.core.errors import SettingsError
 from carray.core.progress import say
 from carray.core.store.files import absolute, is_s3
 from carray.manifest.manifest_file import Manifest, read_manifest
-from carray.preflight.doctor.machine import usable_cores
-from carray.preflight.estimate.ranges import (
+from carray.preflight.machine import usable_cores
+from carray.preflight.ranges import (
     MACHINE_FACTOR,
     START_SECONDS,
     Range,
@@ -35,7 +33,7 @@ from carray.preflight.estimate.ranges import (
     table_text,
     whole,
 )
-from carray.preflight.estimate.tune_probe import NetCost, TrainingCost, frozen_key, measure_training, net_key
+from carray.preflight.tune_probe import NetCost, TrainingCost, frozen_key, measure_training, net_key
 from carray.search import run_folder
 from carray.search.judge import STOPPING_SETTINGS, first_stop
 from carray.search.proposals import draw_trials
@@ -48,9 +46,9 @@ from carray.search.train.hyperparameters import CnnHyper, TransferHyper
 __all__ = ["Cluster", "TuneEstimate", "estimate_tune", "tune_text"]
 
 PACK_SECONDS = Range(10.0, 120.0)
-"""Of the winner: export, int8 and its certificate, calibration."""
+"""Packing the winner: export, int8 and its certificate, calibration."""
 TRIAL_SECONDS, EPOCH_SECONDS = Range(0.3, 2.0), Range(0.05, 0.5)
-"""What a trial, and an epoch, cost beside their training (results/tune.csv, fixed)."""
+"""Overhead of a trial and of an epoch (results/tune.csv, fixed)."""
 _MEANING = f"""\
 Times: from what the processor was busy here to what passed here, by images and epochs; moved outwards by a factor of
 {MACHINE_FACTOR:g} for other machines of this one's kind. Machines of another kind, their booting, and those that leave
@@ -60,19 +58,19 @@ Hyper = CnnHyper | TransferHyper
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Says what a search is to run on, and what a machine costs."""
+    """The machines of a search, and their price."""
 
     machines: int = 1
     cores: int = 1
     gpus: int = 0
-    """Of each machine, as its cores."""
+    """Of each machine, like `cores`."""
     machine_hour: float | None = None
-    """Price; None where machines are not to be priced."""
+    """Price; None: machines are not priced."""
 
 
 @dataclass(frozen=True)
 class TuneEstimate:
-    """Says what a search will take."""
+    """What a search will take."""
 
     manifest: str
     images: int
@@ -82,12 +80,12 @@ class TuneEstimate:
     cluster: Cluster
     share: Share
     networks: int
-    """Distinct ones, of which as many as `cost` holds were measured."""
+    """Different networks; those in `cost` were measured."""
     cost: TrainingCost
     epochs: Range
     """Of all trials together."""
     epochs_meaning: str
-    """What that range comes from, a sentence."""
+    """Where that range comes from, a sentence."""
     decode_seconds: Range
     rung0_seconds: Range
     search_seconds: Range
@@ -96,26 +94,26 @@ class TuneEstimate:
     seconds: Range
     """Of the whole command."""
     ended_by: str | None
-    """The budget that ends the search before its trials do, if any does."""
+    """The budget that ends the search early, if any."""
     get_requests: int
 
     @property
     def machine_hours(self) -> Range:
-        """Give the hours of all machines together."""
+        """Hours of all machines together."""
         return self.seconds * (self.cluster.machines / 3600)
 
     @property
     def device_hours(self) -> Range:
-        """Give the hours of all GPUs together, or of all cores where there are none."""
+        """Hours of all GPUs together, or of all cores without GPUs."""
         return self.machine_hours * (self.cluster.gpus or self.cluster.cores)
 
     @property
     def machine_money(self) -> Range | None:
-        """Give the machines' price; None where nobody said one."""
+        """Price of the machines; None if not given."""
         return self.machine_hours * self.cluster.machine_hour if self.cluster.machine_hour is not None else None
 
     def as_json(self) -> dict[str, Any]:
-        """Give it in plain values; ranges are [from, to]."""
+        """Convert for JSON; ranges are [from, to]."""
         parts = ("epochs", "decode_seconds", "rung0_seconds", "search_seconds", "refit_seconds", "seconds")
         return {
             "manifest": self.manifest,
@@ -148,22 +146,22 @@ def estimate_tune(
     probe_workers: int | None = None,
     earlier_run: str | None = None,
 ) -> TuneEstimate:
-    """Estimate a search from some epochs of its own networks on some of its own images.
+    """Estimate a search by training its networks for a few epochs on some of its images.
 
     Args:
-        manifest: To search over.
-        settings: Of the search.
-        cluster: To run on.
-        most_networks: Different networks to measure at most.
-        probe_workers: Processes to measure in; as many as trials would run at once here when None.
-        earlier_run: Run folder of a search that stopped trials as this one will.
+        manifest: Manifest of the search.
+        settings: Settings of the search.
+        cluster: Machines of the search.
+        most_networks: Most networks to measure.
+        probe_workers: Processes to measure in; None: as many as trials would run at once here.
+        earlier_run: Run folder of a search with the same scheduler settings.
 
     Raises:
-        SettingsError: settings that no network takes, resources that the machines have not, GPUs where here is none, or
-            an earlier run that stopped trials by other settings.
+        SettingsError: no network accepts the settings, the machines lack the resources, there is no GPU here to measure
+            on, or the earlier run had other scheduler settings.
         SchemaError: the manifest has no usable training or validation image.
         DataError: an image cannot be read any more.
-        BudgetError: a process that was to measure died.
+        BudgetError: a measuring process died.
     """
     source = read_manifest(absolute(manifest))
     hypers = draw_trials(settings)
@@ -184,10 +182,10 @@ def estimate_tune(
 
 
 def _epochs(search: SearchSettings, trials: int, earlier_run: str | None) -> tuple[Range, str]:
-    """Give the epochs of all trials together, and in a sentence what that range comes from.
+    """Estimate the epochs of all trials together; returns them and a sentence on where the range comes from.
 
     Raises:
-        SettingsError: no search was run there, it stopped trials by other settings, or none of its trials ended.
+        SettingsError: no search was run there, it had other scheduler settings, or none of its trials ended.
         StorageError: its records cannot be read.
     """
     full = trials * search.epochs
@@ -201,7 +199,7 @@ def _epochs(search: SearchSettings, trials: int, earlier_run: str | None) -> tup
         )
     run, taken = absolute(earlier_run), _epochs_taken(absolute(earlier_run), search)
     values, counts = np.unique(taken, return_counts=True)
-    # Sums of as many trials as this search has, drawn from those of the earlier run.
+    # Total epochs of as many trials as this search has, drawn from the earlier run.
     sums = np.random.default_rng(0).multinomial(trials, counts / counts.sum(), size=2000) @ values
     likely = middle(sums.astype(np.float64))
     return whole(likely.low, likely.high), (
@@ -211,7 +209,7 @@ def _epochs(search: SearchSettings, trials: int, earlier_run: str | None) -> tup
 
 
 def _epochs_taken(run: str, search: SearchSettings) -> npt.NDArray[np.int64]:
-    """Give the epochs that each trial of an earlier run took, of those that ended by themselves or were stopped."""
+    """Read the epochs of each ended trial of an earlier run."""
     before = run_folder.read_search(run)["settings"]["search"]
     for name in STOPPING_SETTINGS:
         if before[name] != getattr(search, name):
@@ -259,7 +257,7 @@ def _scale(
     epochs: Range,
     epochs_meaning: str,
 ) -> TuneEstimate:
-    """Turn what an image costs here into what the whole search costs there."""
+    """Scale the cost of an image to the whole search."""
     counts = manifest.split_counts()
     images = counts["train"] + counts["val"]
     known = [_cost_of(hyper, hypers, cost) for hyper in hypers]
@@ -272,7 +270,7 @@ def _scale(
     before = START_SECONDS + cost.open_seconds + decode + rung0
     searched, (limit, budget) = before + searching, _limit(settings, share)
     ended_by = budget if searched.high > limit else None
-    if ended_by:  # what is not reached by then is not run
+    if ended_by:
         epochs = Range(epochs.low * limit / searched.high, epochs.high)
         searched = searched.at_most(limit)
     refit = _refit(settings, known, images, share, cluster).widened(MACHINE_FACTOR)
@@ -299,7 +297,7 @@ def _scale(
 
 
 def _cost_of(hyper: Hyper, hypers: Sequence[Hyper], cost: TrainingCost) -> NetCost:
-    """Give a network's cost; of one that was not measured, the range of its family's measured ones."""
+    """Look up a network's cost; if it was not measured, the range of its family's measured ones."""
     if net_key(hyper) in cost.nets:
         return cost.nets[net_key(hyper)]
     family = [cost.nets[net_key(one)] for one in hypers if one.family == hyper.family and net_key(one) in cost.nets]
@@ -320,14 +318,14 @@ def _trials_seconds(
     at_once: int,
     machines: int,
 ) -> Range:
-    """Give the wall-clock of all trials; which are stopped is not known, so each gets the same share of the epochs.
+    """Estimate the wall-clock time of all trials, each with the same share of the epochs.
 
-    At best the work is spread evenly over what runs at once; at worst the longest trial, which is not stopped, begins
-    when the others have ended.
+    At best the work is spread evenly over the trials at once; at worst the longest trial starts when the others have
+    ended.
     """
 
     def seconds(end: str, each: float) -> tuple[list[float], list[float]]:
-        """Give each trial's own seconds for so many epochs, and those of each frozen trunk's features."""
+        """Compute each trial's seconds for `each` epochs, and those of each frozen trunk's features."""
         trial, epoch = getattr(TRIAL_SECONDS, end), getattr(EPOCH_SECONDS, end)
         own, features = [], {}
         for hyper, net in zip(hypers, known, strict=True):
@@ -355,7 +353,7 @@ def _rung0(
     classes: int,
     share: Share,
 ) -> Range:
-    """Give what rung 0 takes: a forward pass of a few images for each candidate, and its linear heads."""
+    """Estimate rung 0: a forward pass of a few images for each candidate, and its linear heads."""
     found = {candidate: net for hyper, net in zip(hypers, known, strict=True) if (candidate := candidate_of(hyper))}
     mode = settings.search.rung0
     if mode == "off" or not found or (mode == "auto" and len(found) < 2):
@@ -369,7 +367,7 @@ def _rung0(
 
 
 def _refit(settings: TuneSettings, known: Sequence[NetCost], images: int, share: Share, cluster: Cluster) -> Range:
-    """Give what training the winner once more takes, on one machine: which it is is not known, nor how threads help."""
+    """Estimate the refit on one machine, of any of the networks, with any speed-up by its threads."""
     search = settings.search
     if not search.refit:
         return Range(0.0, 0.0)
@@ -381,7 +379,7 @@ def _refit(settings: TuneSettings, known: Sequence[NetCost], images: int, share:
 
 
 def _limit(settings: TuneSettings, share: Share) -> tuple[float, str]:
-    """Give the seconds after which a budget ends the search, and which budget that is; infinity where there is none."""
+    """Compute the seconds after which a budget ends the search, and which budget; infinity without one."""
     search, limits = settings.search, [(math.inf, "")]
     if search.time_budget_minutes:
         limits.append((search.time_budget_minutes * 60, "search.time_budget_minutes"))
@@ -395,7 +393,7 @@ def _limit(settings: TuneSettings, share: Share) -> tuple[float, str]:
 
 
 def tune_text(found: TuneEstimate) -> str:
-    """Lay an estimate out for a terminal: what was seen, a table of ranges, what they mean."""
+    """Format an estimate for a terminal: what was measured, a table of ranges, what they mean."""
     return "\n".join([*_seen(found), "", table_text(_rows(found)), "", *_meaning(found)])
 
 

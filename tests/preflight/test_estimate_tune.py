@@ -13,10 +13,10 @@ from carray.core.errors import SettingsError
 from carray.core.settings import parse_settings
 from carray.manifest.manifest_file import read_manifest
 from carray.manifest.prepare import prepare
-from carray.preflight.estimate import tune
-from carray.preflight.estimate.ranges import Range
-from carray.preflight.estimate.tune import Cluster, estimate_tune, tune_text
-from carray.preflight.estimate.tune_probe import NetCost, TrainingCost, frozen_key, net_key
+from carray.preflight import estimate_tune as tune
+from carray.preflight.estimate_tune import Cluster, estimate_tune, tune_text
+from carray.preflight.ranges import Range
+from carray.preflight.tune_probe import NetCost, TrainingCost, frozen_key, net_key
 from carray.search import run_folder
 from carray.search.proposals import draw_trials
 from carray.search.resources import Share

@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 
 from carray.core.store.files import write_bytes
-from carray.preflight.doctor.findings import finding_text
-from carray.preflight.doctor.storage import check_place
+from carray.preflight.findings import finding_text
+from carray.preflight.storage import check_uri
 from carray.testing.fault_proxy import Rule, start_proxy
 
 
 def look(uri: str, *, write: bool = False) -> tuple[list[str], list[str]]:
     """Give the statuses and the lines."""
-    findings = list(check_place(uri, write=write))
+    findings = list(check_uri(uri, write=write))
     return [found.status for found in findings], [finding_text(found) for found in findings]
 
 
@@ -237,6 +237,6 @@ def test_a_key_with_an_empty_part_takes_no_results(s3):
 
 
 def test_findings_are_plain_values(s3):
-    from carray.preflight.doctor.findings import as_json
+    from carray.preflight.findings import as_json
 
-    assert json.loads(json.dumps(as_json(check_place(s3, write=False))))[0]["storage"] is True
+    assert json.loads(json.dumps(as_json(check_uri(s3, write=False))))[0]["storage"] is True

@@ -1,10 +1,8 @@
-"""Looks at places: whether they are listed, read, written and deleted with the rights at hand, and at the clock.
+"""Checks storage: whether folders and buckets can be listed, read and written with the present rights, and the clock.
 
-From: a URI that a job is to read, or to write to. To: findings; a place that is written to gets one small object under
-`_carray/`, or one hidden local file, which is deleted again.
-Invariants: nothing is written where that was not asked for; a store that is away answers within SECONDS; no key, token
-or password is shown, only where the credentials come from.
-Source: S3 refuses requests whose time is off by more than 15 minutes (RequestTimeTooSkewed).
+Only with `write` is anything written: a small object under `_carray/`, or a hidden local file, which is deleted again.
+No key, token or password is shown, only where the credentials come from. S3 refuses requests whose time is off by more
+than 15 minutes (RequestTimeTooSkewed).
 """
 
 from __future__ import annotations
@@ -24,36 +22,35 @@ from typing import Any
 from carray.core.errors import SettingsError
 from carray.core.store.files import absolute, filesystem, is_s3, join
 from carray.core.store.s3 import make_client, split_uri
-from carray.preflight.doctor.findings import Finding, one_line
+from carray.preflight.findings import Finding, one_line
 
-__all__ = ["SECONDS", "check_place"]
+__all__ = ["SECONDS", "check_uri"]
 
 SECONDS = 25.0
-"""Within which a place's findings are there."""
+"""Time limit of one URI's checks."""
 _CONNECT_SECONDS, _READ_SECONDS = 4, 6
 SKEW_WARN_SECONDS, SKEW_FAIL_SECONDS = 60, 900
 _LOOKED_THROUGH = 10_000
-"""Local files among which one to read is sought."""
+"""Most local files to look through for one to read."""
 _PROBE = ".carray-doctor-"
-"""What a probe's file begins with."""
+"""Prefix of a probe's file name."""
 
 
-def check_place(uri: str, *, write: bool) -> Iterator[Finding]:
-    """Look at one place: list and read it; with `write`, write there, read that back and delete it.
+def check_uri(uri: str, *, write: bool) -> Iterator[Finding]:
+    """Check a URI: list and read it; with `write`, write a probe there, read it back and delete it.
 
     Raises:
         SettingsError: its scheme is neither s3 nor a local path.
     """
     title = "writes" if write else "reads"
-    place = absolute(uri).rstrip("/") or "/"
-    if is_s3(place):
-        yield from _Bucket(place, title).look(write=write)
+    uri = absolute(uri).rstrip("/") or "/"
+    if is_s3(uri):
+        yield from _Bucket(uri, title).check(write=write)
     else:
-        yield _local(place, title, write=write)
+        yield _check_local(Path(uri), title, write=write)
 
 
-def _local(place: str, title: str, *, write: bool) -> Finding:
-    path = Path(place)
+def _check_local(path: Path, title: str, *, write: bool) -> Finding:
     if not write:
         return _read_local(path, title)
     there = next(folder for folder in (path, *path.parents) if folder.exists())
@@ -65,9 +62,9 @@ def _local(place: str, title: str, *, write: bool) -> Finding:
             free = shutil.disk_usage(there).free
     except OSError as err:
         remedy = "make it writable for this user, or give another place"
-        return Finding(title, "fail", f"{place}: {there} cannot be written ({err.strerror})", remedy, storage=True)
+        return Finding(title, "fail", f"{path}: {there} cannot be written ({err.strerror})", remedy, storage=True)
     made = "" if there == path else ", which will be made"
-    return Finding(title, "ok", f"{place}{made}: written and deleted, {free / 1e9:,.1f} GB free", storage=True)
+    return Finding(title, "ok", f"{path}{made}: written and deleted, {free / 1e9:,.1f} GB free", storage=True)
 
 
 def _read_local(path: Path, title: str) -> Finding:
@@ -75,7 +72,7 @@ def _read_local(path: Path, title: str) -> Finding:
         files = (path,) if path.is_file() else islice(path.rglob("*"), _LOOKED_THROUGH)
         if not path.exists():
             raise FileNotFoundError(2, "it does not exist")
-        # The checks run side by side: what one writes for a moment is nothing to read for another.
+        # Checks run side by side: another one's probe is skipped.
         file = next((one for one in files if one.is_file() and not one.name.startswith(_PROBE)), None)
         if file is None:
             return Finding(title, "warn", f"{path}: no file in it", "check its spelling", storage=True)
@@ -88,7 +85,7 @@ def _read_local(path: Path, title: str) -> Finding:
 
 
 class _Denied(Exception):
-    """Says what a store refused, or that it cannot be reached, and the remedy."""
+    """A store refused a request or cannot be reached; with the remedy."""
 
     def __init__(self, seen: str, remedy: str) -> None:
         self.seen, self.remedy = seen, remedy
@@ -97,14 +94,14 @@ class _Denied(Exception):
 
 @dataclass
 class _Bucket:
-    place: str
+    uri: str
     title: str
     client: Any = None
     skew_seconds: float | None = None
     done: list[str] = field(default_factory=list)
 
-    def look(self, *, write: bool) -> Iterator[Finding]:
-        self.bucket, self.prefix = split_uri(self.place)
+    def check(self, *, write: bool) -> Iterator[Finding]:
+        self.bucket, self.prefix = split_uri(self.uri)
         try:
             self.client = _connect()
             if write:
@@ -112,13 +109,13 @@ class _Bucket:
                 self._write_as_artifact()
             else:
                 self._read()
-            seen = f"{self.place}: {', '.join(self.done)} ({self._about()})"
+            seen = f"{self.uri}: {', '.join(self.done)} ({self._about()})"
             empty = "nothing there to read" in self.done
             remedy = "check its spelling; s3:GetObject was not tried" if empty else ""
             yield Finding(self.title, "warn" if empty else "ok", seen, remedy, storage=True)
         except _Denied as err:
             before = f"{', '.join(self.done)}, but " if self.done else ""
-            seen = f"{self.place}: {before}{err.seen} ({self._about()})"
+            seen = f"{self.uri}: {before}{err.seen} ({self._about()})"
             yield Finding(self.title, "fail", seen, err.remedy, storage=True)
         if self.skew_seconds is not None:
             yield self._clock()
@@ -137,17 +134,17 @@ class _Bucket:
         self.done.append(self._fast_way(keys[0]))
 
     def _itself(self) -> list[str]:
-        """Give the key of the place if it is one object, such as a manifest, and no prefix."""
+        """Return the key if the URI is one object, such as a manifest, and not a prefix."""
         found = self._ask("s3:ListBucket", "list_objects_v2", Prefix=self.prefix, MaxKeys=1) if self.prefix else {}
         return [entry["Key"] for entry in found.get("Contents", []) if entry["Key"] == self.prefix]
 
     def _fast_way(self, key: str) -> str:
-        """Say which client will read the images: core.store.s3 takes obstore where that can."""
+        """Tell which client will read the images: core.store.s3 uses obstore if that works."""
         from carray.core.store.s3 import FastRefusal, FastUnsure, fast_read
 
         def admit(size: int) -> None:
             if size > 1 << 20:
-                raise FastRefusal  # what is asked is whether it can, which shows before the bytes come
+                raise FastRefusal  # that it works is known before the bytes come
 
         try:
             came = fast_read(self.bucket, key, admit) is not None
@@ -171,7 +168,7 @@ class _Bucket:
         self.done += ["deleted", f"conditional writes {'kept' if conditional else 'ignored'}"]
 
     def _keeps_conditions(self, key: str) -> bool:
-        """Say whether the store refuses to write over an object when it is told not to."""
+        """Test whether the store honours a write with If-None-Match."""
         from botocore.exceptions import ClientError
 
         try:
@@ -181,12 +178,12 @@ class _Bucket:
         return False
 
     def _write_as_artifact(self) -> None:
-        """Write once more as carray writes its tables, through pyarrow, which is another client."""
+        """Write a probe through pyarrow, the client that writes tables."""
         try:
-            fs, path = filesystem(join(self.place, "_carray", f"doctor-{secrets.token_hex(6)}"))
+            fs, path = filesystem(join(self.uri, "_carray", f"doctor-{secrets.token_hex(6)}"))
             with fs.open_output_stream(path) as stream:
                 stream.write(b"carray doctor")
-            # pyarrow itself would leave an object for the folder that it then thinks empty.
+            # pyarrow would leave an object for the folder, which it takes for empty.
             self._ask("s3:DeleteObject", "delete_object", Key=path.partition("/")[2])
         except SettingsError as err:  # an empty part of a key, where no artifact can lie
             raise _Denied(str(err).rstrip("."), "give another place") from None
@@ -248,7 +245,7 @@ _SOURCES: dict[Any, str] = {
     "sso": "a single sign-on",
     "custom-process": "keys of a credential process",
 }
-"""What botocore calls the places where it finds credentials, in words."""
+"""Botocore's names for the sources of credentials, in words."""
 
 
 def _connect() -> Any:

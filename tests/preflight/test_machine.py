@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from carray.preflight.doctor import machine
+from carray.preflight import machine
 
 Usage = namedtuple("Usage", "total used free")
 

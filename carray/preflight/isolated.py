@@ -1,10 +1,9 @@
-"""Imports what may be broken, and shows that it works; `software.look_in_process` runs it in a process of its own.
+"""Checks that import what may be broken; `doctor.look_in_process` runs each in a process of its own.
 
-    python -m carray.preflight.doctor.isolated decoders|scoring|training|ray|jobs|machines [ARGUMENT...]
+    python -m carray.preflight.isolated decoders|scoring|training|ray|jobs|machines [ARGUMENT...]
 
-To: the last line of standard output, a JSON list of findings.
-Invariants: the tiny pictures were made once with Pillow 13, and not by the machine that is looked at, whose encoder
-might be wrong as its decoder is.
+The last line of standard output is a JSON list of findings. The tiny pictures were made once with Pillow 13, not on the
+checked machine, whose encoder might be as wrong as its decoder.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from carray.preflight.doctor.findings import Finding, one_line
+from carray.preflight.findings import Finding, one_line
 
 __all__ = [
     "BLUE",
@@ -78,11 +77,11 @@ DOUBLING = b64decode("CAgSADo1Cg4KAXgKAXgSAXkiA0FkZBIBZ1oPCgF4EgoKCAgBEgQKAggCYg
 HUB = "https://huggingface.co"
 _HUB_SECONDS = 5
 _TOLERANCE = 6
-"""Levels of 255 by which a pixel of the lossy picture may be off."""
+"""Largest difference of a pixel of the lossy picture, of 255."""
 
 
 def look_at_decoders() -> Iterator[Finding]:
-    """Decode a picture of each format, by the one definition of pixels, and compare its colours."""
+    """Decode a picture of each format with `pixels.decode`, and compare its colours."""
     import cv2
     import numpy as np
     import PIL
@@ -126,7 +125,7 @@ def look_at_scoring() -> Iterator[Finding]:
 
 
 def look_at_training() -> Iterator[Finding]:
-    """Train one step with torch where it is installed, name its GPUs, and look for trained weights."""
+    """Train one step with torch, if it is installed, name its GPUs, and look for pretrained weights."""
     missing = [name for name in ("torch", "torchvision", "timm") if not _is_installed(name)]
     if missing:
         yield Finding("training", "ok", f"not here: {', '.join(missing)}; scoring needs none of them", absent=True)
@@ -153,7 +152,7 @@ def look_at_training() -> Iterator[Finding]:
 
 
 def _look_for_weights() -> Finding:
-    """Say where trained weights are to be had, in the order in which a search looks: packages, then the hub."""
+    """Check where pretrained weights are available, in the search's order: packages, then the hub."""
     from carray.core.errors import SettingsError
     from carray.search.train.weights import WEIGHT_PACKAGES, package_file
 
@@ -175,29 +174,29 @@ def _look_for_weights() -> Finding:
 
 
 def _ask_hub() -> str | None:
-    """Say why the model hub cannot be reached; None when it can."""
+    """Tell why the model hub cannot be reached; None if it can."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return "is turned off (HF_HUB_OFFLINE)"
-    place = os.environ.get("HF_ENDPOINT") or HUB
+    hub = os.environ.get("HF_ENDPOINT") or HUB
     said: list[str | None] = []
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(urllib.request.Request(place, method="HEAD"), timeout=_HUB_SECONDS).close()
+            urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=_HUB_SECONDS).close()
             said.append(None)
-        except urllib.error.HTTPError:  # it is there, whatever it thinks of this request
+        except urllib.error.HTTPError:  # any answer shows that it is reachable
             said.append(None)
         except (OSError, ValueError, http.client.HTTPException) as err:
-            said.append(f"does not answer ({one_line(place)}: {one_line(err)})")
+            said.append(f"does not answer ({one_line(hub)}: {one_line(err)})")
 
-    asking = threading.Thread(target=ask, daemon=True)  # a name server may take longer than any timeout of ours
+    asking = threading.Thread(target=ask, daemon=True)  # name resolution has no timeout
     asking.start()
     asking.join(_HUB_SECONDS + 1)
-    return said[0] if said else f"does not answer ({one_line(place)}: nothing within {_HUB_SECONDS + 1} s)"
+    return said[0] if said else f"does not answer ({one_line(hub)}: nothing within {_HUB_SECONDS + 1} s)"
 
 
 def _on_ray(name: str, *arguments: str) -> Iterator[Finding]:
-    from carray.preflight.doctor import cluster_on_ray
+    from carray.preflight import cluster_on_ray
 
     yield from getattr(cluster_on_ray, name)(*arguments)
 

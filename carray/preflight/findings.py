@@ -1,6 +1,6 @@
-"""Says what a check found: one line, ok, warn or fail, with what to do about it.
+"""Findings of checks: ok, warn or fail in one line, with a remedy.
 
-Invariants: a check that raises or hangs is a line, too; no line holds a password of an address or a control code.
+A check that raises or hangs is a finding, too. No finding contains the password of an address, or a control character.
 """
 
 from __future__ import annotations
@@ -28,46 +28,46 @@ Status = Literal["ok", "warn", "fail"]
 STATUSES: tuple[Status, ...] = ("ok", "warn", "fail")
 _NAME_LETTERS = 17
 _MOST_LETTERS = 300
-"""Of what a library says; its beginning tells what is wrong."""
+"""Of a library's message; its beginning is enough."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Is one line of the report."""
+    """A line of the report."""
 
     name: str
-    """What was looked at: cores, memory, ..."""
+    """What was checked: cores, memory, ..."""
     status: Status
     seen: str
     remedy: str = ""
-    """What to do; empty where all is well."""
+    """What to do; empty if ok."""
     absent: bool = False
-    """Whether an optional part is not there, which is no failure."""
+    """Whether an optional part is missing, which is no failure."""
     storage: bool = False
-    """Whether it is of a place, whose failures have an exit code of their own."""
+    """Whether it is about storage, whose failures have their own exit code."""
     host: str = ""
-    """Which machine of a cluster; empty for this one."""
+    """The machine of the cluster; empty for this one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Is one thing to look at, and how long it may take."""
+    """A check and its time limit."""
 
     name: str
-    look: Callable[[], Iterable[Finding]]
+    run: Callable[[], Iterable[Finding]]
     seconds: float = 10.0
     storage: bool = False
 
 
 def run_checks(checks: Sequence[Check]) -> Iterator[Finding]:
-    """Run checks side by side; gives their findings in the checks' order, each as soon as it is known."""
+    """Run checks side by side; yield their findings in the checks' order, each as soon as it is known."""
     found: dict[int, list[Finding]] = {}
     started = time.monotonic()
 
     def run(number: int, check: Check) -> None:
         try:
-            found[number] = list(check.look())
-        except Exception as err:  # a half-broken machine raises anything at all, and the other lines still count
+            found[number] = list(check.run())
+        except Exception as err:  # a broken machine may raise anything, and the other findings still count
             reason = f"could not be looked at ({type(err).__name__}: {one_line(err)})"
             found[number] = [_broken(check, reason, "mend what it names, and ask again")]
 
@@ -85,21 +85,21 @@ def _broken(check: Check, seen: str, remedy: str) -> Finding:
 
 
 def finding_text(found: Finding) -> str:
-    """Lay one finding out: status, name, what was seen; what to do."""
+    """Format a finding: status, name, what was seen; what to do."""
     seen = f"{found.seen}; {found.remedy}" if found.remedy else found.seen
     where = f" [{found.host}]" if found.host else ""
     return one_line(f"{found.status:<4}  {found.name:<{_NAME_LETTERS}} {seen}{where}", most=10_000, keep_spaces=True)
 
 
 def one_line(text: object, *, most: int = _MOST_LETTERS, keep_spaces: bool = False) -> str:
-    """Give a text in one line, without control codes and without the password of an address."""
+    """Shorten a text to one line, without control characters and the password of an address."""
     line = str(text) if keep_spaces else " ".join(str(text).split())
     line = re.sub(r"//[^/@\s]*@", "//…@", line)
     return "".join(char if char.isprintable() else "?" for char in line)[:most]
 
 
 def summary(findings: Sequence[Finding]) -> dict[str, Any]:
-    """Count the findings, and say what can be done here: search, scoring."""
+    """Count the findings, and tell whether this machine can search and score."""
     counts: dict[str, Any] = {status: sum(found.status == status for found in findings) for status in STATUSES}
     bad = {found.name for found in findings if found.status == "fail" or found.absent}
     scoring = not bad & {"python", "packages", "decoders", "scoring"}
@@ -107,13 +107,13 @@ def summary(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """Give 0 where nothing failed, 4 where only storage did, as a job would end there, else 2."""
+    """Return 0 if nothing failed, 4 if only storage failed, as a job would, else 2."""
     failed = [found for found in findings if found.status == "fail"]
     return 0 if not failed else 4 if all(found.storage for found in failed) else 2
 
 
 def merge_hosts(by_host: dict[str, list[Finding]]) -> list[Finding]:
-    """Put several machines' findings together: what all agree on is one line, and so is each other kind of trouble."""
+    """Merge the findings of several machines: equal ones become one line that names its machines."""
     merged: list[Finding] = []
     names = list(dict.fromkeys(found.name for findings in by_host.values() for found in findings))
     for name in names:
@@ -125,7 +125,7 @@ def merge_hosts(by_host: dict[str, list[Finding]]) -> list[Finding]:
                     fine.append(host)
                 groups.setdefault(found, []).append(host)
         well = [found for found in groups if found.status == "ok"]
-        if len(well) > 1:  # machines may differ in what is no trouble: the first stands for them
+        if len(well) > 1:  # machines may differ where all is well: the first one is shown
             merged.append(replace(well[0], host=_hosts([groups[well[0]][0]], others=len(set(fine)) - 1)))
         elif well:
             merged.append(replace(well[0], host=_hosts(groups[well[0]])))
@@ -140,5 +140,5 @@ def _hosts(hosts: Sequence[str], *, others: int = 0) -> str:
 
 
 def as_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
-    """Give findings in plain values; what is empty is left out."""
+    """Convert findings for JSON, without empty values."""
     return [{name: value for name, value in asdict(found).items() if value} for found in findings]

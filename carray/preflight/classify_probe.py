@@ -1,10 +1,9 @@
-"""Measures what an image of a source costs one core, by the job's own code.
+"""Measures what an image of a source costs one core, with the job's own code.
 
-From: what run is wanted, and a bundle. To: a `Sample` of the source's images, and the `Cost` of one of them.
-Invariants: the listing is the job's own (classify.plan), into a temporary folder; it is stopped after a while, and
-then the count is a lower bound and says so. Each process scores its images once, since a second look would find them
-in the machine's memory; two shards are in hand, as in a job; the clock starts when every process has opened the bundle.
-Cost: a LIST request for 1,000 keys, one GET for each image that is drawn.
+The source is listed as by the job (classify.plan), but for a limited time; then the count is a lower bound. Each
+process scores its images once, since they would be cached the second time, and two shards at once, as in a job. The
+clock starts when every process has opened the bundle.
+Cost: a LIST request for 1,000 keys, one GET for each drawn image.
 """
 
 from __future__ import annotations
@@ -33,39 +32,39 @@ from carray.core.progress import say
 from carray.core.store.files import is_s3
 from carray.core.store.listing import Piece
 from carray.images.read import ReadImage
-from carray.preflight.estimate.parallel import run_in_parallel, wait_for_others
-from carray.preflight.estimate.ranges import Range, middle
+from carray.preflight.parallel import run_in_parallel, wait_for_others
+from carray.preflight.ranges import Range, middle
 
 __all__ = ["Cost", "Sample", "draw_images", "measure_scoring"]
 
 _MOST_SHARDS = 40
-"""From which images are drawn."""
+"""Shards from which images are drawn, at most."""
 WARM_IMAGES = 16
-"""Scored before the clock starts: they open the bundle and set the network's memory up."""
+"""Images scored before the clock starts, to open the bundle and allocate the network's memory."""
 _RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Holds what a listing found: how many images there are, and some of them."""
+    """Result of a listing: the number of images, and some of them."""
 
     images: int
-    """Of the source; of what was listed, where the listing was stopped."""
+    """Images of the source, or those listed in time."""
     complete: bool
     keys: int
-    """Listed, those that are no images among them."""
+    """Listed keys, images or not."""
     chosen: list[PlannedImage]
 
     @property
     def on_s3(self) -> bool:
-        """Say whether the images lie in an object store."""
+        """Whether the images are on S3."""
         return is_s3(self.chosen[0].uri)
 
 
 def draw_images(
     out: str, wanted: RunRecord, settings: ClassifySettings, *, uses_boxes: bool, count: int, seconds: float
 ) -> Sample:
-    """List a source for so many seconds at most, and draw `count` of its images, or all if there are fewer.
+    """List a source for at most `seconds`, and draw `count` of its images, or all if there are fewer.
 
     Raises:
         SettingsError: there is no image, or none was listed in that time.
@@ -101,20 +100,20 @@ def _draw(out: str, sizes: dict[int, int], count: int) -> list[PlannedImage]:
 
 @dataclass(frozen=True)
 class Cost:
-    """Holds what one image costs one core while all cores of the machine score."""
+    """What an image costs one core while all cores of the machine score."""
 
     seconds: Range
-    """An image, of one core: from the processor's time, which it would take undisturbed, to the time that passed here;
-    each the outer end of the middle 80 % of what other samples of the same source might have shown."""
+    """Core-seconds of an image: from processor time to wall-clock time, each the outer end of the middle 80 % of
+    resampled images."""
     decode_seconds: float
-    """Of those, the mean time of decoding."""
+    """Of it, the mean time of decoding."""
     open_seconds: float
-    """Until a new process has opened the bundle."""
+    """Seconds until a new process has opened the bundle."""
     images: int
     bytes_per_image: float
     error_codes: dict[str, int]
     load: float = 0.0
-    """Of other work on this machine when it began, for each core."""
+    """Load of the machine for each core before the measurement."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +130,12 @@ class _Measured:
 def measure_scoring(
     bundle: str, run: RunRecord, settings: ClassifySettings, images: Sequence[PlannedImage], *, workers: int
 ) -> Cost:
-    """Score images in so many processes at once, each its part of them; each all of them where they are few.
+    """Score images in `workers` processes at once, each a part of them, or all of them if there are few.
 
     Raises:
         BundleError: the bundle is damaged, or computes other logits on this machine.
         BudgetError: a process died.
-        StorageError: the credentials at hand have expired.
+        StorageError: the credentials have expired.
     """
     parts = [images[i::workers] for i in range(workers)]
     if min(len(part) for part in parts) < 2 * WARM_IMAGES:
@@ -154,7 +153,7 @@ def _cost(measured: Sequence[_Measured]) -> Cost:
     drawn = random.choice(decode_N, (_RESAMPLES, len(decode_N))).mean(axis=1) if len(decode_N) else np.zeros(1)
     decode = float(decode_N.mean()) if len(decode_N) else 0.0
     per_worker = [one.seconds / one.images for one in measured]
-    # Images differ in what their decoding costs; everything else is the same for each. Processes differ, too.
+    # Images differ in the time of decoding only; processes differ, too.
     spread = middle(drawn - decode + random.choice(per_worker, (len(drawn), len(per_worker))).mean(axis=1))
     undisturbed = sum(one.core_seconds for one in measured) / images
     return Cost(
@@ -170,7 +169,7 @@ def _cost(measured: Sequence[_Measured]) -> Cost:
 def _measure(
     bundle: str, run: Mapping[str, Any], settings: Mapping[str, Any], images: Sequence[PlannedImage]
 ) -> _Measured:
-    """Score one process's images: a few to warm up, then two shards of the others beside each other."""
+    """Score one process's images: a few to warm up, then the others in two shards at once."""
     started = time.monotonic()
     reader = _TimedReader
     with tempfile.TemporaryDirectory(prefix="carray-estimate-") as out:
@@ -195,7 +194,7 @@ def _measure(
 
 
 def _write_shard(out: str, number: int, images: Sequence[PlannedImage], settings: ClassifySettings) -> None:
-    """Cut a shard of exactly these images, as the job's listing does."""
+    """Write a shard of exactly these images, as the job does."""
     sized = settings.model_copy(update={"shard_images_first": len(images), "shard_images_max": len(images)})
     boxes = [image.box or (None,) * len(BOX) for image in images]
     columns = [(one.uri, one.escaped, one.etag, one.size_bytes, *box) for one, box in zip(images, boxes, strict=True)]
@@ -208,7 +207,7 @@ def _write_shard(out: str, number: int, images: Sequence[PlannedImage], settings
 
 
 class _TimedReader(ImageReader):
-    """Reads images as a worker does, and notes how long each one's decoding takes."""
+    """An image reader that records the time of each decoding."""
 
     decode_seconds: ClassVar[list[float]] = []
 
@@ -218,7 +217,7 @@ class _TimedReader(ImageReader):
 
 @dataclass
 class _Timing:
-    """Hands arrivals on, with a clock around what is left to do to them."""
+    """A queue of arrivals that times their decoding."""
 
     arrived: SimpleQueue[Arrival]
     seconds: list[float]
