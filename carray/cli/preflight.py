@@ -24,6 +24,7 @@ from carray.cli.options import (
 )
 from carray.core.errors import SettingsError
 from carray.core.limits import MOST_COUNT
+from carray.core.progress import print_result
 
 __all__ = ["doctor", "estimate", "estimate_classify", "estimate_tune"]
 
@@ -57,7 +58,6 @@ def doctor(
 
     Example: `carray doctor s3://photos/2026 --out s3://results/2026`
     """
-    from carray.core.progress import print_result
     from carray.preflight.doctor.examine import examine, examine_cluster
     from carray.preflight.doctor.findings import as_json as plain
     from carray.preflight.doctor.findings import exit_code, finding_text, summary
@@ -147,7 +147,6 @@ def estimate_classify(
     Example: `carray estimate classify run/bundle s3://photos/2026 --machines 10 --cores 16`
     """
     from carray.classify.predictions_folder import ClassifySettings
-    from carray.core.progress import print_result
     from carray.core.settings import load_settings
     from carray.preflight.doctor.machine import usable_cores
     from carray.preflight.estimate import classify
@@ -198,7 +197,6 @@ def estimate_tune(
 
     Example: `carray estimate tune --manifest manifest.parquet --config jobs/configs/cars-cpu.yaml --machines 4`
     """
-    from carray.core.progress import print_result
     from carray.core.settings import load_settings
     from carray.preflight.doctor.machine import usable_cores
     from carray.preflight.estimate import tune

@@ -10,6 +10,7 @@ import typer
 from carray.cli.options import Column, Predictions, SeedOption, new_file, path_argument, path_option
 from carray.core.errors import SettingsError
 from carray.core.limits import MOST_COUNT
+from carray.core.progress import print_result, say
 
 __all__ = ["compare", "query", "report"]
 
@@ -54,7 +55,6 @@ def query(
     Example: `carray query predictions "select make, count(*) n from predictions group by make order by n desc"`
     """
     from carray import queries
-    from carray.core.progress import print_result, say
     from carray.core.uri_tables import parse_columns
     from carray.queries.answers import choose_format, jsonable
 
@@ -115,7 +115,6 @@ def compare(
     Example: `carray compare predictions/may predictions/june --out may-to-june`
     """
     from carray.comparison.build import compare_bundles, compare_runs, comparison_text
-    from carray.core.progress import print_result
 
     _check_bundles(manifest, out, split=split, runtime=runtime)
     if manifest is not None and out is not None:
@@ -162,7 +161,6 @@ def report(
 
     Example: `carray report predictions --out report.html`
     """
-    from carray.core.progress import print_result
     from carray.reports.predictions import write_report
 
     print_result(write_report(predictions, out=out, thumbnails=thumbnails, seed=seed))

@@ -22,6 +22,7 @@ from carray.cli.options import (
 )
 from carray.core.errors import DataError, SettingsError
 from carray.core.limits import MOST_COUNT
+from carray.core.progress import print_result
 
 __all__ = ["calibrate", "classify", "compact", "evaluate", "predict", "quantize", "stress"]
 
@@ -49,7 +50,6 @@ def quantize(
     Example: `carray quantize run/bundle --manifest manifest.parquet`
     """
     from carray.bundle.originals import quantise_bundle
-    from carray.core.progress import print_result
 
     info = quantise_bundle(bundle, manifest, keep=keep, split=split)
     certificate = info.certificates["int8"].model_dump(mode="json")
@@ -74,7 +74,6 @@ def calibrate(
 
     Example: `carray calibrate run/bundle --manifest manifest.parquet --target-precision 0.98`
     """
-    from carray.core.progress import print_result
     from carray.evaluation.recalibrate import recalibrate
 
     info = recalibrate(bundle, manifest, target_precision=target_precision, split=split)
@@ -100,7 +99,6 @@ def evaluate(
 
     Example: `carray evaluate run/bundle --manifest manifest.parquet --out evaluation`
     """
-    from carray.core.progress import print_result
     from carray.evaluation.evaluate import evaluate as measure
     from carray.evaluation.evaluate import summary_text
 
@@ -136,7 +134,6 @@ def stress(
 
     Example: `carray stress run/bundle --manifest manifest.parquet --out evaluation --outside no-cars`
     """
-    from carray.core.progress import print_result
     from carray.evaluation.stress import stress as measure
     from carray.evaluation.stress import summary_text
 
@@ -191,7 +188,6 @@ def classify(
     """
     from carray.classify.classify_on_ray import classify as run_classify
     from carray.classify.predictions_folder import ClassifySettings
-    from carray.core.progress import print_result
     from carray.core.settings import load_settings
     from carray.core.uri_tables import parse_columns
 
@@ -231,7 +227,6 @@ def compact(
     Example: `carray compact s3://photos-predictions/2026 --to s3://photos-predictions/2026-compact`
     """
     from carray.classify.compact import compact as merge
-    from carray.core.progress import print_result
 
     print_result(merge(out, to=to, rows_per_file=rows_per_file))
 

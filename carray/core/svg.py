@@ -1,8 +1,6 @@
-"""Draws pictures as SVG that stands inside a page and takes the page's colours, by day and by night.
+"""Draws matplotlib figures as `<svg>` elements of a page, in its light and dark colours.
 
-From: what a caller draws on matplotlib's axes. To: one `<svg>` element, with a title and a description.
-Invariants: colours are the CSS variables of `core/page.html.j2`; no two pictures of different titles share an id; names
-are text, never markup or mathematics; what has a tip says it when pointed at.
+Colours are the CSS variables of `core/page.html.j2`; ids are unique to a title; names are text, never markup.
 """
 
 from __future__ import annotations
@@ -26,10 +24,10 @@ PAGE_COLOURS = {
     "bad": "#0a0b07",
     "paper": "#0a0b08",
 }
-"""What matplotlib is told, by the name of the CSS variable that takes its place afterwards."""
+"""Placeholder colours for matplotlib, by the CSS variable that replaces each."""
 _INK, _SOFT, _GRID = (PAGE_COLOURS[name] for name in ("ink", "soft", "grid"))
 _SIZE = (5.6, 3.7)
-"""Inches of 72 units: a phone shows the picture at about this size, a wide screen half as large again."""
+"""Inches of 72 units: the size on a phone; a wide screen shows it half as large again."""
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: the page's font, found by searching
     "text.parse_math": False,
@@ -67,7 +65,7 @@ def whole_numbers(axis: Any) -> None:
 
 
 def plain_log_axis(axis: Any) -> None:
-    """Label a logarithmic axis as people write numbers."""
+    """Label a logarithmic axis with plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
@@ -79,14 +77,14 @@ def plain_log_axis(axis: Any) -> None:
 def picture(
     title: str, description: str, tips: Mapping[str, str], *, height: float = _SIZE[1], width: float = _SIZE[0]
 ) -> Iterator[tuple[Any, Callable[[], str]]]:
-    """Give axes to draw on, and a function that gives the SVG once that is done.
+    """Yield axes to draw on, and a function that returns the SVG afterwards.
 
     Args:
-        title: Names the picture; two pictures of a page have two titles.
-        description: Says what it shows, to who cannot see it.
-        tips: What an artist of gid `tip-NAME` says when pointed at, by NAME.
+        title: The picture's title, unique in its page.
+        description: A text for screen readers.
+        tips: Tooltips by NAME, of the artists with gid `tip-NAME`.
         height: In inches of 72 units.
-        width: The same; what is wider than a phone needs a place that scrolls.
+        width: In inches of 72 units; above a phone's width it needs a scrolling element.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -100,7 +98,7 @@ def picture(
 
 
 def _for_page(svg: str, title: str, description: str, tips: Mapping[str, str]) -> str:
-    """Make an SVG file an element of a page: its colours the page's, its size the place's, its ids only those used."""
+    """Convert an SVG file into an element of a page: with the page's colours, a flexible size and only the used ids."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     name = re.sub(r"\W+", "-", title.lower())
