@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from carray.cli.options import (
+    AllFiles,
     Bundle,
     Command,
     Config,
     ManifestOption,
+    ManifestSplit,
+    Runtime,
     SearchEpochs,
     SearchSeed,
     SearchTrials,
@@ -128,9 +131,9 @@ def estimate_classify(
         int | None, typer.Option(min=1, max=1_000_000, help="Images to score here; default: 200 for each process.")
     ] = None,
     probe_workers: ProbeWorkers = None,
-    split: Annotated[str | None, typer.Option(help="Where SOURCE is a manifest: this split only.")] = None,
-    all_files: Annotated[bool, typer.Option("--all-files", help="Take every file, whatever its suffix.")] = False,
-    runtime: Annotated[str | None, typer.Option(help="auto, or one of the bundle's runtimes.")] = None,
+    split: ManifestSplit = None,
+    all_files: AllFiles = False,
+    runtime: Runtime = None,
     config: Config = None,
     settings: Settings = None,
 ) -> None:

@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from carray.cli.options import (
+    AllFiles,
     Bundle,
     Column,
     Config,
     ManifestOption,
+    ManifestSplit,
+    Runtime,
     SeedOption,
     Settings,
     Source,
@@ -155,9 +158,9 @@ def classify(
     out: Annotated[
         str, path_option("--out", "Predictions folder; local or s3://. An unfinished run there is resumed.")
     ],
-    split: Annotated[str | None, typer.Option(help="Where SOURCE is a manifest: this split only.")] = None,
+    split: ManifestSplit = None,
     column: Column = None,
-    all_files: Annotated[bool, typer.Option("--all-files", help="Take every file, whatever its suffix.")] = False,
+    all_files: AllFiles = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Fetch and score rows with status fetch_error again.")
     ] = False,
@@ -172,7 +175,7 @@ def classify(
         number_option("--max-failed-fraction", "Stop once more than this fraction of the images failed, such as 0.2."),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="The most scoring processes; default: as the CPUs allow.")] = None,
-    runtime: Annotated[str | None, typer.Option(help="auto, or one of the bundle's runtimes.")] = None,
+    runtime: Runtime = None,
     config: Config = None,
     settings: Settings = None,
 ) -> None:

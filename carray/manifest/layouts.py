@@ -58,7 +58,7 @@ class FolderRole:
 
     label: str | None = None
     split: str | None = None
-    above: Folder | None = None
+    unlabelled_in: Folder | None = None
     """The folder to name where pictures have no label; else None."""
     left_out: bool = False
     """Whether the pictures are masks or the like."""
@@ -76,7 +76,7 @@ class _Tree:
                 if depth:
                     self.children[folder[: depth - 1]].add(folder[depth - 1])
 
-    def holds_its_own(self, folder: Folder) -> bool:
+    def holds_most_directly(self, folder: Folder) -> bool:
         """Check whether at least half of a folder's pictures lie directly in it."""
         return 0 < self.total[folder] <= 2 * self.direct[folder]
 
@@ -86,7 +86,7 @@ class _Tree:
         while len(names := self.children.get(inside, set())) == 1:
             (name,) = names
             child = (*inside, name)
-            if stop(name) or not self.children.get(child) or self.holds_its_own(child):
+            if stop(name) or not self.children.get(child) or self.holds_most_directly(child):
                 break
             inside = child
         return inside
@@ -120,16 +120,15 @@ class FolderLayout:
         """Determine a folder's label and split, whether or not it holds pictures."""
         reduced = self._reduce(folder)
         if reduced is None:
-            return FolderRole(above=folder, left_out=True)
+            return FolderRole(unlabelled_in=folder, left_out=True)
         if self.kind == "images":
-            return FolderRole(above=folder)
-        parts = self._under(reduced, self.inside)
-        split, rest = self._divide(parts)
+            return FolderRole(unlabelled_in=folder)
+        parts = self._without_prefix(reduced, self.inside)
+        split, rest = self._separate_split(parts)
         if rest is None:
-            outside = (*self.inside, *parts[: (self.level or 0) + 1])
-            return FolderRole(above=outside)
-        if rest[:1] and rest[0] in self._unlabelled_tops:
-            return FolderRole(above=folder)
+            return FolderRole(unlabelled_in=(*self.inside, *parts[: (self.level or 0) + 1]))
+        if self._classified(parts) is None:
+            return FolderRole(unlabelled_in=folder)
         label = self._label(rest)
         return FolderRole(label, split if label is not None else None, None if label is not None else folder)
 
@@ -144,12 +143,12 @@ class FolderLayout:
         return tuple(kept)
 
     @staticmethod
-    def _under(folder: Folder, wrappers: Folder) -> Folder:
+    def _without_prefix(folder: Folder, wrappers: Folder) -> Folder:
         if folder[: len(wrappers)] == wrappers:
             return folder[len(wrappers) :]
         return () if wrappers[: len(folder)] == folder else folder
 
-    def _divide(self, parts: Folder) -> tuple[str | None, Folder | None]:
+    def _separate_split(self, parts: Folder) -> tuple[str | None, Folder | None]:
         """Separate a path's split from its other parts, which are None outside the split folders."""
         if self.level is None or len(parts) <= self.level:
             return None, parts
@@ -159,24 +158,33 @@ class FolderLayout:
         after = self.level + (2 if parts[: self.level + 2] in self._repeated else 1)
         return self.splits[name], parts[: self.level] + parts[after:]
 
+    def _classified(self, parts: Folder) -> Folder | None:
+        """Take the split out of a path; None where the path has no label."""
+        rest = self._separate_split(parts)[1]
+        return None if rest is None or set(rest[:1]) & self._unlabelled_tops else rest
+
     def class_folder(self, rest: Folder) -> Folder | None:
         """Cut a path down to its class: the first folder that directly holds most of its pictures."""
-        rest = self._under(rest, self._below)
+        rest = self._without_prefix(rest, self._below)
         for depth in range(1, len(rest) + 1):
-            if self._classes.holds_its_own(rest[:depth]):
+            if self._classes.holds_most_directly(rest[:depth]):
                 return rest[:depth]
         return None if self._classes.total[rest] or not rest else rest
 
+    def class_folders(self) -> set[Folder]:
+        """List the folders that are classes."""
+        return {folder for rest in self._classes.direct if (folder := self.class_folder((*self._below, *rest)))}
+
     def class_names(self) -> tuple[set[str], set[str]]:
         """List the names of the class folders, and of the folders above them that are part of a class."""
-        folders = {folder for rest in self._classes.direct if (folder := self.class_folder((*self._below, *rest)))}
+        folders = self.class_folders()
         return {folder[-1] for folder in folders}, {name for folder in folders for name in folder[:-1]}
 
     def _label(self, rest: Folder) -> str | None:
         if self.label_from == "auto":
             folder = self.class_folder(rest)
             return " ".join(folder[: len(folder) - self._tail]) or None if folder else None
-        below = self._under(rest, self._below)
+        below = self._without_prefix(rest, self._below)
         if not below:
             return None
         whole = (*self.inside, *rest)
@@ -219,36 +227,31 @@ def read_layout(pictures: Mapping[Folder, int], *, layout: str = "auto", label_f
         return found
     if layout != "folder":
         _leave_out_companions(_Tree(pictures), found)
-    reduced: Counter[Folder] = Counter()
-    for folder, count in pictures.items():
-        if (parts := found._reduce(folder)) is not None:
-            reduced[parts] += count
+    reduced = _gathered(pictures, found._reduce)
     tree = _Tree(reduced)
     found.inside = tree.wrappers(lambda name: layout != "folder" and _split_words(name) is not None)
-    tree = _Tree(_gathered(reduced, lambda folder: found._under(folder, found.inside)))
+    tree = _Tree(_gathered(reduced, lambda folder: found._without_prefix(folder, found.inside)))
     if layout != "folder":
         _find_splits(tree, found, forced=layout == "splits")
     if tree.children:
         found.kind = "folder" if found.level is None else "splits"
     elif found.label_from != "auto":
         raise SettingsError(f"label_from is {label_from}, but no folder below the source could name a class.")
-    divided = ((found._divide(folder)[1], count) for folder, count in tree.direct.items())
-    rest = Counter[Folder]()
-    for inner, count in divided:
-        if inner is not None and not (inner and inner[0] in found._unlabelled_tops):
-            rest[inner] += count
+    rest = _gathered(tree.direct, found._classified)
     if found.level is not None:
         found._below = _Tree(rest).wrappers(lambda name: False)
-    found._classes = _Tree(_gathered(rest, lambda folder: found._under(folder, found._below)))
+    found._classes = _Tree(_gathered(rest, lambda folder: found._without_prefix(folder, found._below)))
     if found.label_from == "auto":
         _check_classes(found)
     return found
 
 
-def _gathered(pictures: Mapping[Folder, int], change: Callable[[Folder], Folder]) -> Counter[Folder]:
+def _gathered(pictures: Mapping[Folder, int], change: Callable[[Folder], Folder | None]) -> Counter[Folder]:
+    """Count pictures by their changed folders; a folder changed to None is left out."""
     gathered: Counter[Folder] = Counter()
     for folder, count in pictures.items():
-        gathered[change(folder)] += count
+        if (changed := change(folder)) is not None:
+            gathered[changed] += count
     return gathered
 
 
@@ -344,8 +347,7 @@ def _split_names(names: Iterable[str], *, lenient: bool = False) -> dict[str, st
 
 def _check_classes(found: FolderLayout) -> None:
     """Warn of what looks wrong in the class folders, and drop the last name where all share it."""
-    tree = found._classes
-    folders = {folder for rest in tree.direct if (folder := found.class_folder((*found._below, *rest)))}
+    tree, folders = found._classes, found.class_folders()
     while len(folders) > 1 and all(len(folder) > 1 for folder in folders) and len({f[-1] for f in folders}) == 1:
         if _YEAR.fullmatch(next(iter(folders))[-1]):
             break

@@ -349,8 +349,8 @@ def _from_folders(source: str, found: FolderLayout, files: _Files, *, by_hand: b
         if here.left_out:
             left_out[_folder_name(folder)] += 1
             continue
-        if here.above is not None:
-            unlabelled[_folder_name(here.above)] += 1
+        if here.unlabelled_in is not None:
+            unlabelled[_folder_name(here.unlabelled_in)] += 1
         rows.append(_row(image, label=here.label, split=here.split))
     frame = _frame(rows)
     per_class = Counter(row["label"] for row in rows if row["label"] is not None)
