@@ -16,9 +16,8 @@ import typer
 from carray import __version__
 from carray.cli.data import demo, prepare
 from carray.cli.options import Command
-from carray.cli.pages import report
 from carray.cli.preflight import doctor, estimate
-from carray.cli.questions import compare, query
+from carray.cli.questions import compare, query, report
 from carray.cli.score import calibrate, classify, compact, evaluate, predict, quantize, stress
 from carray.cli.search import export, leaderboard, train, tune
 from carray.core.exit_lines import run_command, run_watched
@@ -59,10 +58,7 @@ app.add_typer(estimate, name="estimate")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line of this process, or `arguments`; ends the process with an exit code.
-
-    The command line of this process runs in a child process (core.exit_lines says why).
-    """
+    """Run this process's command line in a child process (core.exit_lines says why), or `arguments` in this one."""
     command = partial(app, args=arguments, prog_name="carray")
     in_child = arguments is None and hasattr(os, "fork")
     raise SystemExit(run_watched(command) if in_child else run_command(command))

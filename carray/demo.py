@@ -1,9 +1,4 @@
-"""Runs everything once on drawn cars: prepare, tune, evaluate, classify, and three questions in pandas.
-
-From: nothing but this package. To: OUT/{images, manifest.parquet, run, evaluation, bucket, predictions,
-report.html}, each of which the last lines name.
-Cost: under 5 minutes on two cores.
-"""
+"""Runs the whole flow once on drawn cars: prepare, tune, evaluate, classify, and three questions in pandas."""
 
 from __future__ import annotations
 
@@ -24,7 +19,7 @@ BUCKET_IMAGES_PER_CLASS = 20
 
 
 def run_demo(out: str) -> dict[str, Any]:
-    """Run the whole flow below `out`, a local folder, and say where everything lies.
+    """Run the whole flow below `out`, a local folder, and print what each of its files is.
 
     Raises:
         SettingsError: `out` lies in an object store, or holds something else than an earlier demo.
@@ -48,7 +43,7 @@ def run_demo(out: str) -> dict[str, Any]:
         "rows": counts["rows"],
         "seconds": round(time.monotonic() - started, 1),
     }
-    _show_places(out)
+    _show_files(out)
     print_result(result)
     return result
 
@@ -135,8 +130,8 @@ def _ask(out: str) -> None:
     print(least[["name", "label", "score", "margin"]].round(3).to_string(index=False))
 
 
-def _show_places(out: str) -> None:
-    places = {
+def _show_files(out: str) -> None:
+    files = {
         "images": "labelled drawings, one folder a class",
         "manifest.parquet": "one row an image: split, size, hashes",
         "run/leaderboard.html": "how the trials went, as a page",
@@ -151,6 +146,6 @@ def _show_places(out: str) -> None:
         "report.html": "what is in the bucket, with a gallery",
     }
     print("\nEverything lies here:")
-    width = len(out) + 1 + max(map(len, places))
-    for name, what in places.items():
+    width = len(out) + 1 + max(map(len, files))
+    for name, what in files.items():
         print(f"  {join(out, name):<{width}} {what}")

@@ -24,12 +24,12 @@ class ClassifyMetrics:
         """
         statuses = {"ok": entry.ok, "fetch_error": entry.fetch_errors, "decode_error": entry.decode_errors}
         for status, images in {**statuses, "known": entry.known}.items():
-            self._meter.count("carray_classify_images_total", images, status=status)
+            self._meter.record("carray_classify_images_total", images, status=status)
         for code, images in entry.error_codes.items():
-            self._meter.count("carray_classify_failures_total", images, code=code)
-        self._meter.count("carray_classify_read_bytes_total", entry.read_bytes)
-        self._meter.observe("carray_classify_shard_seconds", max(entry.seconds, 1e-3))
+            self._meter.record("carray_classify_failures_total", images, code=code)
+        self._meter.record("carray_classify_read_bytes_total", entry.read_bytes)
+        self._meter.record("carray_classify_shard_seconds", max(entry.seconds, 1e-3))
         self._peak_bytes = max(self._peak_bytes, entry.worker_peak_bytes)
-        self._meter.set("carray_classify_worker_peak_memory_bytes", self._peak_bytes)
-        self._meter.set("carray_classify_shards_finished", finished)
-        self._meter.set("carray_classify_shards_listed", listed)
+        self._meter.record("carray_classify_worker_peak_memory_bytes", self._peak_bytes)
+        self._meter.record("carray_classify_shards_finished", finished)
+        self._meter.record("carray_classify_shards_listed", listed)

@@ -1,4 +1,4 @@
-"""The commands that make data: a manifest of the user's images, or the demo's drawn ones."""
+"""The commands prepare and demo."""
 
 from __future__ import annotations
 

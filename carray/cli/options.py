@@ -1,7 +1,7 @@
-"""Arguments and options that several commands share, and how their texts are read.
+"""Arguments and options that several commands share.
 
-A path is made absolute here; an empty or misspelled path, and a number that is NaN, infinite or out of range, are
-refused before a command starts.
+Paths are made absolute here; wrong paths, and numbers that are NaN, infinite or out of range, are refused before a
+command starts.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from carray.core.errors import SettingsError
 from carray.core.limits import MOST_COUNT, MOST_SEED
 
 __all__ = [
+    "AllFiles",
     "Bundle",
     "Column",
     "Command",
     "Config",
     "ManifestOption",
+    "ManifestSplit",
     "Predictions",
     "Run",
+    "Runtime",
     "SearchEpochs",
     "SearchSeed",
     "SearchTrials",
@@ -41,7 +44,7 @@ __all__ = [
 
 
 def path(name: str) -> Callable[[str], str]:
-    """Make the parser of an option or argument that is a path or URI; it returns the path absolute."""
+    """Make a parser of an option or argument that is a path or URI; it makes the path absolute."""
 
     def read(text: str) -> str:
         from carray.core.store.files import absolute
@@ -55,7 +58,7 @@ def path(name: str) -> Callable[[str], str]:
 
 
 def new_file(name: str, *, suffix: str | None = None) -> Callable[[str], str]:
-    """Make the parser of an option that names a file to write, which must end in `suffix` if that is given."""
+    """Make a parser of an option that names a file to write, which must end in `suffix`, if given."""
     read_path = path(name)
 
     def read(text: str) -> str:
@@ -95,14 +98,14 @@ def number_option(flag: str, help: str, *, least: float = 0.0) -> Any:
 
 
 class Command(TyperCommand):
-    """A command that refuses an option given twice (Typer would drop the first) and checks carray's own variables."""
+    """A command that refuses repeated options (Typer drops the first) and checks carray's environment variables."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments.
 
         Raises:
-            SettingsError: an option that takes one value is given twice, an argument is refused by its parser, or an
-                environment variable of carray's has a value that cannot be used.
+            SettingsError: an option with one value is given twice, an argument is refused by its parser, or an
+                environment variable of carray has an unusable value.
         """
         from carray.core.environment import check_variables
 
@@ -112,7 +115,7 @@ class Command(TyperCommand):
                 raise SettingsError(f"{param.opts[0]} is given {times} times; give it once.")
 
         remaining = super().parse_args(ctx, args)
-        check_variables()  # after the line above, in which --help ends
+        check_variables()  # after --help, which ends in the line above
         return remaining
 
 
@@ -135,6 +138,9 @@ Column = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as search.seed=1; repeatable.")
 ]
+AllFiles = Annotated[bool, typer.Option("--all-files", help="Take every file, whatever its suffix.")]
+ManifestSplit = Annotated[str | None, typer.Option("--split", help="Where SOURCE is a manifest: this split only.")]
+Runtime = Annotated[str | None, typer.Option("--runtime", help="auto, or one of the bundle's runtimes.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=MOST_SEED, help="Seed of what is drawn at random.")]
 SearchTrials = Annotated[int | None, typer.Option("--trials", help="Short for --set search.trials=N.")]
 SearchEpochs = Annotated[int | None, typer.Option("--epochs", help="Short for --set search.epochs=N.")]
@@ -142,7 +148,7 @@ SearchSeed = Annotated[int | None, typer.Option("--seed", help="Short for --set 
 
 
 def short_for(settings: list[str] | None, **named: object) -> list[str]:
-    """Join `--set` texts with options that are short for one: `search__seed=1` is search.seed=1; None is left out."""
+    """Append options to `--set` texts: `search__seed=1` becomes search.seed=1; None is left out."""
     return [
         *(settings or []),
         *(f"{key.replace('__', '.')}={value}" for key, value in named.items() if value is not None),

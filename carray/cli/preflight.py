@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from carray.cli.options import (
+    AllFiles,
     Bundle,
     Command,
     Config,
     ManifestOption,
+    ManifestSplit,
+    Runtime,
     SearchEpochs,
     SearchSeed,
     SearchTrials,
@@ -24,6 +27,7 @@ from carray.cli.options import (
 )
 from carray.core.errors import SettingsError
 from carray.core.limits import MOST_COUNT
+from carray.core.progress import print_result
 
 __all__ = ["doctor", "estimate", "estimate_classify", "estimate_tune"]
 
@@ -57,7 +61,6 @@ def doctor(
 
     Example: `carray doctor s3://photos/2026 --out s3://results/2026`
     """
-    from carray.core.progress import print_result
     from carray.preflight.doctor import examine, examine_cluster
     from carray.preflight.findings import as_json as plain
     from carray.preflight.findings import exit_code, finding_text, summary
@@ -128,9 +131,9 @@ def estimate_classify(
         int | None, typer.Option(min=1, max=1_000_000, help="Images to score here; default: 200 for each process.")
     ] = None,
     probe_workers: ProbeWorkers = None,
-    split: Annotated[str | None, typer.Option(help="Where SOURCE is a manifest: this split only.")] = None,
-    all_files: Annotated[bool, typer.Option("--all-files", help="Take every file, whatever its suffix.")] = False,
-    runtime: Annotated[str | None, typer.Option(help="auto, or one of the bundle's runtimes.")] = None,
+    split: ManifestSplit = None,
+    all_files: AllFiles = False,
+    runtime: Runtime = None,
     config: Config = None,
     settings: Settings = None,
 ) -> None:
@@ -147,7 +150,6 @@ def estimate_classify(
     Example: `carray estimate classify run/bundle s3://photos/2026 --machines 10 --cores 16`
     """
     from carray.classify.predictions_folder import ClassifySettings
-    from carray.core.progress import print_result
     from carray.core.settings import load_settings
     from carray.preflight import estimate_classify as classify
     from carray.preflight.machine import usable_cores
@@ -198,7 +200,6 @@ def estimate_tune(
 
     Example: `carray estimate tune --manifest manifest.parquet --config jobs/configs/cars-cpu.yaml --machines 4`
     """
-    from carray.core.progress import print_result
     from carray.core.settings import load_settings
     from carray.preflight import estimate_tune as tune
     from carray.preflight.machine import usable_cores

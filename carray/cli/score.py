@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from carray.cli.options import (
+    AllFiles,
     Bundle,
     Column,
     Config,
     ManifestOption,
+    ManifestSplit,
+    Runtime,
     SeedOption,
     Settings,
     Source,
@@ -22,6 +25,7 @@ from carray.cli.options import (
 )
 from carray.core.errors import DataError, SettingsError
 from carray.core.limits import MOST_COUNT
+from carray.core.progress import print_result
 
 __all__ = ["calibrate", "classify", "compact", "evaluate", "predict", "quantize", "stress"]
 
@@ -49,7 +53,6 @@ def quantize(
     Example: `carray quantize run/bundle --manifest manifest.parquet`
     """
     from carray.bundle.certificates import quantise_bundle
-    from carray.core.progress import print_result
 
     info = quantise_bundle(bundle, manifest, keep=keep, split=split)
     certificate = info.certificates["int8"].model_dump(mode="json")
@@ -74,7 +77,6 @@ def calibrate(
 
     Example: `carray calibrate run/bundle --manifest manifest.parquet --target-precision 0.98`
     """
-    from carray.core.progress import print_result
     from carray.evaluation.recalibrate import recalibrate
 
     info = recalibrate(bundle, manifest, target_precision=target_precision, split=split)
@@ -100,7 +102,6 @@ def evaluate(
 
     Example: `carray evaluate run/bundle --manifest manifest.parquet --out evaluation`
     """
-    from carray.core.progress import print_result
     from carray.evaluation.evaluate import evaluate as measure
     from carray.evaluation.evaluate import summary_text
     from carray.pages.evaluation import write_page
@@ -137,7 +138,6 @@ def stress(
 
     Example: `carray stress run/bundle --manifest manifest.parquet --out evaluation --outside no-cars`
     """
-    from carray.core.progress import print_result
     from carray.evaluation.stress import stress as measure
     from carray.evaluation.stress import summary_text
     from carray.pages.evaluation import write_page
@@ -168,9 +168,9 @@ def classify(
     out: Annotated[
         str, path_option("--out", "Predictions folder; local or s3://. An unfinished run there is resumed.")
     ],
-    split: Annotated[str | None, typer.Option(help="Where SOURCE is a manifest: this split only.")] = None,
+    split: ManifestSplit = None,
     column: Column = None,
-    all_files: Annotated[bool, typer.Option("--all-files", help="Take every file, whatever its suffix.")] = False,
+    all_files: AllFiles = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Fetch and score rows with status fetch_error again.")
     ] = False,
@@ -185,7 +185,7 @@ def classify(
         number_option("--max-failed-fraction", "Stop once more than this fraction of the images failed, such as 0.2."),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="The most scoring processes; default: as the CPUs allow.")] = None,
-    runtime: Annotated[str | None, typer.Option(help="auto, or one of the bundle's runtimes.")] = None,
+    runtime: Runtime = None,
     config: Config = None,
     settings: Settings = None,
 ) -> None:
@@ -201,7 +201,6 @@ def classify(
     """
     from carray.classify.classify_on_ray import classify as run_classify
     from carray.classify.predictions_folder import ClassifySettings
-    from carray.core.progress import print_result
     from carray.core.settings import load_settings
     from carray.core.uri_tables import parse_columns
 
@@ -241,7 +240,6 @@ def compact(
     Example: `carray compact s3://photos-predictions/2026 --to s3://photos-predictions/2026-compact`
     """
     from carray.classify.compact import compact as merge
-    from carray.core.progress import print_result
 
     print_result(merge(out, to=to, rows_per_file=rows_per_file))
 

@@ -18,6 +18,7 @@ from carray.cli.options import (
     short_for,
 )
 from carray.core.errors import SettingsError
+from carray.core.progress import print_result, say
 
 __all__ = ["export", "leaderboard", "train", "tune"]
 
@@ -48,7 +49,6 @@ def tune(
     Example: `carray tune --manifest manifest.parquet --out run --trials 8 --epochs 6`
     """
     from carray.bundle.winner import keep_winner
-    from carray.core.progress import print_result
     from carray.core.settings import load_settings
     from carray.pages.leaderboard import write_curves, write_page
     from carray.search.search_on_ray import search
@@ -100,7 +100,6 @@ def train(
     """
     from carray.bundle.winner import keep_trained
     from carray.bundle.winner import refit as refit_row
-    from carray.core.progress import print_result
     from carray.pages.leaderboard import write_curves
     from carray.search import train_one
 
@@ -147,7 +146,6 @@ def leaderboard(
 
     Example: `carray leaderboard run`
     """
-    from carray.core.progress import say
     from carray.pages.leaderboard import write_page
     from carray.search.leaderboard import leaderboard_text
     from carray.search.run_folder import read_trials
@@ -179,7 +177,6 @@ def export(
     Example: `carray export run --trial t00003 --out fast-bundle`
     """
     from carray.bundle.winner import export_trial
-    from carray.core.progress import print_result
     from carray.core.store.files import join
 
     info = export_trial(run, trial, out=out)

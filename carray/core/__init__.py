@@ -1,1 +1,1 @@
-"""What every stage stands on: errors, settings, storage, tables and progress. Knows nothing of images or models."""
+"""core: errors, settings, storage, tables and progress, for every stage."""

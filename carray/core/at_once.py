@@ -1,8 +1,4 @@
-"""Does many things at once, and bounds what they hold.
-
-`at_once` asks a store for many small objects: it takes tens of milliseconds for each, and a log has thousands.
-`ByteBudget` keeps the bytes that threads hold below a limit.
-"""
+"""Concurrency: many requests to a store at once, and a limit on the memory that threads hold."""
 
 from __future__ import annotations
 
@@ -21,13 +17,13 @@ _THREADS = 32
 
 
 def at_once(action: Callable[[T], U], items: Iterable[T]) -> list[U]:
-    """Do an action for every item, many beside each other; gives the results in the items' order."""
+    """Call an action on every item in many threads, such as requests to a store; returns the results in order."""
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(action, items))
 
 
 class ByteBudget:
-    """Holds threads back while the bytes in hand would pass a limit; safe to call from several threads."""
+    """A limit on the bytes that threads hold, for which they wait; thread-safe."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._held = limit, 0
@@ -40,14 +36,14 @@ class ByteBudget:
             self._held += size
 
     def give_back(self, size: int) -> None:
-        """Let others have these bytes."""
+        """Return these bytes to the budget."""
         with self._changed:
             self._held -= size
             self._changed.notify_all()
 
     @contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Hold `size` bytes while a block runs, once they fit."""
+        """Take `size` bytes for the length of a block."""
         self.take(size)
         try:
             yield

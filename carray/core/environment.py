@@ -1,10 +1,7 @@
 """Environment variables: carray's own, checked before a command starts, and those that turn telemetry off.
 
-No other module reads a variable whose name begins with CARRAY_. A relative path is made absolute once, in this
-process's environment, so that workers, which run in other folders, use the same path.
-
-onnxruntime (since 1.29), Ray (a private one too), MLflow and the model hub's client report usage to their makers by
-default. Each reads one variable, which carray sets when it is imported, unless the user has set it.
+No other module reads a variable that begins with CARRAY_. onnxruntime (since 1.29), Ray, MLflow and the model hub's
+client report usage by default; carray turns each off when it is imported, unless the user has set its variable.
 """
 
 from __future__ import annotations
@@ -30,13 +27,13 @@ TELEMETRY_OFF = {
 
 
 def turn_telemetry_off() -> None:
-    """Turn the libraries' reports off, in this process and in those that it starts."""
+    """Turn the libraries' telemetry off, in this process and its children."""
     for name, value in TELEMETRY_OFF.items():
         os.environ.setdefault(name, value)
 
 
 def check_variables() -> None:
-    """Check every variable, make paths absolute for this process and its children, and warn of unknown names.
+    """Check every variable, make paths absolute for workers in other folders, and warn of unknown names.
 
     Raises:
         SettingsError: one sentence for each variable that cannot be used.
@@ -70,7 +67,7 @@ def cache_home() -> Path:
 
     given = os.environ.get(CACHE)
     if not given:
-        shared = os.environ.get("XDG_CACHE_HOME", "")  # by its standard, ignored where it is relative
+        shared = os.environ.get("XDG_CACHE_HOME", "")  # by its specification ignored where it is relative
         return Path(shared if os.path.isabs(shared) else os.path.expanduser("~/.cache"), "carray")
     try:
         path = absolute(given)

@@ -1,6 +1,6 @@
-"""The errors that a user of carray can meet, their exit codes, and the error codes of rows with what to do about each.
+"""The errors that users see, their exit codes, and the error codes of rows with their remedies.
 
-    CarrayError            exit 1   base of all; never raised itself
+    CarrayError            exit 1   base class; never raised itself
       SettingsError        exit 2   the user can fix it; lists all problems at once
       DataError            exit 2   one image or one table is bad
         FetchError         a row    an image could not be read from storage
@@ -11,7 +11,7 @@
       BudgetError          exit 5   a limit was exceeded
       SearchError          exit 6   no trial of a search has a result; names the first cause
       ClusterError         exit 1   Ray lost processes, machines or its head, beyond what retries recover
-      StoppedError         exit 130 Ctrl-C, or 143 SIGTERM, stopped the command; says what is kept
+      StoppedError         exit 130 Ctrl-C, or 143 SIGTERM, stopped the command; says which work is kept
 
 A message is one sentence: what is wrong, the value seen, what is allowed, what to do. Only `FetchError` and
 `DecodeError` become rows of a table; any other exception that is not a `CarrayError` is a bug.
@@ -43,7 +43,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ErrorCode:
-    """A value of the column `error_code`: the status that goes with it, what it means, and what to do."""
+    """A value of the column `error_code`: its status, meaning and remedy."""
 
     status: str
     meaning: str
@@ -174,7 +174,7 @@ class ClusterError(CarrayError):
 
 
 class StoppedError(CarrayError):
-    """A signal stopped the command; the message says what is kept."""
+    """A signal stopped the command; the message says which work is kept."""
 
     def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
         self.exit_code = 128 + number

@@ -1,12 +1,9 @@
 """Ends a command's log with lines that say what happened and what to do, whatever ended it.
 
-A command runs in a child process with its own session, which it shares with the processes that it starts, such as a
-private Ray. The parent stays in the shell's process group, passes signals on, kills what the child left behind, and
-prints the last lines: Ray's own code ends a driver without a message when the head node is lost, and so does the kernel
-when memory runs out.
-
-A signal to the process, to its group, or to all processes at once stops the command in order, with the exit code that a
-shell gives (128 + its number); a second one, or GRACE_SECONDS, kills it.
+A command runs in a child process with a session of its own. The parent passes signals on, kills what the child left
+running, and prints the last lines: Ray ends a driver without a message when the head node is lost, as the kernel does
+when memory runs out. A signal, to one process or to the whole group, stops the command in order, with the exit code of
+a shell (128 + its number); a second signal, or GRACE_SECONDS, kills it.
 """
 
 from __future__ import annotations
@@ -45,9 +42,9 @@ __all__ = [
 ]
 
 GRACE_SECONDS = 30
-"""How long a stopping command may take; spot machines and job servers wait about as long before they kill it."""
+"""The most time to stop in; spot machines and job servers allow about as much."""
 _SAME_SECONDS = 1.0
-"""A second signal within this time is the first one, sent to process and group, or to parent and child."""
+"""A second signal within this time is the same one, sent to process and group, or to parent and child."""
 _SHARED_BYTES = 64 * 1024
 _MESSAGE_CHARACTERS = 400
 """Limit of a library's error message: some carry whole stacks."""
@@ -57,14 +54,14 @@ _STOPS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SI
 _OURS = (*_STOPS, signal.SIGTSTP, signal.SIGALRM)
 
 _shared: mmap.mmap | None = None
-"""Memory that this process shares with its parent, as JSON; None without a parent that watches."""
+"""Memory shared with the parent process, holding JSON; None without such a parent."""
 _written: dict[str, Any] = {}
 """The content of the shared memory."""
 _advice = ""
 _what_stays = ""
-"""Second half of the sentence about a stop: what of the work is kept."""
+"""The end of the sentence about a stop: which work is kept."""
 _ask: Callable[[StoppedError], None] | None = None
-"""Receives the error of a stop, where no exception may be raised."""
+"""Receives a stop's error where no exception may be raised."""
 _stopped: StoppedError | None = None
 """Why the command is being stopped; None while it is not."""
 
@@ -77,19 +74,19 @@ def advise(text: str) -> None:
 
 
 def record_error(err: CarrayError) -> None:
-    """Leave an error with the parent at once, since Ray may end this process before the command does."""
+    """Report an error to the parent at once, since Ray may end this process before the command ends."""
     if _stopped in (None, err):  # errors after a stop are its consequences
         _share(code=err.exit_code, lines=_lines(err))
 
 
 def run_command(command: Callable[[], Any]) -> int:
-    """Run a command, print its last lines or leave them to the parent; returns its exit code."""
+    """Run a command, and print its last lines or hand them to the parent; returns its exit code."""
     advise("")
     _spell_unencodable_letters()
     with _answering_stops():
         code, lines = _outcome(command)
         try:
-            if sys.stdout is not None:  # as it is where the descriptor was closed
+            if sys.stdout is not None:  # None where the descriptor was closed
                 sys.stdout.flush()
         except OSError as err:
             code, lines = StorageError.exit_code, [*lines, _unwritten(err)]
@@ -102,13 +99,13 @@ def run_command(command: Callable[[], Any]) -> int:
 
 
 def run_watched(command: Callable[[], Any]) -> int:
-    """Run a command as `run_command` does, in a child process, and print its last lines when that is gone.
+    """Run a command as `run_command` does, but in a child process, and print its last lines when that has ended.
 
     Returns the exit code in the child and in the parent; both must end with it.
     """
     global _shared
     shared = mmap.mmap(-1, _SHARED_BYTES)  # anonymous, and shared with a child
-    signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)  # none may fall between the fork and the handlers
+    signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)  # until the handlers are installed
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid()
@@ -121,7 +118,7 @@ def run_watched(command: Callable[[], Any]) -> int:
     with _answering_stops():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
         code = run_command(command)
-        if _stopped is not None:  # do not wait for threads that wait for a store
+        if _stopped is not None:  # without waiting for threads that wait for a store
             with suppress(OSError, AttributeError):
                 sys.stdout.flush()
             os._exit(code)
@@ -129,15 +126,15 @@ def run_watched(command: Callable[[], Any]) -> int:
 
 
 class _Stop(BaseException):
-    """The exception of a stop; not an Exception, of which Ray prints a stack or blames a trial."""
+    """Raised on a stop; not an Exception, for which Ray prints a stack or fails a trial."""
 
 
 @contextmanager
 def stopping_in_order(what_stays: str, *, ask: Callable[[StoppedError], None] | None = None) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM, which a spot machine or `ray job stop` sends, into an orderly end.
+    """Stop in order on Ctrl-C and on SIGTERM, which spot machines and `ray job stop` send.
 
     Args:
-        what_stays: Second half of the sentence about the stop.
+        what_stays: The end of the sentence about the stop.
         ask: Receives the error for the caller to raise, where an exception inside Ray's code would do harm; without it
             the block is left at once.
 
@@ -160,7 +157,7 @@ def stopping_in_order(what_stays: str, *, ask: Callable[[StoppedError], None] | 
 
 @contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Stop a library from replacing our signal handlers; without ours, it may set its own."""
+    """Prevent a library from replacing our signal handlers, if they are installed."""
     real = signal.signal
 
     def keep(number: Any, handler: Any) -> Any:
@@ -184,7 +181,7 @@ def restore_handlers() -> None:
 
 @contextmanager
 def deferring_stops() -> Iterator[None]:
-    """Finish a block before a stop takes effect: an exception inside Python's callbacks, such as in fork, is lost."""
+    """Finish a block before a stop takes effect: an exception in a callback, such as in fork, would be lost."""
     global _ask
     before, _ask = _ask, lambda err: None
     try:
@@ -200,7 +197,7 @@ def deferring_stops() -> Iterator[None]:
 
 @contextmanager
 def _answering_stops() -> Iterator[None]:
-    """Handle signals in this block, in the outermost such block only; an ignored signal stays ignored."""
+    """Handle signals in the outermost such block; an ignored signal stays ignored."""
     global _stopped
     before = {number: signal.getsignal(number) for number in _STOPS}
     if threading.current_thread() is not threading.main_thread() or _answer in before.values():
@@ -220,7 +217,7 @@ def _answering_stops() -> Iterator[None]:
 
 def _answer(number: int, _frame: Any) -> None:
     global _stopped
-    if _stopped is not None:  # with a parent, that decides when to kill
+    if _stopped is not None:  # with a parent, the parent decides when to kill
         if _shared is None and time.monotonic() - _stopped.at > _SAME_SECONDS:
             os._exit(_stopped.exit_code)
         return
@@ -243,18 +240,18 @@ class _Watch:
         self._since = 0.0
 
     def wait(self) -> int:
-        """Pass signals on until the child ends, kill what it left, and print its last lines; returns the exit code."""
+        """Pass signals on until the child ends, kill its session, and print its last lines; returns the exit code."""
         for number in _STOPS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup`, and a shell's `&` in a script, set it
                 signal.signal(number, self._pass_on)
         signal.signal(signal.SIGALRM, lambda *_: self._signal_session(signal.SIGKILL))
         signal.signal(signal.SIGTSTP, self._pause)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
-        os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOWAIT)  # until it is reaped, its id cannot be reused
+        os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOWAIT)  # not reaped yet, so its id is not reused
         signal.alarm(0)
         self._signal_session(signal.SIGKILL)
         _, status = os.waitpid(self._child, 0)
-        if status:  # Ray's own code ends a driver without cleaning up when its raylet is gone
+        if status:  # Ray ends a driver without cleaning up when its raylet is gone
             remove_scratch()
         code, lines = _exit_lines(os.waitstatus_to_exitcode(status), _read_shared(self._shared), self._number)
         _print_lines(lines)
@@ -319,7 +316,7 @@ def _unwritten(err: OSError) -> str:
 
 
 def _spell_unencodable_letters() -> None:
-    """Write a letter that standard output's encoding lacks as JSON spells it, instead of failing."""
+    """Write letters that standard output's encoding lacks as JSON's escapes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         codecs.register_error("spelled", _spelled)
         sys.stdout.reconfigure(errors="spelled")
@@ -339,7 +336,7 @@ def _with_advice(*lines: str) -> list[str]:
 
 
 def _name(err: BaseException) -> str:
-    """Name an error by its class and the last line of its message: Ray's hold a worker's whole stack before that."""
+    """Name an error by its class and its message's last line; in Ray's, a worker's stack comes before."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     text = f"{type(err).__name__}: {lines[-1]}" if lines else type(err).__name__
     return shorten(text, _MESSAGE_CHARACTERS, placeholder=" ...")
@@ -401,7 +398,7 @@ def _read_shared(shared: mmap.mmap) -> dict[str, Any]:
 
 
 def _die_with(parent: int) -> None:
-    """Die with the process that a shell or Ray's job server knows, since another driver may then take the run over."""
+    """End with the parent, which the shell or Ray's job server knows: another driver may then take the run over."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before the call

@@ -1,7 +1,6 @@
-"""Finds and deletes what processes that died left half-made: files and folders whose lock nobody holds.
+"""Deletes unfinished files and folders of processes that died: those whose lock is free.
 
-Invariants: whoever makes something holds its lock while he does; the kernel frees the lock of a process that dies,
-however it dies, so nothing is deleted that a living one still makes.
+A process holds the lock of what it makes; the kernel frees it when the process dies.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _LOCK = ".carray-lock"
 
 
 def remove_leftovers(paths: Iterable[Path], lock_of: Callable[[Path], Path]) -> None:
-    """Delete those files and folders whose lock, which `lock_of` names, is free; another user's stay."""
+    """Delete the files and folders whose lock, by `lock_of`, is free; other users' stay."""
     from filelock import FileLock, Timeout
 
     for path in paths:
@@ -38,10 +37,10 @@ def remove_scratch() -> None:
 
 @contextmanager
 def scratch_folder(prefix: str) -> Iterator[str]:
-    """Give a temporary folder that is deleted at the end, or by the next one where the process is killed.
+    """Make a temporary folder, deleted at the end, or by the next call if the process is killed.
 
     Args:
-        prefix: Of its name, `carray-` and something.
+        prefix: The begin of its name, such as `carray-query-`.
 
     Raises:
         OSError: the temporary folder is full or cannot be written.
@@ -51,6 +50,6 @@ def scratch_folder(prefix: str) -> Iterator[str]:
     remove_scratch()
     while True:
         with tempfile.TemporaryDirectory(prefix=prefix) as folder, FileLock(os.path.join(folder, _LOCK)) as lock:
-            if os.path.exists(lock.lock_file):  # else another took it for a leftover before the lock was held
+            if os.path.exists(lock.lock_file):  # else another process deleted it before it was locked
                 yield folder
                 return

@@ -21,7 +21,7 @@ __all__ = ["Progress", "breaking_silence", "print_result", "say"]
 LOG_EVERY_SECONDS = 10.0
 """Time between plain lines: a ten-hour job writes 3,600 of them."""
 SILENCE_SECONDS = 60.0
-"""Time without progress after which a job says so: its log must not look like that of one that hangs."""
+"""Time without progress after which a job prints a line, to show that it does not hang."""
 
 
 def say(text: str) -> None:
@@ -31,7 +31,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def breaking_silence(text: Callable[[], str], *, each_seconds: float = SILENCE_SECONDS) -> Iterator[Callable[[], None]]:
-    """Say once a minute how long nothing has happened, and `text`; gives a function to call when something does."""
+    """Print once a minute how long nothing has happened, and `text`; yields a function to call on progress."""
     last_event, ended = [time.monotonic()], threading.Event()
 
     def watch() -> None:
@@ -57,12 +57,12 @@ def print_result(result: Mapping[str, Any]) -> None:
     """Write a command's result as one JSON line, the last of standard output."""
     sys.stderr.flush()
     text = json.dumps(result, ensure_ascii=False, sort_keys=False)
-    # JSON leaves Unicode's own line ends and direction marks as they are.
+    # JSON does not escape Unicode's line ends and direction marks.
     print("".join(letter if readable(letter) == letter else json.dumps(letter)[1:-1] for letter in text), flush=True)
 
 
 class Progress:
-    """A count of done images (or epochs, or trials) out of a total; use as a context manager, from one thread.
+    """Progress in images, epochs or trials; use as a context manager, from one thread.
 
     The total may be changed while it runs.
     """
@@ -90,14 +90,9 @@ class Progress:
         say(self._line(finished=error is None))
 
     @property
-    def elapsed_seconds(self) -> float:
-        """Time since the work began."""
-        return time.monotonic() - self._started
-
-    @property
     def rate(self) -> float:
         """Units done a second."""
-        return self.done / max(self.elapsed_seconds, 1e-9)
+        return self.done / max(time.monotonic() - self._started, 1e-9)
 
     def advance(self, done: int = 1, *, errors: int = 0) -> None:
         """Count finished units, `errors` of which are error rows."""
@@ -131,5 +126,5 @@ class Progress:
         total = f"/{self.total:,}" if self.total is not None else ""
         line = f"{self.what}: {self.done:,}{total} {self.unit}, {self.rate:,.1f} a second, {self.errors:,} errors"
         if finished or self.total is None or not self.rate:
-            return f"{line}, {self.elapsed_seconds:,.0f} s"
+            return f"{line}, {time.monotonic() - self._started:,.0f} s"
         return f"{line}, ETA {(self.total - self.done) / self.rate:,.0f} s"

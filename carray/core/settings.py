@@ -29,7 +29,7 @@ __all__ = [
 
 
 def absolute_value(text: str) -> str:
-    """Make a setting's path absolute, since workers run in other folders.
+    """Make a setting's path absolute, as workers run in other folders.
 
     Raises:
         ValueError: it is no path; pydantic collects this with its other problems.
@@ -62,7 +62,7 @@ def load_settings(
     overrides: Iterable[str] = (),
     start: Mapping[str, Any] | None = None,
 ) -> AnySettings:
-    """Build `model` from a YAML file, or the values of `start`, and `key.sub=value` overrides, which take precedence.
+    """Build `model` from a YAML file, or from `start`, and `key.sub=value` overrides, which take precedence.
 
     Raises:
         SettingsError: the file is not a YAML mapping, an override has no `=` or repeats a key, or the model refuses a
@@ -99,7 +99,7 @@ def parse_settings(model: type[AnySettings], values: Mapping[str, Any]) -> AnySe
 
 
 def read_record(model: type[AnySettings], uri: str, *, found: Any = None) -> AnySettings:
-    """Read a JSON document that a command wrote; `found` is its content where that was read before.
+    """Read a JSON document that a command wrote; `found` is its content, if it was read before.
 
     Raises:
         StorageError: it does not exist, cannot be read, or is not such a record.
@@ -136,14 +136,14 @@ def read_yaml(config: str) -> dict[str, Any]:
 
 
 _NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""PyYAML's own error is for bad syntax only: a date of month 13, or a tag with nonsense, raises others."""
+"""PyYAML raises its own error on bad syntax only: a date of month 13, or a wrong tag, raises others."""
 _MERGE = "tag:yaml.org,2002:merge"
 _MOST_NODES = 10_000
-"""Limit of a file's values with its aliases expanded; a few lines of aliases can stand for a billion values."""
+"""The most values of a file with its aliases expanded, since a few lines of aliases can make a billion."""
 
 
 def _load(text: bytes | str, where: str) -> Any:
-    """Read YAML that `where` holds; refuse repeated keys, of which PyYAML would keep the last."""
+    """Parse YAML text from `where`; refuse repeated keys, of which PyYAML would keep the last."""
     repeated: list[str] = []
     try:
         loader = yaml.SafeLoader(text)
@@ -173,7 +173,7 @@ def _repeated_keys(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> Iter
     first: dict[Any, yaml.Node] = {}
     for key, value in node.value:
         if isinstance(key, yaml.ScalarNode):
-            # Compared by value: yes and true are one key.
+            # By value: yes and true are one key.
             name = key.value if key.tag == _MERGE else loader.construct_object(key)
             before = first.setdefault(name, key)
             if before is not key:
@@ -230,7 +230,7 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _short(value: Any) -> str:
-    """Show a value as Python writes it, shortened where it is long or deep."""
+    """Format a value as Python does, shortened where it is long or deep."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 200
     return short.repr(value)

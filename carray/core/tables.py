@@ -1,8 +1,4 @@
-"""Writes and reads Parquet tables with a declared schema, a kind, a version and provenance in the file's metadata.
-
-A file has exactly the schema's columns, in its order and types, even with no rows or only nulls; it is written
-atomically.
-"""
+"""Writes and reads Parquet tables with a declared schema, and with kind, version and provenance in the metadata."""
 
 from __future__ import annotations
 
@@ -32,7 +28,7 @@ _KEY = b"carray"
 
 
 def table_from_rows(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Build a table of exactly `schema` from row mappings; an absent key is a null."""
+    """Build a table of exactly `schema`, even without rows, from row mappings; an absent key is a null."""
     return pa.Table.from_pylist(list(rows), schema=schema)
 
 
@@ -77,7 +73,7 @@ def file_note(uri: str) -> tuple[int, dict[str, Any]]:
 
 
 def table_metadata(uri: str) -> dict[str, Any]:
-    """Read kind, version and provenance that `write_table` noted; empty for a table of another program.
+    """Read the kind, version and provenance of `write_table`; empty for another program's table.
 
     Raises:
         StorageError: the file cannot be read.
@@ -121,7 +117,7 @@ def read_table(uri: str, *, kind: str, required: Sequence[str], columns: Sequenc
 
 
 def _whole(table: pa.Table) -> pa.Table:
-    """Check every text of a table: Parquet's reader does not check that they are UTF-8."""
+    """Check that all texts of a table are UTF-8, which Parquet's reader does not."""
     table.validate(full=True)
     return table
 

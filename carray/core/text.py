@@ -1,4 +1,4 @@
-r"""Text from outside: keys, labels, reasons, column names. A terminal or a reader must show it, not obey it."""
+"""Text from outside (keys, labels, reasons, column names), made safe to print, and hints for unknown names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UNSEEN = {"Cc", "Cf", "Co", "Cn", "Cs", "Zl", "Zp"}
 
 
 def readable(text: Any) -> str:
-    r"""Spell out characters that show nothing, move a cursor, end a line or turn text round: `\x1b`, `\n`, `\u202e`."""
+    r"""Escape characters that are invisible, move a cursor, end a line or reverse text: `\x1b`, `\n`, `\u202e`."""
     text = str(text)
     if text.isascii() and text.isprintable():
         return text

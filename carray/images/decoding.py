@@ -1,9 +1,8 @@
 """Decodes the bytes of one image: upright, 8-bit RGB, at full size or at a JPEG's reduced scale.
 
-A truncated file is an error, never a grey square, and so is one whose decoder or checksums report damage; BMP,
-uncompressed TIFF and WebP have no checksum. EXIF orientation is applied, or XMP's where EXIF has none; alpha is laid
-over white; of an animation the first frame counts. JPEGs are decoded by libjpeg-turbo, everything else by Pillow,
-which is asked for FORMATS only: it knows some forty, and hands one of them (EPS) to Ghostscript.
+A truncated or damaged file is an error, as far as its format has checksums (BMP, uncompressed TIFF and WebP have none).
+Orientation is taken from EXIF, else from XMP; alpha is laid over white; an animation gives its first frame. JPEGs are
+decoded by libjpeg-turbo, all else by Pillow, limited to FORMATS: one of its others (EPS) runs Ghostscript.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carray.core.errors import DecodeError
+from carray.core.text import one_line
 from carray.images.jpegs import MAX_SCANS, count_scans, decode_samples, has_several_scans
 
 __all__ = ["MAX_PIXELS", "Opened", "Pixels", "open_image"]
@@ -28,28 +28,28 @@ __all__ = ["MAX_PIXELS", "Opened", "Pixels", "open_image"]
 Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 89_000_000
-"""Pixels that are decoded at most; a JPEG counts at the scale at which it is read."""
+"""The most pixels to decode; of a JPEG, at the scale at which it is read."""
 
 MAX_STORED_PIXELS = 1_000_000_000
-"""Pixels of a JPEG at its full size, which has to be unpacked at any scale: about 8 seconds of a core."""
+"""The most pixels of a JPEG at full size, which is unpacked at any scale: about 8 seconds of a core."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-"""Pillow's names of what is decoded, whatever the file is called."""
+"""Pillow's names of the formats that are decoded, whatever the file's suffix."""
 
 _PIXEL_BYTES = 7
-"""Memory of a pixel while it is decoded: up to 4 bytes in Pillow or of CMYK, and 3 as RGB."""
+"""Memory of a pixel while it is decoded: up to 4 bytes in Pillow or as CMYK, and 3 as RGB."""
 _MAX_BYTES = MAX_PIXELS * _PIXEL_BYTES
 
 _STRIP_PIXELS = 4_000_000
 """Pixels converted to RGB at once, so that a large image of a rare mode takes no more memory than a common one."""
 
 _PILLOW_BLOCK_BYTES = 1 << 26
-"""Above 32 MB, which is the most that glibc takes from an arena (mallopt(3), M_MMAP_THRESHOLD)."""
+"""Above 32 MB, the most that glibc takes from an arena (mallopt(3), M_MMAP_THRESHOLD)."""
 
 _REFUSALS = re.compile(r"unknown|not supported|unsupported|not available|not implemented|cannot find|conversion", re.I)
-"""Pillow's messages where it cannot read a kind of image; any other error in pixel data means damage."""
+"""Pillow's messages about an unsupported image; any other error in pixel data means damage."""
 
-# Pillow's warnings about metadata or size repeat a row's status or mean nothing.
+# Pillow's warnings about metadata or size repeat a row's status, or have no effect on the pixels.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -70,12 +70,12 @@ class Opened:
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """Give the width and height of the upright image, pixels."""
+        """The width and height of the upright image, pixels."""
         size = self.stored_width, self.stored_height
         return size[::-1] if self.orientation in (5, 6, 7, 8) else size
 
     def memory_bytes(self, cover: int) -> int:
-        """Give the memory that `read_upright` will take, bytes.
+        """Compute the memory that `read_upright` needs, bytes.
 
         Raises:
             DecodeError: code too_large: more pixels or bytes than are decoded.
@@ -99,8 +99,7 @@ class Opened:
     def read_upright(self, cover: int) -> Pixels:
         """Read the pixels, upright: height x width x 3 uint8 RGB.
 
-        `cover` is the shortest side, pixels, that must be left; a JPEG may then come at 1/2, 1/4 or 1/8; 0 is full
-        size.
+        A JPEG may be read at 1/2, 1/4 or 1/8 where its shortest side keeps `cover` pixels; 0 means full size.
 
         Raises:
             DecodeError: code unsupported, too_large, truncated or damaged.
@@ -111,7 +110,7 @@ class Opened:
         pixels_HWC = _read_pillow(self.image, self.data)
         # Pillow turns a TIFF by itself, and then forgets its orientation.
         is_turned = self.image.format == "TIFF" and had_tag and _exif_orientation(self.image) is None
-        self.image.close()  # its own pixels are not needed any more
+        self.image.close()  # frees its own pixels
         return pixels_HWC if is_turned else _turn_upright(pixels_HWC, self.orientation)
 
     @property
@@ -119,7 +118,7 @@ class Opened:
         return self.image.format in ("JPEG", "MPO") and self.image.mode in ("RGB", "L", "CMYK")
 
     def _read_jpeg(self, cover: int) -> Pixels | None:
-        """Decode with libjpeg-turbo; None where it does not know the kind of JPEG, so that Pillow tries."""
+        """Decode with libjpeg-turbo; None where it does not support the kind of JPEG, so that Pillow tries."""
         height, width = _reduced_size(self.stored_height, self.stored_width, cover)
         colorspace = "CMYK" if self.image.mode == "CMYK" else "RGB"
         try:
@@ -152,8 +151,8 @@ def open_image(data: bytes) -> Opened:
         raise DecodeError("too_large", f"the image has over {MAX_PIXELS:,} pixels") from None
     except Exception as err:  # Pillow's plugins raise anything at all on hostile headers
         if _ends_early(data):
-            raise DecodeError("truncated", f"the file ends within the image's header ({_one_line(err)})") from None
-        raise DecodeError("unsupported", f"the image's header cannot be read ({_one_line(err)})") from None
+            raise DecodeError("truncated", f"the file ends within the image's header ({_reason(err)})") from None
+        raise DecodeError("unsupported", f"the image's header cannot be read ({_reason(err)})") from None
     width, height, several_scans = image.width, image.height, False
     if image.format == "TIFF":
         width, height = int(image.tag_v2[256]), int(image.tag_v2[257])  # Pillow may have swapped its own
@@ -169,7 +168,7 @@ def open_image(data: bytes) -> Opened:
 
 @cache
 def _decoders() -> list[tuple[Callable[[io.BytesIO, str], Any], Callable[[bytes], bool | str]]]:
-    """Give Pillow's decoder of each of FORMATS, and what recognises it by the first bytes.
+    """List Pillow's decoders of FORMATS, each with its test of the first bytes.
 
     `Image.open` does the same, but warns of large images or refuses them by their full size.
     """
@@ -183,7 +182,7 @@ def _decoders() -> list[tuple[Callable[[io.BytesIO, str], Any], Callable[[bytes]
         WebPImagePlugin,
     )
 
-    # Blocks of Pillow's usual 16 MB stay with the C library's arena of each thread; larger ones go back to the system.
+    # Pillow's default blocks of 16 MB stay in the C library's arena of each thread; larger ones go back to the system.
     Image.core.set_block_size(_PILLOW_BLOCK_BYTES)
     return [Image.OPEN[name] for name in FORMATS]  # type: ignore[misc]
 
@@ -197,7 +196,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def _check_chunks(data: bytes) -> bytes:
-    """Check the CRC of the PNG chunks that pixels need, which Pillow does not for IDAT; drop broken other chunks.
+    """Check the CRC of the PNG chunks that pixels need (Pillow skips IDAT's); drop other chunks that are broken.
 
     Metadata behind the pixels is moved before them: Pillow finds the orientation there without decoding.
 
@@ -207,7 +206,7 @@ def _check_chunks(data: bytes) -> bytes:
     offset, pixels, dropped, moved = len(_PNG), 0, [], []
     while offset + 8 <= len(data):
         name, end = data[offset + 4 : offset + 8], offset + 12 + int.from_bytes(data[offset : offset + 4], "big")
-        if name == b"IEND" or not name.isalpha():  # Pillow reports what is no chunk
+        if name == b"IEND" or not name.isalpha():  # Pillow reports invalid chunks
             break
         needed = name[:1].isupper() or name == b"tRNS"
         if end > len(data):
@@ -233,7 +232,7 @@ def _check_chunks(data: bytes) -> bytes:
 
 
 def _ends_early(data: bytes) -> bool:
-    """Say whether a file whose header cannot be read is truncated, as far as its format tells."""
+    """Check whether a file with an unreadable header is truncated, as far as its format tells."""
     if data.startswith(b"\xff\xd8\xff"):
         return b"\xff\xd9" not in data[-64:]
     if data.startswith(_PNG[:4]):
@@ -248,7 +247,7 @@ def _ends_early(data: bytes) -> bool:
 
 
 def _check_integers(image: Any) -> None:
-    """Refuse integers of a TIFF whose black and white are not known, or which Pillow inverts."""
+    """Refuse a TIFF's integers whose black and white are not known, or which Pillow inverts."""
     if 2 in _tag(image, 339, 1):
         raise DecodeError("unsupported", "the TIFF holds signed integers, whose black and white are not known")
     if image.mode.startswith("I") and _tag(image, 262, 0)[0] != 1:
@@ -267,7 +266,7 @@ def _exif_orientation(image: Any) -> int | None:
 
 
 def _orientation(image: Any) -> int:
-    """Give EXIF's orientation, or XMP's where EXIF has none: Pillow before 11.1 does not look there in every format."""
+    """Read EXIF's orientation, else XMP's, which Pillow before 11.1 does not read in every format."""
     found = _exif_orientation(image)
     if found is not None:
         return found
@@ -275,8 +274,8 @@ def _orientation(image: Any) -> int:
     packets += [body for name, body in getattr(image, "applist", ()) if name == "APP1" and body.startswith(b"http")]
     for packet in packets:
         text = packet.encode() if isinstance(packet, str) else packet if isinstance(packet, bytes) else b""
-        if (told := _XMP_ORIENTATION.search(text)) is not None:
-            return int(told[1])
+        if (found_in_xmp := _XMP_ORIENTATION.search(text)) is not None:
+            return int(found_in_xmp[1])
     return 1
 
 
@@ -285,7 +284,7 @@ _XMP_ORIENTATION = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])")
 
 
 def _samples_per_pixel(layers: list[tuple[int, int, int, int]]) -> float:
-    """Give the samples that a JPEG stores per pixel: 3 at 4:4:4, 1.5 at 4:2:0."""
+    """Compute the samples that a JPEG stores per pixel: 3 at 4:4:4, 1.5 at 4:2:0."""
     areas = [vertical * horizontal for _, vertical, horizontal, _ in layers]
     largest = max((row[1] for row in layers), default=1) * max((row[2] for row in layers), default=1)
     return sum(areas) / max(1, largest)
@@ -301,10 +300,9 @@ def _check_pixels(width: int, height: int, decoded: int) -> None:
 
 
 def _reduced_size(height: int, width: int, cover: int) -> tuple[int, int]:
-    """Give the least height and width to ask libjpeg-turbo for, 0 for full size.
+    """Compute the least height and width to ask libjpeg-turbo for, 0 for full size.
 
-    It also offers 3/8, 5/8, 6/8 and 7/8, but has fast code for none of them: at 6/8 a 2,048 x 1,536 JPEG takes 15 ms
-    and at full size, which keeps more detail, 10 ms.
+    It also offers 3/8 to 7/8, but without fast code: a 2,048 x 1,536 JPEG takes 15 ms at 6/8, and 10 ms at full size.
     """
     for denominator in (8, 4, 2) if cover else ():
         reduced = -(-height // denominator), -(-width // denominator)
@@ -319,7 +317,7 @@ def _read_pillow(image: Any, data: bytes) -> Pixels:
         _check_strips(image, data)
         image.seek(0)
         image.load()
-        # A frame may be larger than its file's header says.
+        # A frame may be larger than the file's header says.
         _check_pixels(image.width, image.height, image.width * image.height)
         if image.mode == "F":
             raise DecodeError("unsupported", "the image holds floating-point pixels, whose white is not known")
@@ -330,7 +328,7 @@ def _read_pillow(image: Any, data: bytes) -> Pixels:
     except MemoryError:
         raise DecodeError("too_large", "the image did not fit into memory") from None
     except Exception as err:  # Pillow's plugins raise anything at all on damaged data
-        text = _one_line(err)
+        text = _reason(err)
         if "truncated" in text.lower():
             raise DecodeError("truncated", f"the file is truncated ({text})") from None
         if _REFUSALS.search(text):
@@ -339,7 +337,7 @@ def _read_pillow(image: Any, data: bytes) -> Pixels:
 
 
 def _check_strips(image: Any, data: bytes) -> None:
-    """Check the strips or tiles of a TIFF whose damage libtiff does not report."""
+    """Check a TIFF's strips or tiles for damage that libtiff does not report."""
     if image.format != "TIFF":
         return
     offsets, sizes = _tag(image, 273) or _tag(image, 324), _tag(image, 279) or _tag(image, 325)
@@ -361,11 +359,11 @@ def _check_deflated(strip: bytes) -> None:
         for start in range(0, len(strip), 1 << 14):
             inflater.decompress(strip[start : start + (1 << 14)])
     except zlib.error as err:
-        raise DecodeError("damaged", f"the image's data is damaged ({_one_line(err)})") from None
+        raise DecodeError("damaged", f"the image's data is damaged ({_reason(err)})") from None
 
 
 def _tag(image: Any, number: int, *default: Any) -> tuple[Any, ...]:
-    """Give a TIFF tag's values; `default` where there is none, or no TIFF."""
+    """Read a TIFF tag's values; `default` where it is absent or the image is no TIFF."""
     found = getattr(image, "tag_v2", {}).get(number, default)
     return found if isinstance(found, tuple) else (found,)
 
@@ -384,7 +382,7 @@ def _in_strips(height: int, width: int, to_rgb: Callable[[int, int], Pixels]) ->
 
 
 def _from_cmyk(samples_HWC: Pixels) -> Pixels:
-    """Convert a JPEG's CMYK to RGB; it is inverted, as Adobe's programs write it."""
+    """Convert a JPEG's CMYK, which Adobe's programs write inverted, to RGB."""
     from PIL import Image
 
     height, width = samples_HWC.shape[:2]
@@ -408,25 +406,18 @@ def _to_rgb(image: Any, bits: int) -> Pixels:
 
 
 def _from_integers(values_HW: npt.NDArray[Any], bits: int) -> Pixels:
-    """Map unsigned grey of up to 32 bits, which Pillow may hold in wider or signed integers, to its 8 high bits."""
+    """Keep the 8 high bits of unsigned grey of up to 32 bits; Pillow may hold it in wider or signed integers."""
     high = (values_HW.astype(np.int64) & (2**bits - 1)) >> (bits - 8)
     return np.repeat(high.astype(np.uint8)[:, :, None], 3, axis=2)
 
 
 def _turn_upright(pixels_HWC: Pixels, orientation: int) -> Pixels:
     """Apply EXIF orientation 1 to 8 (JEITA CP-3451, tag 0x0112)."""
-    transforms = {
-        2: lambda p: p[:, ::-1],
-        3: lambda p: p[::-1, ::-1],
-        4: lambda p: p[::-1],
-        5: lambda p: p.swapaxes(0, 1),
-        6: lambda p: p.swapaxes(0, 1)[:, ::-1],
-        7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
-        8: lambda p: p.swapaxes(0, 1)[::-1],
-    }
-    transform = transforms.get(orientation)
-    return np.ascontiguousarray(transform(pixels_HWC)) if transform else pixels_HWC
+    if orientation in (5, 6, 7, 8):
+        pixels_HWC = pixels_HWC.swapaxes(0, 1)
+    down, across = -1 if orientation in (3, 4, 7, 8) else 1, -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(pixels_HWC[::down, ::across])
 
 
-def _one_line(err: Exception) -> str:
-    return " ".join(str(err).split()) or type(err).__name__
+def _reason(err: Exception) -> str:
+    return one_line(err) or type(err).__name__

@@ -1,7 +1,7 @@
-"""Decodes JPEGs with libjpeg-turbo, and tells damage to their pixels from harmless oddities.
+"""Decodes JPEGs with libjpeg-turbo, and tells damaged pixels from harmless deviations of the format.
 
-A warning about pixels is an error (see WARNINGS); a progressive JPEG that lacks scans is damaged, although no decoder
-warns of that; a JPEG that lacks only its end marker is whole.
+A progressive JPEG that lacks scans is damaged, although no decoder warns of it; one that lacks only its end marker is
+not.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["MAX_SCANS", "Samples", "count_scans", "decode_samples", "has_several
 Samples = npt.NDArray[np.uint8]
 
 MAX_SCANS = 64
-"""A progressive JPEG has about ten; each goes over the whole picture, so that a few kilobytes of them cost minutes."""
+"""A progressive JPEG has about ten; each covers the whole picture, so a few kilobytes of them cost minutes."""
 
 WARNINGS: tuple[tuple[str, Literal["damage", "look again", "harmless"], str], ...] = (
-    (r"Corrupt JPEG data: premature end of data segment", "damage", "a scan ends before its rows; the rest is made up"),
-    (r"Corrupt JPEG data: bad Huffman code", "damage", "no encoder writes such bits: what follows is noise"),
-    (r"Corrupt JPEG data: bad arithmetic code", "damage", "the same of the other entropy coder"),
+    (r"Corrupt JPEG data: premature end of data segment", "damage", "a scan ends before its rows; the rest is filler"),
+    (r"Corrupt JPEG data: bad Huffman code", "damage", "no encoder writes such bits: the rest is noise"),
+    (r"Corrupt JPEG data: bad arithmetic code", "damage", "the same, of the other entropy coder"),
     (r"Corrupt JPEG data: found marker", "damage", "restart markers out of order: rows were lost or moved"),
     (r"Inconsistent progression sequence", "damage", "a scan refines what no scan before it has begun: one was lost"),
     (
@@ -35,11 +35,11 @@ WARNINGS: tuple[tuple[str, Literal["damage", "look again", "harmless"], str], ..
     ),
     (r"Premature end of JPEG file", "look again", "image data may be missing, or nothing but the end marker"),
     (r"Invalid SOS parameters for sequential", "harmless", "a sequential scan has all coefficients whatever it says"),
-    (r"Unknown Adobe color transform code", "harmless", "libjpeg goes on with YCbCr, which all writers of them mean"),
+    (r"Unknown Adobe color transform code", "harmless", "libjpeg assumes YCbCr, which all writers of it mean"),
     (r"Warning: unknown JFIF revision number", "harmless", "the pixels of all revisions are coded alike"),
     (r"Corrupt JPEG data: bad ICC marker", "harmless", "colour profiles are not applied"),
 )
-"""libjpeg's warnings (jerror.h, JWRN_*; only the first of a file is reported), what each means, and why."""
+"""libjpeg's warnings (jerror.h, JWRN_*; it reports the first of a file only), what each means, and why."""
 
 _REFUSALS = re.compile(
     r"tj\w+\(\)|Unsupported JPEG|Unsupported color conversion|Sorry|.*not supported|.*not implemented|Too many color"
@@ -48,7 +48,7 @@ _REFUSALS = re.compile(
 """How libjpeg-turbo's messages about unsupported kinds of JPEG begin; every other error means damaged data."""
 
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
-"""What begins a segment: in a scan's own bytes 0xff stands only before a zero or a restart, 0xd0 to 0xd7."""
+"""The start of a segment: inside a scan 0xff is followed by zero or a restart marker, 0xd0 to 0xd7."""
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _SCAN, _END = 0xDA, 0xD9
@@ -57,11 +57,10 @@ _SCAN, _END = 0xDA, 0xD9
 def decode_samples(data: bytes, colorspace: str, *, height: int, width: int, several_scans: bool) -> Samples | None:
     """Decode a JPEG: height x width x channels of `colorspace`, uint8, the smallest that has `height` and `width`.
 
-    `several_scans` is what `has_several_scans` says. None where libjpeg-turbo cannot read this kind of JPEG, though
-    another decoder may.
+    `several_scans` is the result of `has_several_scans`. None where libjpeg-turbo does not support this kind of JPEG.
 
     Raises:
-        DecodeError: code damaged or truncated, with libjpeg's words.
+        DecodeError: code damaged or truncated, with libjpeg's message.
     """
     import simplejpeg
 
@@ -81,12 +80,12 @@ def decode_samples(data: bytes, colorspace: str, *, height: int, width: int, sev
 
 
 def count_scans(data: bytes) -> int:
-    """Count a JPEG's scans up to its end, behind which cameras put films and other pictures (ITU T.81, B.1)."""
+    """Count a JPEG's scans up to its end marker, after which cameras append films and pictures (ITU T.81, B.1)."""
     return sum(marker == _SCAN for marker, _, _ in _segments(data))
 
 
 def has_several_scans(data: bytes) -> bool:
-    """Say whether a JPEG has several scans, so that a decoder keeps all of its coefficients in memory."""
+    """Check whether a JPEG has several scans, so that a decoder keeps all of its coefficients in memory."""
     components = 0
     for marker, start, _ in _segments(data):
         if marker in _PROGRESSIVE:
@@ -99,7 +98,7 @@ def has_several_scans(data: bytes) -> bool:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Give (marker, first byte of its length, first byte behind it) of each segment; the end marker is the last."""
+    """Yield each segment's (marker, offset of its length, offset behind it), up to the end marker."""
     offset = 2
     while (found := _MARKER.search(data, offset)) is not None:
         marker, start = found[1][0], found.end()
@@ -110,7 +109,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _look_again(data: bytes, words: str, decode: Callable[[bytes], Samples]) -> Samples | None:
-    """Decode a JPEG that libjpeg warned of again, without its metadata: its next warning is then one about pixels."""
+    """Decode a JPEG again without its metadata, so that libjpeg's first warning is one about pixels."""
     meaning = next((meaning for start, meaning, _ in WARNINGS if re.match(start, words)), None)
     if meaning is None and _REFUSALS.match(words):
         return None
@@ -142,7 +141,7 @@ def _is_closed(data: bytes) -> bool:
 
 
 def _without_oddities(data: bytes) -> bytes:
-    """Drop a JPEG's metadata, mend what libjpeg warns of without need, and add the end marker."""
+    """Drop a JPEG's metadata, correct what causes harmless warnings, and add the end marker."""
     parts, sequential = [data[:2]], True
     for marker, start, end in _segments(data):
         body = data[start:end]
@@ -165,9 +164,9 @@ def _without_oddities(data: bytes) -> bytes:
 
 
 def _padding(data: bytes, words: str) -> int:
-    """Count the padding bytes, all equal, that a writer put between a scan's last row and the end marker.
+    """Count the equal padding bytes between a scan's last row and the end marker, of which libjpeg may have read eight.
 
-    libjpeg may have read up to eight bytes of it ahead. A longer run of that value is image data that was overwritten.
+    A longer run of that value is image data that was overwritten.
     """
     found = re.fullmatch(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9", words)
     if found is None:
@@ -177,7 +176,7 @@ def _padding(data: bytes, words: str) -> int:
 
 
 def _has_all_scans(data: bytes) -> bool:
-    """Say whether a JPEG's scans bring every coefficient of every component to its last bit (ITU T.81, G.1.1.1)."""
+    """Check that a JPEG's scans hold all bits of every component's coefficients (ITU T.81, G.1.1.1)."""
     missing: dict[int, list[int]] = {}
     sequential = True
     for marker, start, end in _segments(data):

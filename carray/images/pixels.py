@@ -1,8 +1,6 @@
-"""Turns image bytes into pixels: the only definition, for training, evaluation and classification alike.
+"""Turns image bytes into pixels, the same way for training, evaluation and classification.
 
-`decode` gives the decoded square (what the shared block holds), `view` turns that into the network's input. The same
-bytes and settings give the same pixels in every process. A JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 of
-its size that still covers `decode_size`.
+`decode` gives the decoded square, which the shared block holds; `view` turns that into the network's input.
 Shape letters everywhere: N images, B batch, H height, W width, C = 3 channels, K classes, D features, E epochs.
 """
 
@@ -22,7 +20,7 @@ from carray.images.decoding import MAX_PIXELS, Opened, Pixels, open_image
 __all__ = ["MAX_PIXELS", "Box", "DecodedImage", "PixelSettings", "decode", "decode_original", "view"]
 
 MEMORY_BYTES = 1_000_000_000
-"""Memory of the images that a process decodes at once, at most: one of the largest, or many of common sizes."""
+"""The most memory of the images that a process decodes at once: one of the largest, or many of common sizes."""
 _MEMORY = ByteBudget(MEMORY_BYTES)
 
 Box = tuple[int, int, int, int]
@@ -87,7 +85,7 @@ def decode(data: bytes, settings: PixelSettings, *, box: Box | None = None) -> D
 
 
 def _decode_opened(image: Opened, settings: PixelSettings, box: Box | None, cover: int) -> DecodedImage:
-    """Decode within held memory, which a function of its own frees before it is given back."""
+    """Decode within the memory budget; a function of its own, so that its arrays are freed before the budget is."""
     width, height = image.upright_size
     source_HWC = image.read_upright(cover)
     if box is not None:
@@ -98,7 +96,7 @@ def _decode_opened(image: Opened, settings: PixelSettings, box: Box | None, cove
 def decode_original(data: bytes, *, box: Box | None = None) -> Pixels:
     """Decode one image's bytes at full size, upright, cut to `box` if given: height x width x 3 uint8 RGB.
 
-    For corruptions of the original; what a network sees comes from `decode` and `view` alone.
+    For corruptions of the original; a network's input comes from `decode` and `view` only.
 
     Raises:
         DecodeError: code empty, unsupported, too_large, truncated, damaged or bad_box.
@@ -119,7 +117,7 @@ def view(pixels_HWC: Pixels, settings: PixelSettings) -> Pixels:
 
 
 def _cover(settings: PixelSettings, width: int, height: int, box: Box | None) -> int:
-    """Give the shortest side, pixels, that the decoded original must keep; 0 means its full size."""
+    """Compute the shortest side, pixels, that the decoded original must keep; 0 means full size."""
     if not settings.reduced_scale:
         return 0
     if box is None:

@@ -1,16 +1,17 @@
-"""Turns an image's URI into pixels, or into the reason why there are none: the one way for every stage.
+"""Reads images for every stage: from a URI to pixels, or to a `ReadImage` without pixels whose columns say why.
 
-A failure to fetch or decode never raises here: it is a `ReadImage` without pixels, whose columns say why. Any other
-exception is a bug.
+A failure to fetch or decode never raises here; any other exception is a bug.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 from carray.core.errors import DecodeError, FetchError
@@ -47,7 +48,7 @@ class ReadImage:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """Give what is known but the pixels, as a row's columns."""
+        """Give the measures and the error, where known, as a row's columns."""
         known = ((name, getattr(self, name)) for name in _COLUMNS)
         return {name: value for name, value in known if value is not None}
 
@@ -67,12 +68,12 @@ def read_image(
     """Fetch and decode one image.
 
     Args:
-        uri: Where it lies; `escaped` says that it percent-escapes a local name that is not UTF-8.
-        settings: How it is decoded.
-        escaped: See `uri`.
-        box: To cut it to.
-        sha256: What its bytes must hash to; other bytes are a fetch_error of code changed.
-        as_input: Whether the pixels are the network's input rather than the decoded square.
+        uri: A local path or s3://bucket/key.
+        settings: How to decode it.
+        escaped: Whether `uri` percent-escapes a local name that is not UTF-8.
+        box: Crop the image to this box.
+        sha256: The expected hash; other bytes are a fetch_error with code changed.
+        as_input: Give the network's input instead of the decoded square.
     """
     fetched = fetch_original(uri, escaped=escaped, sha256=sha256)
     if isinstance(fetched, ReadImage):
@@ -87,7 +88,7 @@ def fetch_original(
     sha256: str | None = None,
     admit: Callable[[int], None] = lambda size_bytes: None,
 ) -> FetchedImage | ReadImage:
-    """Fetch one image's bytes, or say why they cannot be had; arguments as for `read_image` and `fetch_image`."""
+    """Fetch one image's bytes, or give the failure; arguments as for `read_image` and `fetch_image`."""
     try:
         fetched = fetch_image(uri, escaped=escaped, admit=admit)
     except (FetchError, DecodeError) as err:
@@ -100,7 +101,7 @@ def fetch_original(
 def decode_fetched(
     fetched: FetchedImage, settings: PixelSettings, *, box: Box | None = None, as_input: bool = False
 ) -> ReadImage:
-    """Decode an image that was fetched; arguments as for `read_image`."""
+    """Decode a fetched image; arguments as for `read_image`."""
     try:
         seen = decode(fetched.data, settings, box=box)
     except DecodeError as err:
@@ -116,7 +117,7 @@ def decode_fetched(
 
 
 def failed_image(err: FetchError | DecodeError, fetched: FetchedImage | None = None) -> ReadImage:
-    """Turn the error of an image, which may have been fetched before it, into a result without pixels."""
+    """Turn an image's error, before or after it was fetched, into a result without pixels."""
     return ReadImage(
         status="fetch_error" if isinstance(err, FetchError) else "decode_error",
         error_code=err.code,
@@ -135,14 +136,21 @@ def read_all(
     ahead: int = 256,
     is_failed: Callable[[U], bool] = lambda one: isinstance(one, ReadImage) and one.pixels_HWC is None,
 ) -> Iterator[U]:
-    """Give `read` of each item, in order, by several threads; shows progress under the name `what`.
+    """Call `read` on each item in several threads; yields the results in order, and shows progress as `what`.
 
-    At most `ahead` results wait for the consumer. Decoding leaves the interpreter's lock, so twice as many threads as
-    CPUs hide the fetching of local files.
+    At most `ahead` items are read, or being read, before the consumer asks for them; a slow one does not stop those
+    behind it. Decoding releases the interpreter's lock, and two threads per CPU hide the reading of local files.
     """
+    waiting = iter(items)
     threads = threads or min(32, 2 * len(os.sched_getaffinity(0)))
     with Progress(what, total=len(items)) as progress, ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(items), ahead):
-            for one in pool.map(read, items[start : start + ahead]):
+        pending = deque(pool.submit(read, item) for item in islice(waiting, ahead))
+        try:
+            while pending:
+                one = pending.popleft().result()
+                pending.extend(pool.submit(read, item) for item in islice(waiting, 1))
                 progress.advance(errors=int(is_failed(one)))
                 yield one
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,7 +1,6 @@
-"""Reads make, model, body and year out of class names such as 'Acura RL Sedan 2012'.
+"""Parses make, model, body and year out of class names such as 'Acura RL Sedan 2012'.
 
-A name that is not of the form `make model [body] year` gives nulls only; one without a body word
-(`Chevrolet HHR SS 2010`) has a null body. All kinds of cab are the body `Pickup`.
+A name not of the form `make model [body] year` gives nulls only; all kinds of cab are the body `Pickup`.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 __all__ = ["BODIES", "VEHICLE_COLUMNS", "Vehicle", "parse_vehicle", "vehicle_columns"]
@@ -40,17 +40,17 @@ _YEAR = re.compile(r"[0-9]{4}")
 
 @dataclass(frozen=True, slots=True)
 class Vehicle:
-    """The parts of a class name; all null where it is no vehicle's."""
+    """The parts of a class name; all null where the name is not in the grammar."""
 
     make: str | None = None
     model: str | None = None
-    """What is left without make, body and year: `Ram Pickup 3500`, `G IPL`."""
+    """The name without make, body and year: `Ram Pickup 3500`, `G IPL`."""
     body: str | None = None
     year: int | None = None
 
 
 def parse_vehicle(name: str) -> Vehicle:
-    """Split a class name into make, model, body and year; all null where the name is not in that grammar.
+    """Split a class name into make, model, body and year; all null where the name is not in the grammar.
 
     >>> parse_vehicle("Ram C/V Cargo Van Minivan 2012")
     Vehicle(make='Ram', model='C/V Cargo Van', body='Minivan', year=2012)
@@ -66,15 +66,9 @@ def parse_vehicle(name: str) -> Vehicle:
 
 
 def vehicle_columns(labels: Iterable[str | None]) -> dict[str, list[Any]]:
-    """Give the columns make, model, body (text) and year (int), one value a label, null where it is no vehicle."""
-    parsed: dict[str | None, Vehicle] = {None: Vehicle()}
-    vehicles = []
-    for label in labels:
-        # NaN, pandas' other spelling of a missing text, is the only label that is not equal to itself.
-        known = label if isinstance(label, str) else None
-        if known is not None and known not in parsed:
-            parsed[known] = parse_vehicle(known)
-        vehicles.append(parsed[known])
+    """Make the columns make, model, body (text) and year (int), one value per label, null where not in the grammar."""
+    parse = cache(parse_vehicle)
+    vehicles = [parse(label) if isinstance(label, str) else Vehicle() for label in labels]  # NaN means missing, too
     return {column: [getattr(vehicle, column) for vehicle in vehicles] for column in VEHICLE_COLUMNS}
 
 

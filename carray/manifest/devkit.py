@@ -1,7 +1,7 @@
 """Reads Stanford Cars' annotations: class names in index order, and each image's name, class and box.
 
-They lie in SOURCE/devkit/*.mat beside cars_train/ and cars_test/, or in the first release's cars_annos.mat beside
-car_ims/, local or S3. Boxes there are 1-based and inclusive; here they are 0-based with x2, y2 exclusive.
+They are in SOURCE/devkit/*.mat beside cars_train/ and cars_test/, or in the first release's cars_annos.mat beside
+car_ims/. Their boxes are 1-based and inclusive; here they are 0-based with x2, y2 exclusive.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FIRST_RELEASE = "cars_annos.mat"
 
 @dataclass(frozen=True, slots=True)
 class CarsRelease:
-    """Where the parts of a copy of Stanford Cars lie."""
+    """The folders of a copy of Stanford Cars."""
 
     root: tuple[str, ...]
     """Folders from the source down to the copy."""
@@ -36,7 +36,7 @@ class CarsRelease:
 
     @property
     def images(self) -> dict[str, str]:
-        """Give the folder of each split's images, below the root."""
+        """The folder of each split's images, below the root."""
         return {"train": "cars_train", "test": "cars_test"} if self.devkit else {"train": "car_ims", "test": "car_ims"}
 
 
@@ -98,7 +98,7 @@ def read_devkit(source: str, *, devkit: str | None = None) -> tuple[dict[str, li
     classes = [str(name) for name in _variable(join(devkit, _CLASSES), "class_names")]
     files = {
         "train": [join(devkit, "cars_train_annos.mat")],
-        # The labelled file was published apart from the devkit, so it often lies beside it.
+        # The labelled file was published separately, so it often lies beside the devkit.
         "test": [join(devkit, _LABELLED), join(source, _LABELLED), join(devkit, "cars_test_annos.mat")],
     }
     annotated: dict[str, list[Annotation]] = {"train": [], "test": []}
@@ -125,7 +125,7 @@ def _annotation(entry: Any, classes: list[str], uri: str) -> Annotation:
     missing = [name for name in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "fname") if name not in fields]
     if missing:
         raise SchemaError(f"{uri} has annotations without {', '.join(missing)}; it is not a Stanford Cars devkit's.")
-    # Only the name counts: some copies write a path before it.
+    # Some copies write a path before the name.
     name = str(fields["fname"]).rsplit("/", 1)[-1]
     try:
         x1, y1, x2, y2 = (int(fields[f"bbox_{corner}"]) for corner in ("x1", "y1", "x2", "y2"))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from carray.core.text import readable
+from carray.core.uri_tables import BOX
 from carray.manifest.labels import similar_labels, unsure_labels
 from carray.manifest.layouts import shown
 from carray.manifest.manifest_file import SPLITS
+from carray.manifest.sources import Candidates
 from carray.manifest.splits import SET_ASIDE
 
 __all__ = ["HealthReport", "report_health"]
 
 EXAMPLES = 5
-"""Groups, classes and errors shown of each kind."""
+"""How many groups, classes and errors of each kind are shown."""
 
 BOXES_USUAL = 0.01
 """Share of boxes that may reach beyond their image before it is a concern."""
@@ -29,8 +31,8 @@ _QUANTILES = {"min": 0.0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 class HealthReport:
     """What `prepare` found."""
 
-    source: str
-    layout: str
+    candidates: Candidates
+    """The source's images, before they were read."""
     out: str
     rows: int
     ok: int
@@ -39,15 +41,6 @@ class HealthReport:
     errors: dict[str, int]
     """Unreadable images by error code."""
     error_examples: list[str]
-    skipped: dict[str, int]
-    """Keys that are no images by name, by suffix."""
-    left_out: dict[str, int]
-    """Hidden keys, keys that tools left behind and masks, by name."""
-    unlabelled_in: dict[str, int]
-    """Images without a label, readable or not, by the folder they lie in."""
-    doubts: list[str]
-    """What looks wrong in how the source was read, and what was left out."""
-    classes: int
     images_per_class: dict[str, float]
     """min, median and max over the classes with a readable image, without those set aside."""
     empty_classes: list[str]
@@ -70,19 +63,17 @@ class HealthReport:
     conflicting_examples: list[dict[str, str]]
     """Each maps uri to label."""
     label_changes: dict[str, int] = field(default_factory=dict)
-    """Normalised labels, by what changed: blank (no label at all), blanks, unicode form."""
+    """Counts of normalised labels, by what changed: blank (no label at all), blanks, unicode form."""
     similar_classes: list[list[str]] = field(default_factory=list)
     """Groups of classes whose names differ only by case, compatible letters or the writing of a number."""
     unsure_classes: list[str] = field(default_factory=list)
     """Classes whose names look like a missing label: None, NULL, nan."""
     boxes: dict[str, int] = field(default_factory=dict)
-    """Readable images cut to a box, and those whose box was clamped, or is one pixel wide or high."""
-    boxes_left_out: str | None = None
-    """Why a table's boxes are not in the manifest, where images are not cut to them."""
+    """Counts of readable images cut to a box, and of boxes that were clamped, or are one pixel wide or high."""
     empty_boxes: int = 0
     """Boxes that cover nothing of their image; such rows are unreadable."""
     extended: str | None = None
-    """The older manifest whose splits were kept."""
+    """The older manifest, whose splits stay."""
     changed_labels: list[str] = field(default_factory=list)
     """Images that the older manifest labels otherwise: `uri: old label -> new label`."""
     old_rows_absent: int = 0
@@ -90,18 +81,18 @@ class HealthReport:
     balance: int | None = None
     """How many training images a class may have; None: any number."""
     set_aside: int = 0
-    """Readable, labelled images over that cap: rows without a split."""
+    """Readable, labelled images above that limit: rows without a split."""
 
     @property
     def unusable(self) -> str | None:
-        """Say why `tune` cannot use this manifest; None when it can."""
+        """The reason why `tune` cannot use this manifest; None when it can."""
         if self.empty_boxes == self.rows:
             return self._empty_boxes_text()
         if not self.ok:
             return f"none of its {self.rows:,} images could be read"
         if self.unlabelled == self.ok:
             return "no readable image has a label; put images into class folders, or give a table with labels"
-        if self.classes - len(self.empty_classes) < 2:
+        if len(self.candidates.classes) - len(self.empty_classes) < 2:
             return "it has one class with readable images; two or more are needed"
         missing = [split for split in ("train", "val") if not self.splits[split]]
         if missing and missing[0] == "train":
@@ -112,9 +103,10 @@ class HealthReport:
     def concerns(self) -> list[str]:
         """List what to look at before training, the worst first, a sentence each."""
         failed = self.rows - self.ok
-        folders = f" ({_pairs(dict(list(self.unlabelled_in.items())[:EXAMPLES]))})" if self.unlabelled_in else ""
+        unlabelled_in = dict(list(self.candidates.unlabelled_in.items())[:EXAMPLES])
+        folders = f" ({_pairs(unlabelled_in)})" if unlabelled_in else ""
         found = [
-            *((True, doubt) for doubt in self.doubts),
+            *((True, warning) for warning in self.candidates.warnings),
             (self.conflicting_groups, f"copies carry different labels in {_count(self.conflicting_groups, 'group')}"),
             (
                 self.crossing_groups,
@@ -157,25 +149,28 @@ class HealthReport:
     def verdict(self) -> str:
         """Judge the manifest in one paragraph."""
         if self.unusable:
-            doubts = f" Look at: {'; '.join(self.doubts)}." if self.doubts else ""
-            return f"Not usable for tune: {self.unusable}.{doubts}"
+            warnings = f" Look at: {'; '.join(self.candidates.warnings)}." if self.candidates.warnings else ""
+            return f"Not usable for tune: {self.unusable}.{warnings}"
         if self.concerns:
             return f"Usable, with {_count(len(self.concerns), 'thing')} to look at: {'; '.join(self.concerns)}."
         return "Healthy: ready for tune."
 
     def text(self) -> str:
-        """Write the report for a reader, several lines."""
+        """Format the report, several lines."""
+        source = self.candidates
         lines = [
-            f"{self.out}: {_count(self.rows, 'row')} from {self.source} (layout {self.layout})",
+            f"{self.out}: {_count(self.rows, 'row')} from {source.source} (layout {source.layout})",
             f"  readable     {self.ok:,}" + (f"; unreadable {_pairs(self.errors)}" if self.errors else ""),
             *(f"               {readable(example)}" for example in self.error_examples),
-            f"  skipped      {_pairs(self.skipped)} (not images by name)" if self.skipped else "",
-            f"  left out     {_pairs(self.left_out)} (hidden, left by tools, or masks)" if self.left_out else "",
-            f"  classes      {self.classes:,}; images a class {_pairs(self.images_per_class)}" if self.classes else "",
+            f"  skipped      {_pairs(source.skipped)} (not images by name)" if source.skipped else "",
+            f"  left out     {_pairs(source.left_out)} (hidden, left by tools, or masks)" if source.left_out else "",
+            f"  classes      {len(source.classes):,}; images a class {_pairs(self.images_per_class)}"
+            if source.classes
+            else "",
             f"  labels       normalised: {_pairs(self.label_changes)}" if self.label_changes else "",
             f"  splits       {_pairs(self.splits)}",
             f"  boxes        {_pairs(self.boxes)}" if self.boxes else "",
-            f"  boxes        left out: {readable(self.boxes_left_out)}" if self.boxes_left_out else "",
+            f"  boxes        left out: {readable(source.boxes_left_out)}" if source.boxes_left_out else "",
             f"  set aside    {_count(self.set_aside, 'image')} over {self.balance:,} train images a class"
             if self.balance is not None
             else "",
@@ -193,12 +188,8 @@ class HealthReport:
         ]
         return "\n".join(line for line in lines if line)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Give the report as plain values for JSON."""
-        return {**asdict(self), "usable": self.unusable is None, "concerns": self.concerns, "verdict": self.verdict}
-
     def _box_concerns(self) -> list[tuple[bool, str]]:
-        """Say what is wrong with many boxes; a few that reach over the edge are usual."""
+        """Report what is wrong with many boxes; a few that reach beyond the edge are usual."""
         if not self.boxes:
             return []
         many = max(1, BOXES_USUAL * self.boxes["images"])
@@ -218,9 +209,10 @@ class HealthReport:
 
 
 def report_health(
-    rows: pd.DataFrame, groups: Sequence[int], *, classes: list[str], crop_boxes: bool, **context: Any
+    rows: pd.DataFrame, groups: Sequence[int], *, candidates: Candidates, crop_boxes: bool, **context: Any
 ) -> HealthReport:
     """Report on a manifest's rows; `groups` numbers duplicates, `context` holds the report's remaining fields."""
+    classes = candidates.classes
     ok = rows[rows["status"] == "ok"].assign(
         group=[g for g, s in zip(groups, rows["status"], strict=True) if s == "ok"]
     )
@@ -236,7 +228,7 @@ def report_health(
         unlabelled=len(ok) - len(labelled),
         errors={str(code): int(count) for code, count in failed["error_code"].value_counts().items()},
         error_examples=[f"{row.uri}: {row.error}" for row in failed.head(EXAMPLES).itertuples()],
-        classes=len(classes),
+        candidates=candidates,
         images_per_class=_spread(labelled.loc[~is_aside, "label"].value_counts()),
         empty_classes=[name for name in classes if name not in per_class.index],
         single_image_classes=[name for name in present if per_class[name] == 1],
@@ -277,7 +269,7 @@ def _boxes(ok: pd.DataFrame) -> dict[str, int]:
     boxed = ok[ok["x1"].notna()]
     if boxed.empty:
         return {}
-    x1, y1, x2, y2 = (boxed[name].astype("int64") for name in ("x1", "y1", "x2", "y2"))
+    x1, y1, x2, y2 = (boxed[name].astype("int64") for name in BOX)
     width, height = boxed["width"].astype("int64"), boxed["height"].astype("int64")
     across = x2.clip(upper=width) - x1.clip(lower=0)
     down = y2.clip(upper=height) - y1.clip(lower=0)
@@ -285,12 +277,12 @@ def _boxes(ok: pd.DataFrame) -> dict[str, int]:
         "images": len(boxed),
         "clamped": int(((x1 < 0) | (y1 < 0) | (x2 > width) | (y2 > height)).sum()),
         "one pixel": int(((across == 1) | (down == 1)).sum()),
-        "within 0 to 1": int((boxed[["x1", "y1", "x2", "y2"]].max(axis=1) <= 1).sum()),
+        "within 0 to 1": int((boxed[[*BOX]].max(axis=1) <= 1).sum()),
     }
 
 
 def _duplicates(ok: pd.DataFrame, crop_boxes: bool) -> dict[str, Any]:
-    content = ["sha256", "x1", "y1", "x2", "y2"] if crop_boxes else ["sha256"]
+    content = ["sha256", *BOX] if crop_boxes else ["sha256"]
     exact = ok[ok.duplicated(content, keep=False)]
     exact_groups = [group for _, group in exact.groupby(content, dropna=False, sort=False)]
     conflicting = [group for group in exact_groups if group["label"].nunique() > 1]

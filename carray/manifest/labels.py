@@ -1,7 +1,7 @@
-"""Normalises labels, and reports those that look like mistakes; the same for every source of labels.
+"""Normalises labels from any source, and finds those that look like mistakes.
 
-A null, NaN or blank label is none; runs of white space become one space, none at the ends; Unicode is composed (NFC).
-Nothing else changes: labels that may mean the same are reported, not merged.
+A null, NaN or blank label is none; white space is collapsed and stripped; Unicode is composed (NFC). Labels that may
+mean the same are reported, not merged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NO_LABELS = {
     *("none", "null", "nil", "nan", "-nan", "nat", "na", "n/a", "n.a.", "<na>", "#n/a", "#na", "\\n"),
     *("?", "-", "--", ".", "undefined", "missing", "unlabelled", "unlabeled"),
 }
-"""What programs write for a missing label, in lower case."""
+"""Spellings of a missing label, in lower case."""
 
 
 def normalise_labels(labels: pd.Series) -> tuple[pd.Series, dict[str, int]]:
@@ -28,21 +28,21 @@ def normalise_labels(labels: pd.Series) -> tuple[pd.Series, dict[str, int]]:
 
     The counts' keys are `blank` (no label at all), `blanks` and `unicode form`; zeros are left out.
     """
-    spelled: dict[str, str | None] = {}
+    normalised: dict[str, str | None] = {}
     changed: dict[str, int] = defaultdict(int)
     for label, images in labels.value_counts().items():
         composed = unicodedata.normalize("NFC", str(label))
-        spelled[str(label)] = " ".join(composed.translate(_UNSEEN).split()) or None
-        if spelled[str(label)] is None:
+        normalised[str(label)] = " ".join(composed.translate(_UNSEEN).split()) or None
+        if normalised[str(label)] is None:
             changed["blank"] += int(images)
         else:
-            changed["blanks"] += int(images) * (spelled[str(label)] != composed)
+            changed["blanks"] += int(images) * (normalised[str(label)] != composed)
             changed["unicode form"] += int(images) * (composed != str(label))
-    return labels.map(spelled, na_action="ignore").astype("string"), {what: n for what, n in changed.items() if n}
+    return labels.map(normalised, na_action="ignore").astype("string"), {what: n for what, n in changed.items() if n}
 
 
 def whole_number_labels(labels: pd.Series) -> pd.Series:
-    """Write whole numbers without a point, `1` for `1.0`, as pandas writes them in a column with a gap."""
+    """Convert `1.0` to `1` where all labels are so: pandas writes integers so in a column with a null."""
     texts = labels.dropna().drop_duplicates()
     if labels.isna().any() and len(texts) and texts.str.fullmatch(r"-?\d+\.0").all():
         return labels.str.removesuffix(".0")
@@ -53,23 +53,23 @@ def similar_labels(labels: Iterable[str]) -> list[list[str]]:
     """Group labels that differ only by case, by compatible letters, or by how one number is written."""
     groups: dict[str, list[str]] = defaultdict(list)
     for label in labels:
-        groups[_likeness(label)].append(label)
+        groups[_comparison_key(label)].append(label)
     return [group for group in groups.values() if len(group) > 1]
 
 
 def unsure_labels(labels: Iterable[str]) -> list[str]:
-    """Give the labels that look like a missing one, such as None, NULL or nan."""
+    """Find the labels that look like a missing one, such as None, NULL or nan."""
     return [label for label in labels if label.casefold() in _NO_LABELS]
 
 
-def same_spelling(names: Sequence[str]) -> list[str]:
+def normalise_names(names: Sequence[str]) -> list[str]:
     """Normalise class names, each once, in their order; sorted ones stay sorted."""
-    spelled, _ = normalise_labels(pd.Series(names, dtype="string"))
-    classes = list(dict.fromkeys(spelled.dropna()))
+    normalised, _ = normalise_labels(pd.Series(names, dtype="string"))
+    classes = list(dict.fromkeys(normalised.dropna()))
     return sorted(classes) if list(names) == sorted(names) else classes
 
 
-def _likeness(label: str) -> str:
+def _comparison_key(label: str) -> str:
     folded = unicodedata.normalize("NFKC", label).casefold()
     try:
         return f"{float(folded):g}"

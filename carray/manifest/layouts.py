@@ -1,10 +1,9 @@
 """Infers from folder names which folders are splits, which are classes and which only wrap others.
 
-It uses names and counts alone, so that local folders and prefixes on S3 are read alike. What was inferred and looks
-wrong is a sentence in `FolderLayout.doubts`.
+It uses names and counts only, so local folders and prefixes on S3 are read alike.
 
-    1. images/ beside masks/            the pictures are those of images/; masks/ is left out
-    2. data/data/...                    a folder that is alone and holds folders is descended
+    1. images/ beside masks/            the pictures are in images/; masks/ is left out
+    2. data/data/...                    an only folder that holds folders is descended
     3. train/CLASS, CLASS/train         the level where most folders name a split
     4. cars_train/cars_train/...        a repeated split's name or wrapper counts once
     5. MAKE/MODEL                       the class is the path down to the folder that holds the pictures
@@ -26,7 +25,7 @@ __all__ = [
     "Folder",
     "FolderLayout",
     "FolderRole",
-    "name_doubts",
+    "name_warnings",
     "parse_label_from",
     "read_layout",
     "shown",
@@ -59,14 +58,14 @@ class FolderRole:
 
     label: str | None = None
     split: str | None = None
-    above: Folder | None = None
+    unlabelled_in: Folder | None = None
     """The folder to name where pictures have no label; else None."""
     left_out: bool = False
     """Whether the pictures are masks or the like."""
 
 
 class _Tree:
-    """Counts of the pictures in folders and below them."""
+    """The number of pictures in each folder, and below it."""
 
     def __init__(self, pictures: Mapping[Folder, int]) -> None:
         self.direct, self.total = Counter(pictures), Counter[Folder]()
@@ -77,17 +76,17 @@ class _Tree:
                 if depth:
                     self.children[folder[: depth - 1]].add(folder[depth - 1])
 
-    def holds_its_own(self, folder: Folder) -> bool:
-        """Say whether at least half of the pictures of a folder lie directly in it."""
+    def holds_most_directly(self, folder: Folder) -> bool:
+        """Check whether at least half of a folder's pictures lie directly in it."""
         return 0 < self.total[folder] <= 2 * self.direct[folder]
 
     def wrappers(self, stop: Callable[[str], bool]) -> Folder:
-        """Give the chain of folders from the source, each the only one in its parent and holding folders itself."""
+        """Find the chain of folders from the source that are each the only one in its parent, and hold folders."""
         inside: Folder = ()
         while len(names := self.children.get(inside, set())) == 1:
             (name,) = names
             child = (*inside, name)
-            if stop(name) or not self.children.get(child) or self.holds_its_own(child):
+            if stop(name) or not self.children.get(child) or self.holds_most_directly(child):
                 break
             inside = child
         return inside
@@ -95,18 +94,19 @@ class _Tree:
 
 @dataclass
 class FolderLayout:
-    """The label and split of every folder, as `read_layout` infers them."""
+    """The labels and splits of folders, as `read_layout` infers them."""
 
     kind: str = "images"
-    """images (no folders that count), folder (class folders) or splits (split folders)."""
+    """images (no class or split folders), folder (class folders) or splits (split folders)."""
     inside: Folder = ()
     """The wrappers that were descended from the source."""
     label_from: int | str = "auto"
     level: int | None = None
-    """The level below `inside` whose folders name splits; None where there is none."""
+    """The level below `inside` whose folders name splits, if any."""
     splits: dict[str, str] = field(default_factory=dict)
-    """Folder names at that level, and the split that each means."""
-    doubts: list[str] = field(default_factory=list)
+    """Folder names at that level, and the split of each."""
+    warnings: list[str] = field(default_factory=list)
+    """What looks wrong, a sentence each."""
     _dropped: set[Folder] = field(default_factory=set)
     _companions: set[Folder] = field(default_factory=set)
     _repeated: set[Folder] = field(default_factory=set)
@@ -117,24 +117,23 @@ class FolderLayout:
     _tail: int = 0
 
     def role(self, folder: Folder) -> FolderRole:
-        """Give a folder's label and split, also where it holds no picture."""
+        """Determine a folder's label and split, whether or not it holds pictures."""
         reduced = self._reduce(folder)
         if reduced is None:
-            return FolderRole(above=folder, left_out=True)
+            return FolderRole(unlabelled_in=folder, left_out=True)
         if self.kind == "images":
-            return FolderRole(above=folder)
-        parts = self._under(reduced, self.inside)
-        split, rest = self._divide(parts)
+            return FolderRole(unlabelled_in=folder)
+        parts = self._without_prefix(reduced, self.inside)
+        split, rest = self._separate_split(parts)
         if rest is None:
-            outside = (*self.inside, *parts[: (self.level or 0) + 1])
-            return FolderRole(above=outside)
-        if rest[:1] and rest[0] in self._unlabelled_tops:
-            return FolderRole(above=folder)
+            return FolderRole(unlabelled_in=(*self.inside, *parts[: (self.level or 0) + 1]))
+        if self._classified(parts) is None:
+            return FolderRole(unlabelled_in=folder)
         label = self._label(rest)
         return FolderRole(label, split if label is not None else None, None if label is not None else folder)
 
     def _reduce(self, folder: Folder) -> Folder | None:
-        """Take out folders like images/; None below folders like masks/."""
+        """Remove folders like images/ from a path; None below folders like masks/."""
         kept: list[str] = []
         for depth, name in enumerate(folder, start=1):
             if folder[:depth] in self._companions:
@@ -144,13 +143,13 @@ class FolderLayout:
         return tuple(kept)
 
     @staticmethod
-    def _under(folder: Folder, wrappers: Folder) -> Folder:
+    def _without_prefix(folder: Folder, wrappers: Folder) -> Folder:
         if folder[: len(wrappers)] == wrappers:
             return folder[len(wrappers) :]
         return () if wrappers[: len(folder)] == folder else folder
 
-    def _divide(self, parts: Folder) -> tuple[str | None, Folder | None]:
-        """Give the split and the parts without it; None for parts outside the split folders."""
+    def _separate_split(self, parts: Folder) -> tuple[str | None, Folder | None]:
+        """Separate a path's split from its other parts, which are None outside the split folders."""
         if self.level is None or len(parts) <= self.level:
             return None, parts
         name = parts[self.level]
@@ -159,24 +158,33 @@ class FolderLayout:
         after = self.level + (2 if parts[: self.level + 2] in self._repeated else 1)
         return self.splits[name], parts[: self.level] + parts[after:]
 
+    def _classified(self, parts: Folder) -> Folder | None:
+        """Take the split out of a path; None where the path has no label."""
+        rest = self._separate_split(parts)[1]
+        return None if rest is None or set(rest[:1]) & self._unlabelled_tops else rest
+
     def class_folder(self, rest: Folder) -> Folder | None:
-        """Give the part of a path that is the class: down to the first folder that holds most of its pictures."""
-        rest = self._under(rest, self._below)
+        """Cut a path down to its class: the first folder that directly holds most of its pictures."""
+        rest = self._without_prefix(rest, self._below)
         for depth in range(1, len(rest) + 1):
-            if self._classes.holds_its_own(rest[:depth]):
+            if self._classes.holds_most_directly(rest[:depth]):
                 return rest[:depth]
         return None if self._classes.total[rest] or not rest else rest
 
+    def class_folders(self) -> set[Folder]:
+        """List the folders that are classes."""
+        return {folder for rest in self._classes.direct if (folder := self.class_folder((*self._below, *rest)))}
+
     def class_names(self) -> tuple[set[str], set[str]]:
-        """Give the names of the class folders, and of those above them that are part of the class."""
-        folders = {folder for rest in self._classes.direct if (folder := self.class_folder((*self._below, *rest)))}
+        """List the names of the class folders, and of the folders above them that are part of a class."""
+        folders = self.class_folders()
         return {folder[-1] for folder in folders}, {name for folder in folders for name in folder[:-1]}
 
     def _label(self, rest: Folder) -> str | None:
         if self.label_from == "auto":
             folder = self.class_folder(rest)
             return " ".join(folder[: len(folder) - self._tail]) or None if folder else None
-        below = self._under(rest, self._below)
+        below = self._without_prefix(rest, self._below)
         if not below:
             return None
         whole = (*self.inside, *rest)
@@ -219,36 +227,31 @@ def read_layout(pictures: Mapping[Folder, int], *, layout: str = "auto", label_f
         return found
     if layout != "folder":
         _leave_out_companions(_Tree(pictures), found)
-    reduced: Counter[Folder] = Counter()
-    for folder, count in pictures.items():
-        if (parts := found._reduce(folder)) is not None:
-            reduced[parts] += count
+    reduced = _gathered(pictures, found._reduce)
     tree = _Tree(reduced)
     found.inside = tree.wrappers(lambda name: layout != "folder" and _split_words(name) is not None)
-    tree = _Tree(_gathered(reduced, lambda folder: found._under(folder, found.inside)))
+    tree = _Tree(_gathered(reduced, lambda folder: found._without_prefix(folder, found.inside)))
     if layout != "folder":
         _find_splits(tree, found, forced=layout == "splits")
     if tree.children:
         found.kind = "folder" if found.level is None else "splits"
     elif found.label_from != "auto":
         raise SettingsError(f"label_from is {label_from}, but no folder below the source could name a class.")
-    divided = ((found._divide(folder)[1], count) for folder, count in tree.direct.items())
-    rest = Counter[Folder]()
-    for inner, count in divided:
-        if inner is not None and not (inner and inner[0] in found._unlabelled_tops):
-            rest[inner] += count
+    rest = _gathered(tree.direct, found._classified)
     if found.level is not None:
         found._below = _Tree(rest).wrappers(lambda name: False)
-    found._classes = _Tree(_gathered(rest, lambda folder: found._under(folder, found._below)))
+    found._classes = _Tree(_gathered(rest, lambda folder: found._without_prefix(folder, found._below)))
     if found.label_from == "auto":
         _check_classes(found)
     return found
 
 
-def _gathered(pictures: Mapping[Folder, int], change: Callable[[Folder], Folder]) -> Counter[Folder]:
+def _gathered(pictures: Mapping[Folder, int], change: Callable[[Folder], Folder | None]) -> Counter[Folder]:
+    """Count pictures by their changed folders; a folder changed to None is left out."""
     gathered: Counter[Folder] = Counter()
     for folder, count in pictures.items():
-        gathered[change(folder)] += count
+        if (changed := change(folder)) is not None:
+            gathered[changed] += count
     return gathered
 
 
@@ -278,7 +281,7 @@ def _find_splits(tree: _Tree, found: FolderLayout, *, forced: bool) -> None:
         if not count:
             raise SettingsError("layout is splits, but no folder is called train, val, test or the like; name one so.")
         return _take_level(tree, found, -level, splits)
-    # A flat test/ beside class folders holds images without labels; a flat train/ may be a class of vehicles.
+    # A flat test/ beside class folders holds unlabelled images; a flat train/ may be a class of vehicles.
     tops = _split_names(tree.children.get((), set()))
     found._unlabelled_tops = {name for name, split in tops.items() if split != "train"}
 
@@ -301,18 +304,18 @@ def _take_level(tree: _Tree, found: FolderLayout, level: int, splits: dict[str, 
             if words and words[0] == splits[folder[level]]:
                 found._repeated.add((*folder, name))
     if level == 0 and len(set(splits.values())) == 1:
-        # test/CLASS beside CLASS: the classes that are not in test/ are the rest of the images.
+        # test/CLASS beside CLASS: the images outside test/ have no given split.
         tops = tree.children[()] - set(splits)
         inner = {name for top in splits for name in tree.children.get((top,), set())}
         found._beside_are_classes = bool(tops) and 2 * len(tops & inner) >= len(tops)
 
 
 def _split_words(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """Give the split in a name and its other words, without _NEUTRAL_WORDS; None where it names no split."""
+    """Separate the split in a name from its other words, without _NEUTRAL_WORDS; None where it names no split."""
     if (exact := given_split(name)) is not None:
         return exact, ()
     words = [word.casefold() for word in re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", name) if word]
-    if any(word in COMPANION_FOLDERS for word in words):  # train_masks are no pictures to train on
+    if any(word in COMPANION_FOLDERS for word in words):  # train_masks holds no pictures to train on
         return None
     words = [_ENDINGS.sub("", word) if given_split(_ENDINGS.sub("", word)) else word for word in words]
     words = ["train" if word in ("trainval", "trainvalid") else word for word in words]
@@ -325,7 +328,7 @@ def _split_words(name: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def _split_names(names: Iterable[str], *, lenient: bool = False) -> dict[str, str]:
-    """Give the names of splits; unless `lenient`, one like cars_train only beside cars_test, or alone."""
+    """Map names to splits; unless `lenient`, one like cars_train only beside cars_test, or alone."""
     by_rest: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
     count = 0
     for name in names:
@@ -343,38 +346,37 @@ def _split_names(names: Iterable[str], *, lenient: bool = False) -> dict[str, st
 
 
 def _check_classes(found: FolderLayout) -> None:
-    """Report what looks wrong in the class folders, and drop the last name where all of them share it."""
-    tree = found._classes
-    folders = {folder for rest in tree.direct if (folder := found.class_folder((*found._below, *rest)))}
+    """Warn of what looks wrong in the class folders, and drop the last name where all share it."""
+    tree, folders = found._classes, found.class_folders()
     while len(folders) > 1 and all(len(folder) > 1 for folder in folders) and len({f[-1] for f in folders}) == 1:
         if _YEAR.fullmatch(next(iter(folders))[-1]):
             break
         found._tail += 1
         folders = {folder[:-1] for folder in folders}
     if nested := sorted(" ".join(folder) for folder in folders if not found._tail and tree.children.get(folder)):
-        found.doubts.append(
+        found.warnings.append(
             f"images of deeper folders count to the class above them ({shown(nested)}; --label-from path parts them)"
         )
     if len({len(folder) for folder in folders}) > 1:
         ends = [min(folders, key=lambda folder: (len(folder), folder)), max(folders, key=len)]
         names = " and ".join(repr(readable("/".join(folder))) for folder in ends)
-        found.doubts.append(f"class folders lie at different depths ({names})")
+        found.warnings.append(f"class folders lie at different depths ({names})")
     deep = [folder for folder in folders if len(folder) > 1 and not _YEAR.fullmatch(folder[-1])]
     parents: dict[str, set[Folder]] = defaultdict(set)
     for folder in deep:
         parents[folder[-1]].add(folder[:-1])
     shared = sorted(name for name, above in parents.items() if len(above) > 1)
     if 2 * sum(folder[-1] in shared for folder in deep) > len(folders):
-        found.doubts.append(
+        found.warnings.append(
             f"the same folder names lie below several others ({shown(shared)}); --label-from 1 takes the first name "
             "alone, -1 the last"
         )
 
 
-def name_doubts(classes: Iterable[str], above: Iterable[str] = ()) -> list[str]:
-    """Report class names that look like a split's or like those of images and masks, a sentence each.
+def name_warnings(classes: Iterable[str], above: Iterable[str] = ()) -> list[str]:
+    """Warn of class names that look like a split's or like those of images and masks, a sentence each.
 
-    `above` are the names of folders above class folders, which are part of the class's name.
+    `above` are the names of folders above class folders, which are part of the class.
     """
     split_like: dict[str, tuple[str, ...]] = {}
     splits, like_images, above, found = set(), [], set(above), []
@@ -386,7 +388,7 @@ def name_doubts(classes: Iterable[str], above: Iterable[str] = ()) -> list[str]:
             _PICTURE_WORDS.intersection(re.split(r"[\W\d_]+", name.casefold())) or name.casefold() in COMPANION_FOLDERS
         ):
             like_images.append(name)
-    # A single class with a word like test among others may be a car; names for two splits are none.
+    # One class with a word like test may be a car; with the names of two splits it is a split.
     like_splits = [name for name, rest in split_like.items() if len(splits) > 1 or not rest or name in above]
     if like_splits:
         found.append(
@@ -399,7 +401,7 @@ def name_doubts(classes: Iterable[str], above: Iterable[str] = ()) -> list[str]:
 
 
 def shown(names: Iterable[str]) -> str:
-    """Write the first names of many, for a sentence."""
+    """Format the first SHOWN names, for a sentence."""
     names = list(names)
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return ", ".join(readable(name) if name == name.strip() else repr(name) for name in names[:SHOWN]) + more

@@ -1,8 +1,7 @@
 """A manifest: a Parquet table, one row an image (or a box of one), its schema, reader and writer.
 
 (uri, box) is unique. An image that could not be read, or that `prepare --balance` set aside, is a row with its reason
-and no split; status says only whether it could be read. The file's metadata holds `classes` in index order,
-`crop_boxes` and the settings it was built with. Version 1.
+and no split. The file's metadata holds `classes` in index order, `crop_boxes` and the settings it was built with.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ import pyarrow as pa
 
 from carray.core.errors import DataError, SchemaError
 from carray.core.tables import read_table, table_metadata, write_table
+from carray.core.text import one_line
+from carray.core.uri_tables import BOX
 from carray.images.decoding import Pixels
 from carray.images.pixels import Box, PixelSettings
 from carray.images.read import ReadImage, read_image
@@ -65,11 +66,11 @@ MANIFEST_SCHEMA = pa.schema(
         ("etag", pa.string()),  # of the very read that was hashed
     ]
 )
-_BOX = ["x1", "y1", "x2", "y2"]
+_BOX = list(BOX)
 
 
 def given_split(name: str) -> str | None:
-    """Give the split that a name stands for, in any case; None when it stands for none."""
+    """Map a name, in any case, to the split it stands for, if any."""
     return next((split for split, names in _SPLIT_NAMES.items() if name.casefold() in names), None)
 
 
@@ -87,18 +88,18 @@ class Manifest:
 
     @property
     def usable(self) -> pd.DataFrame:
-        """Give the rows with readable pixels, a label and a split, in the manifest's order."""
+        """The rows with readable pixels, a label and a split, in the manifest's order."""
         rows = self.rows
         return rows[(rows["status"] == "ok") & rows["label"].notna() & rows["split"].notna()]
 
     @property
     def fingerprint(self) -> str:
-        """Hash content, box, label, split and class order, whatever the row order: 16 hex digits."""
+        """A hash of content, box, label, split and class order, independent of row order: 16 hex digits."""
         text = json.dumps([sorted(_identities(self.usable)), self.classes, self.crop_boxes])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def by_content(self, *splits: str) -> pd.DataFrame:
-        """Give the usable rows of splits, ordered by what the fingerprint hashes, then by uri; the index stays.
+        """Select the usable rows of splits, ordered by what the fingerprint hashes, then by uri; the index stays.
 
         Manifests of one fingerprint give the same pixels, labels and splits in the same order.
         """
@@ -107,7 +108,7 @@ class Manifest:
         return rows.iloc[np.lexsort(keys)]
 
     def of_split(self, split: str) -> pd.DataFrame:
-        """Give the usable rows of one split.
+        """Select the usable rows of one split.
 
         Raises:
             SchemaError: the split has no usable row.
@@ -123,20 +124,20 @@ class Manifest:
 
 
 def _identities(rows: pd.DataFrame) -> pd.Series[str]:
-    """Give content, box, label and split of each row as one string."""
+    """Join content, box, label and split of each row into one string."""
     seen = rows[["sha256", *_BOX, "label", "split"]].astype("string").fillna("")
     return seen["sha256"].str.cat(seen[[*_BOX, "label", "split"]], sep="|")
 
 
 def row_box(row: Mapping[str, Any]) -> Box | None:
-    """Give a row's box as integers, None when it has none."""
+    """Extract a row's box as integers, if it has one."""
     if any(name not in row or pd.isna(row[name]) for name in _BOX):
         return None
     return int(row["x1"]), int(row["y1"]), int(row["x2"]), int(row["y2"])
 
 
 def read_row(row: Mapping[Any, Any], settings: PixelSettings, *, crop_boxes: bool, as_input: bool = False) -> ReadImage:
-    """Read the image of a row with uri and escaped; bytes that do not hash to its sha256, if any, are a fetch_error."""
+    """Read a row's image; where the row has a sha256, other bytes are a fetch_error."""
     return read_image(
         row["uri"],
         settings,
@@ -148,7 +149,7 @@ def read_row(row: Mapping[Any, Any], settings: PixelSettings, *, crop_boxes: boo
 
 
 def require_row(row: Mapping[Any, Any], settings: PixelSettings, *, crop_boxes: bool, as_input: bool = False) -> Pixels:
-    """Give the pixels of a row's image, which must be as they were when the manifest was prepared.
+    """Read the pixels of a row's image, which must be unchanged since the manifest was prepared.
 
     Raises:
         DataError: the image cannot be read, or changed.
@@ -181,10 +182,10 @@ def read_manifest(uri: str) -> Manifest:
     table = read_table(uri, kind="manifest", required=required, columns=required)
     note = table_metadata(uri)
     try:
-        # Under a schema of our own: that of the file may tell pandas anything.
+        # Without the file's own metadata, which may hold anything for pandas.
         table = table.select(required).cast(MANIFEST_SCHEMA).replace_schema_metadata(None)
     except (pa.ArrowException, ValueError) as err:
-        raise SchemaError(f"{uri} has a column of another type than a manifest's ({_one_line(err)}).") from None
+        raise SchemaError(f"{uri} has a column of another type than a manifest's ({one_line(err, 200)}).") from None
     rows = table.to_pandas(types_mapper={pa.int32(): pd.Int32Dtype(), pa.uint64(): pd.UInt64Dtype()}.get)
     if rows["uri"].isna().any():
         raise SchemaError(f"{uri} has rows without a uri; prepare it again.")
@@ -214,7 +215,3 @@ def check_unique(rows: pd.DataFrame, uri: str) -> None:
             f"{uri} has the same uri and box more than once ({int(repeated.sum())} repetitions, "
             f"the first is {first!r}); keep one row of each."
         )
-
-
-def _one_line(err: Exception) -> str:
-    return " ".join(str(err).split())[:200]

@@ -1,7 +1,6 @@
-"""Reads a variable of a MATLAB file in a child process: scipy's reader crashes on some damaged files.
+"""Reads a variable of a MATLAB file in a child process, since scipy's reader crashes on some damaged files.
 
-The child, which imports this module alone, has SECONDS of a core and 4 GB of addresses. Its end is an error, never its
-caller's end. Cost: a second for starting Python and scipy.
+The child, which imports only this module, is limited to SECONDS of a core and 4 GB of addresses.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def read_variable(data: bytes, name: str) -> list[Any] | None:
     Raises:
         ValueError: the file cannot be read; says why.
     """
-    # One thread: the matrix library reserves addresses for each, and needs none here.
+    # One thread: OpenBLAS reserves addresses for each.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         done = subprocess.run(

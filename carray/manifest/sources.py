@@ -1,7 +1,6 @@
 """Lists a source's images with the labels, boxes and splits that it gives, without reading any image.
 
-Each (uri, box) stands once. A key without an image's suffix is counted by suffix, hidden ones and what tools leave
-behind by name (a table is taken whole). A label never becomes a path, so `/` in it is only a character.
+(uri, box) is unique. Keys without an image's suffix are counted by suffix, hidden ones and tools' files by name.
 
     layout          recognised by                               label from            split from
     table           a file .parquet, .csv or .tsv               column label          column split
@@ -34,19 +33,20 @@ from carray.core.store.files import absolute, exists, is_folder, is_s3, join
 from carray.core.store.image_bytes import is_image_key
 from carray.core.store.listing import ListedImage, list_keys
 from carray.core.text import readable
+from carray.core.uri_tables import BOX, TABLE_SUFFIXES
 from carray.images.pixels import Box
 from carray.manifest.devkit import CarsRelease, find_release, read_release
 from carray.manifest.layouts import (
     COMPANION_FOLDERS,
     Folder,
     FolderLayout,
-    name_doubts,
+    name_warnings,
     parse_label_from,
     read_layout,
     shown,
 )
 from carray.manifest.manifest_file import SPLITS, check_unique
-from carray.manifest.tables import TABLE_SUFFIXES, read_source_table
+from carray.manifest.tables import read_source_table
 
 __all__ = ["LAYOUTS", "Candidates", "list_candidates"]
 
@@ -54,20 +54,20 @@ LAYOUTS = ("auto", "folder", "splits", "stanford-cars", "table", "images")
 
 _FIRST_CLASSES = 5
 _LOST_SHARE = 0.01
-"""Skipped files are a concern from this share on, of all or of a class."""
+"""The share of skipped files, of all or of a class, above which to warn."""
 
 _JUNK_NAMES = set(
     "__macosx thumbs.db ehthumbs.db desktop.ini @eadir $recycle.bin #recycle @recycle @tmp #snapshot lost+found "
     "__pycache__".split()
 ) | {"system volume information"}
-"""What file managers, archives and network drives leave behind, in lower case; hidden names are junk as well."""
+"""Files of file managers, archives and network drives, in lower case; hidden names are junk, too."""
 _TEXT_SUFFIXES = set(
     ".txt .csv .tsv .json .jsonl .xml .yaml .yml .toml .ini .cfg .md .rst .html .htm .pdf .mat .parquet .db .log .py "
     ".ipynb .sh .names .lst .url .md5 .sha256".split()
 )
 _TEXT_NAMES = set("readme license licence copying changelog makefile _success".split())
 _NO_PICTURES = _TEXT_SUFFIXES | _TEXT_NAMES
-"""Files that hold no picture."""
+"""Suffixes and names of files that hold no picture."""
 _CONVERT = set(".heic .heif .avif .jxl .jp2 .ppm .pgm .pbm .pnm .tga .psd .svg .ico .cr2 .cr3 .nef .arw .dng".split())
 _UNPACK = set(".zip .tar .gz .tgz .bz2 .7z .rar .xz .zst".split())
 
@@ -83,28 +83,22 @@ class Candidates:
     classes: list[str]
     """Class names: the devkit's order, else sorted."""
     skipped: dict[str, int] = field(default_factory=dict)
-    """How many keys were left out, by their suffix."""
+    """Counts of keys that are no images by name, by suffix."""
     boxes_left_out: str | None = None
-    """Why a table's boxes, where they are not needed, were not taken."""
+    """Why a table's boxes, if they are not needed, were not read."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """How many hidden keys, keys of tools and masks were left out, by name."""
+    """Counts of hidden keys, tools' files and masks, by name."""
     label_from: str = "auto"
     """Which folder names make the label (layouts.parse_label_from)."""
     inside: str = ""
-    """The folders from the source down, each the only one in its parent."""
+    """The folders that only wrap the data, joined by `/`."""
     unlabelled_in: dict[str, int] = field(default_factory=dict)
-    """How many images have no label, by the folder they lie in."""
-    doubts: list[str] = field(default_factory=list)
-    """What looks wrong in the layout or was left out, a sentence each."""
-
-    @property
-    def report_fields(self) -> dict[str, Any]:
-        """Give the fields that the health report repeats."""
-        names = ("source", "layout", "classes", "skipped", "left_out", "unlabelled_in", "doubts")
-        return {name: getattr(self, name) for name in names}
+    """Counts of images without a label, by folder."""
+    warnings: list[str] = field(default_factory=list)
+    """What looks wrong in the layout, or was left out, a sentence each."""
 
     def text(self) -> str:
-        """Write what was understood, several lines."""
+        """Format how the source was read, several lines."""
         rows = self.rows
         given, labels = rows["split"].value_counts(), rows["label"].value_counts()
         classes = [f"{readable(name)} {labels.get(name, 0):,}" for name in self.classes[:_FIRST_CLASSES]]
@@ -118,7 +112,7 @@ class Candidates:
             f"  no label     {count_text(self.unlabelled_in)}" if self.unlabelled_in else "",
             f"  skipped      {count_text(self.skipped)} (not images by name)" if self.skipped else "",
             f"  left out     {count_text(self.left_out)} (hidden, left by tools, or masks)" if self.left_out else "",
-            *(f"  look at      {doubt}" for doubt in self.doubts),
+            *(f"  look at      {warning}" for warning in self.warnings),
         ]
         if self.layout != "table":
             lines.append("  If this is not what you mean: --layout and --label-from (carray prepare --help).")
@@ -126,7 +120,7 @@ class Candidates:
 
 
 def count_text(counts: Mapping[str, int]) -> str:
-    """Write counts by name, the largest first, for a sentence."""
+    """Format the five largest counts, by name, for a sentence."""
     ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     more = f" and {len(ordered) - 5:,} more" if len(ordered) > 5 else ""
     return ", ".join(f"{shown([name])} {count:,}" for name, count in ordered[:5]) + more
@@ -142,8 +136,8 @@ def list_candidates(
 ) -> Candidates:
     """List a source's images with the labels, boxes and splits that it gives.
 
-    `label_from` says which folder names make the class (layouts.parse_label_from), `column` which column of a table is
-    which; a table's boxes must be right only with `crop_boxes`.
+    `label_from` says which folder names make the class (layouts.parse_label_from), `column` maps uri and label to
+    a table's own column names; only with `crop_boxes` is a wrong box in a table an error.
 
     Raises:
         SettingsError: the layout or `label_from` is unknown, or the source is not laid out in that way.
@@ -175,7 +169,7 @@ def list_candidates(
 
 
 def is_table(source: str) -> bool:
-    """Say whether a source's name is a table's."""
+    """Check whether a source is a table, by its suffix."""
     return source.lower().endswith(TABLE_SUFFIXES)
 
 
@@ -199,7 +193,7 @@ def _from_table(source: str, column: Mapping[str, str] | None, crop_boxes: bool)
     rows = table.rows
     classes = sorted(set(rows["label"].dropna()))
     without = int(rows["label"].isna().sum())
-    doubts = [*name_doubts(classes), *_split_doubts(rows)]
+    warnings = [*name_warnings(classes), *_split_warnings(rows)]
     return Candidates(
         source,
         "table",
@@ -207,25 +201,25 @@ def _from_table(source: str, column: Mapping[str, str] | None, crop_boxes: bool)
         classes,
         boxes_left_out=table.boxes_left_out,
         unlabelled_in={"the table": without} if without else {},
-        doubts=doubts,
+        warnings=warnings,
     )
 
 
 @dataclass
 class _Files:
-    """A source's files, sorted into images and others."""
+    """A source's files, divided into images and others."""
 
     images: list[tuple[Folder, ListedImage]] = field(default_factory=list)
     skipped_in: dict[Folder, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    """Files that are no images by name: by folder and suffix."""
+    """Counts of files that are no images by name, by folder and suffix."""
     left_out: Counter[str] = field(default_factory=Counter)
     folders: set[Folder] = field(default_factory=set)
-    """Folders that exist though they may hold no file."""
+    """Folders that may hold no file."""
     matlab: set[Folder] = field(default_factory=set)
     """Paths of the .mat files."""
 
     def pictures(self) -> Counter[Folder]:
-        """Count the images of each folder, and the files that may be pictures of another suffix."""
+        """Count each folder's images, and its files of other suffixes that may be pictures."""
         counts = Counter(folder for folder, _ in self.images)
         for folder, suffixes in self.skipped_in.items():
             if count := sum(number for suffix, number in suffixes.items() if suffix not in _NO_PICTURES):
@@ -243,12 +237,12 @@ def _sort_files(listed: Iterable[ListedImage], source: str) -> _Files:
             junk = (*folders, name)[depth]
             files.folders.add(folder[:depth])
             if junk == name and is_image_key(name) and not name.startswith("._"):
-                files.skipped_in[folder][f"hidden {_suffix(name)}"] += 1  # perhaps a photograph that someone misses
+                files.skipped_in[folder][f"hidden {_suffix(name)}"] += 1  # may be a photograph
             else:
                 files.left_out["._*" if junk.startswith("._") else junk] += 1
         elif is_image_key(image.uri):
             files.images.append((folder, image))
-        elif image.uri.endswith("/") and not image.size_bytes:  # S3's stand-in for an empty folder
+        elif image.uri.endswith("/") and not image.size_bytes:  # an empty folder on S3
             files.folders.add((*folder, name))
         else:
             files.skipped_in[folder][_suffix(name)] += 1
@@ -262,7 +256,7 @@ def _is_junk(name: str) -> bool:
 
 
 def _suffix(name: str) -> str:
-    """Give a name's suffix in lower case; for README and the like the name itself."""
+    """Extract a name's suffix in lower case, or the whole name of README and the like."""
     _stem, dot, suffix = name.rpartition(".")
     if not dot:
         return suffix.lower() if suffix.lower() in _TEXT_NAMES else "(none)"
@@ -270,7 +264,7 @@ def _suffix(name: str) -> str:
 
 
 def _empty_folders(source: str) -> set[Folder]:
-    """Give the folders of a local source that hold nothing."""
+    """List the empty folders of a local source."""
     if is_s3(source):
         return set()
     found = set()
@@ -306,7 +300,7 @@ def _from_release(source: str, release: CarsRelease, files: _Files) -> Candidate
     annotated, classes = read_release(source, release)
     rows: list[dict[str, Any]] = []
     unlabelled: Counter[str] = Counter()
-    doubts = []
+    warnings = []
     depth = len(release.root)
     by_top: dict[str, dict[str, ListedImage]] = defaultdict(dict)
     for folder, image in files.images:
@@ -321,7 +315,7 @@ def _from_release(source: str, release: CarsRelease, files: _Files) -> Candidate
         images = by_top[top]
         for split in [split for split, name in release.images.items() if name == top]:
             if annotated[split] and not any(name in images for name, _, _ in annotated[split]):
-                doubts.append(f"{top}/ holds none of the {len(annotated[split]):,} annotated images of {split}")
+                warnings.append(f"{top}/ holds none of the {len(annotated[split]):,} annotated images of {split}")
             for name, label, box in annotated[split]:
                 absent = ListedImage(join(source, *release.root, top, name), 0, None)
                 image = images.pop(name, absent)
@@ -342,7 +336,7 @@ def _from_release(source: str, release: CarsRelease, files: _Files) -> Candidate
         left_out=dict(files.left_out),
         inside="/".join(release.root),
         unlabelled_in=dict(+unlabelled),
-        doubts=[*doubts, *_split_doubts(frame), *_loss_doubts(len(files.images), skipped, {}, Counter())],
+        warnings=[*warnings, *_split_warnings(frame), *_loss_warnings(len(files.images), skipped, {}, Counter())],
     )
 
 
@@ -355,8 +349,8 @@ def _from_folders(source: str, found: FolderLayout, files: _Files, *, by_hand: b
         if here.left_out:
             left_out[_folder_name(folder)] += 1
             continue
-        if here.above is not None:
-            unlabelled[_folder_name(here.above)] += 1
+        if here.unlabelled_in is not None:
+            unlabelled[_folder_name(here.unlabelled_in)] += 1
         rows.append(_row(image, label=here.label, split=here.split))
     frame = _frame(rows)
     per_class = Counter(row["label"] for row in rows if row["label"] is not None)
@@ -366,12 +360,12 @@ def _from_folders(source: str, found: FolderLayout, files: _Files, *, by_hand: b
         if label is not None and not any(part.casefold() in COMPANION_FOLDERS for part in folder):
             lost[label] += files.skipped_in.get(folder, Counter())
     classes, skipped = sorted(per_class), sum(files.skipped_in.values(), Counter())
-    named = [] if by_hand else name_doubts(*found.class_names())
+    named = [] if by_hand else name_warnings(*found.class_names())
     if not classes and {"cars_train", "cars_test"} & set(found.splits):
         named.append(
             "the labels of Stanford Cars stand in its devkit/, which must lie beside cars_train/ and cars_test/"
         )
-    losses = _loss_doubts(len(files.images), skipped, lost, per_class)
+    losses = _loss_warnings(len(files.images), skipped, lost, per_class)
     return Candidates(
         source,
         found.kind,
@@ -382,12 +376,12 @@ def _from_folders(source: str, found: FolderLayout, files: _Files, *, by_hand: b
         label_from=str(found.label_from),
         inside="/".join(found.inside),
         unlabelled_in=dict(unlabelled),
-        doubts=[*found.doubts, *named, *_split_doubts(frame), *losses],
+        warnings=[*found.warnings, *named, *_split_warnings(frame), *losses],
     )
 
 
-def _split_doubts(rows: pd.DataFrame) -> list[str]:
-    """Report given splits that do not hold the same classes."""
+def _split_warnings(rows: pd.DataFrame) -> list[str]:
+    """Warn of given splits that do not hold the same classes."""
     given = rows[rows["label"].notna() & rows["split"].notna()]
     classes = {split: set(given.loc[given["split"] == split, "label"]) for split in SPLITS}
     classes = {split: labels for split, labels in classes.items() if labels}
@@ -405,10 +399,10 @@ def _split_doubts(rows: pd.DataFrame) -> list[str]:
     return found
 
 
-def _loss_doubts(
+def _loss_warnings(
     images: int, skipped: Mapping[str, int], lost: Mapping[str, Counter[str]], per_class: Counter[str]
 ) -> list[str]:
-    """Report classes without an image by name, and skipped files if they are more than a few."""
+    """Warn of classes without an image file, and of many skipped files."""
     found = []
     if emptied := sorted(label for label in lost if label not in per_class):
         names = shown([f"{label}: {count_text(lost[label]) or 'empty'}" for label in emptied])
@@ -446,13 +440,13 @@ def _remedy(suffixes: Iterable[str]) -> str:
 
 
 def _relative_path(image: ListedImage, source: str) -> list[str]:
-    """Give the folders below the source and the name, without the empty ones of `//`."""
+    """List the folders below the source and the name, without the empty ones of `//`."""
     parts = [part for part in image.uri.split("/")[len(source.rstrip("/").split("/")) :] if part]
     return [_unescape(part) for part in parts] if image.escaped else parts
 
 
 def _unescape(part: str) -> str:
-    # The whole path of an escaped image is escaped, also folders that are valid UTF-8 by themselves.
+    # An escaped image's whole path is escaped, also those folders that are valid UTF-8.
     try:
         return unquote_to_bytes(part).decode()
     except UnicodeDecodeError:
@@ -460,16 +454,19 @@ def _unescape(part: str) -> str:
 
 
 def _row(image: ListedImage, *, label: str | None, split: str | None, box: Box | None = None) -> dict[str, Any]:
-    x1, y1, x2, y2 = box or (None, None, None, None)
     known = {"uri": image.uri, "escaped": image.escaped, "label": label, "split": split if label is not None else None}
-    return {**known, "x1": x1, "y1": y1, "x2": x2, "y2": y2}
+    return known | dict(zip(BOX, box or [None] * len(BOX), strict=True))
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    names = ["uri", "escaped", "label", "split", "x1", "y1", "x2", "y2"]
-    frame = pd.DataFrame(rows, columns=names)
-    boxes = dict.fromkeys(names[4:], "Int32")
-    return frame.astype({"uri": "string", "label": "string", "split": "string", "escaped": bool, **boxes})
+    kinds: dict[str, Any] = {
+        "uri": "string",
+        "escaped": bool,
+        "label": "string",
+        "split": "string",
+        **dict.fromkeys(BOX, "Int32"),
+    }
+    return pd.DataFrame(rows, columns=list(kinds)).astype(kinds)
 
 
 def _folder_name(folder: Folder) -> str:
@@ -477,9 +474,6 @@ def _folder_name(folder: Folder) -> str:
 
 
 def _nothing_text(candidates: Candidates) -> str:
-    others = {**candidates.skipped, **candidates.left_out}
-    return (
-        "it has only " + ", ".join(f"{count:,} of {name}" for name, count in sorted(others.items()))
-        if others
-        else "it is empty"
-    )
+    others = candidates.skipped | candidates.left_out
+    listed = ", ".join(f"{count:,} of {name}" for name, count in sorted(others.items()))
+    return f"it has only {listed}" if others else "it is empty"

@@ -3,11 +3,11 @@
 - hash(salt, sha256) is an image's position in 0..1: the first `test_fraction` is test, the next `val_fraction` val, the
   rest train. It never depends on a path.
 - Images of one duplicate group share the position of their lowest sha256, so copies never cross splits.
-- A given test or val split is kept whole, and the hash adds nothing to it; what it would have put there trains.
+- A given test or val split is earlier whole, and the hash adds nothing to it; what it would have put there trains.
 - A class keeps an image in train, and has one in val where it has three images (in two groups at least) outside a
   given test split; the images nearest to the thresholds are moved for it.
-- With an older manifest (`prepare --extend`) every assigned split is kept, a new image joins its duplicates, and only
-  then the hash decides.
+- With an older manifest (`prepare --extend`) assigned splits stay, a new image joins its duplicates, and only then the
+  hash decides.
 """
 
 from __future__ import annotations
@@ -23,24 +23,33 @@ from pydantic import Field, model_validator
 
 from carray.core.errors import SettingsError
 from carray.core.settings import Settings
+from carray.core.uri_tables import BOX
 from carray.manifest.labels import normalise_labels
 from carray.manifest.manifest_file import SPLITS
 
-__all__ = ["SET_ASIDE", "SplitSettings", "assign_splits", "cap_classes", "changed_labels", "kept_splits", "parse_split"]
+__all__ = [
+    "SET_ASIDE",
+    "SplitSettings",
+    "assign_splits",
+    "cap_classes",
+    "changed_labels",
+    "earlier_splits",
+    "parse_split",
+]
 
-_BOX = ["x1", "y1", "x2", "y2"]
+_BOX = list(BOX)
 
 SET_ASIDE = "set_aside"
-"""The error_code of a readable, labelled image over the cap of its class."""
+"""The error_code of a readable, labelled image above the limit for its class."""
 
 
 class SplitSettings(Settings):
     """How images without a given split are divided."""
 
     val_fraction: float = Field(default=0.15, ge=0.0, le=1.0)
-    """Share of images that choose among trials; of the train part where a test split is given."""
+    """Share of images for choosing among trials; of the train part where a test split is given."""
     test_fraction: float = Field(default=0.15, ge=0.0, le=1.0)
-    """Share of images that only the final evaluation sees; unused where a test split is given."""
+    """Share of images for the final evaluation; unused where a test split is given."""
     salt: str = ""
     """Another text gives another, equally stable division."""
 
@@ -54,7 +63,7 @@ class SplitSettings(Settings):
 
     @property
     def train_fraction(self) -> float:
-        """Give the share of training images."""
+        """The share of training images."""
         rest = 1 - self.val_fraction - self.test_fraction
         return rest if rest > 1e-9 else 0.0
 
@@ -78,7 +87,7 @@ def parse_split(text: str, *, salt: str = "") -> SplitSettings:
 
 @dataclass
 class _Unit:
-    """The images of one duplicate group whose split is not fixed; they move together."""
+    """A duplicate group's images whose split is not fixed; they move together."""
 
     members: list[int]
     labels: Counter[str]
@@ -87,21 +96,21 @@ class _Unit:
 
 
 def assign_splits(
-    rows: pd.DataFrame, groups: Sequence[int], settings: SplitSettings, *, kept: Sequence[str | None] | None = None
+    rows: pd.DataFrame, groups: Sequence[int], settings: SplitSettings, *, earlier: Sequence[str | None] | None = None
 ) -> list[str | None]:
-    """Give each row its split; null where it has no label or no readable pixels.
+    """Assign each row to a split; null where it has no label or no readable pixels.
 
-    `rows` needs sha256, label, status and split (as given); `groups` numbers duplicates; `kept` holds splits of an
-    older manifest. Both may go on beyond `rows`, with images that only attract their duplicates.
+    `rows` needs sha256, label, status and split (as given); `groups` numbers duplicates; `earlier` holds splits of an
+    older manifest. Both may be longer than `rows`: images that are not in it still attract their duplicates.
     """
     labelled = ((rows["status"] == "ok") & rows["label"].notna()).tolist()
     given = [split if isinstance(split, str) else None for split in rows["split"]]
     whole = {split for split in given if split in ("val", "test")}
-    kept = list(kept) if kept is not None else [None] * len(rows)
-    fixed = [own if own in whole else old for own, old in zip(given, kept, strict=False)]
+    earlier = list(earlier) if earlier is not None else [None] * len(rows)
+    fixed = [own if own in whole else old for own, old in zip(given, earlier, strict=False)]
     splits = [split if usable else None for split, usable in zip(fixed, labelled, strict=True)]
     free = [i for i, usable in enumerate(labelled) if usable and fixed[i] is None]
-    attracted = _attractions(kept, groups, whole)
+    attracted = _group_splits(earlier, groups, whole)
     for i in free:
         splits[i] = attracted.get(int(groups[i]))
     free = [i for i in free if splits[i] is None]
@@ -121,7 +130,7 @@ def assign_splits(
     return splits
 
 
-def kept_splits(rows: pd.DataFrame, old: pd.DataFrame) -> tuple[list[str | None], pd.DataFrame]:
+def earlier_splits(rows: pd.DataFrame, old: pd.DataFrame) -> tuple[list[str | None], pd.DataFrame]:
     """Match rows to an older manifest by sha256 and box: each row's old split, and the old rows that matched none."""
     old = old[(old["status"] == "ok") & old["split"].notna()]
     by_uri: dict[tuple[str, ...], str] = {}
@@ -129,35 +138,35 @@ def kept_splits(rows: pd.DataFrame, old: pd.DataFrame) -> tuple[list[str | None]
     old_contents = _contents(old)
     for content, uri, split in zip(old_contents, old["uri"], old["split"], strict=True):
         by_uri[(*content, uri)] = split
-        # A copy on both sides of a given split: train, so that no given split gains an image.
+        # A copy in two splits counts as train, so that no given split gains an image.
         by_content[content] = min(by_content.get(content, split), split, key=SPLITS.index)
     contents = _contents(rows)
-    kept = [
+    earlier = [
         by_uri.get((*content, uri)) or by_content.get(content)
         for content, uri in zip(contents, rows["uri"], strict=True)
     ]
     here = set(contents)
-    return kept, old[[content not in here for content in old_contents]]
+    return earlier, old[[content not in here for content in old_contents]]
 
 
 def cap_classes(
-    rows: pd.DataFrame, groups: Sequence[int], *, balance: int, kept: Sequence[str | None] | None = None
+    rows: pd.DataFrame, groups: Sequence[int], *, balance: int, earlier: Sequence[str | None] | None = None
 ) -> pd.DataFrame:
-    """Take training images over the cap out of their split, with the reason in error_code and error.
+    """Remove training images above the limit from their split, with the reason in error_code and error.
 
     Which images stay depends on their content; the first image of a duplicate group stays before the second of any.
 
     Args:
         rows: columns as MANIFEST_SCHEMA, splits assigned; not changed.
-        groups: numbers duplicates; may go on beyond `rows`.
+        groups: numbers of duplicate groups; may be longer than `rows`.
         balance: how many training images a class may have.
-        kept: splits of an older manifest, whose training images stay before new ones.
+        earlier: splits of an older manifest, whose training images stay before new ones.
     """
     train = rows.loc[rows["split"] == "train", ["sha256", *_BOX, "label", "uri"]]
     at = train.index.to_numpy()
-    was_train = np.array([split == "train" for split in kept or [None] * len(rows)], dtype=bool)
+    was_train = np.array([split == "train" for split in earlier or [None] * len(rows)], dtype=bool)
     train = train.assign(group=np.asarray(groups)[at], is_new=~was_train[at])
-    # A hash is as good as a draw, and the same wherever the image lies; uri only tells exact copies apart.
+    # A hash is as good as a random draw, and independent of the uri, which only orders exact copies.
     train = train.sort_values(["is_new", "sha256", *_BOX, "uri"])
     train["copy"] = train.groupby(["label", "group"]).cumcount()
     train = train.sort_values(["is_new", "copy"], kind="stable")
@@ -174,7 +183,7 @@ def cap_classes(
 
 
 def changed_labels(rows: pd.DataFrame, old: pd.DataFrame) -> list[str]:
-    """Name the images, by sha256 and box, that an older manifest labels otherwise: `uri: old label -> new label`."""
+    """List the images, by sha256 and box, whose label changed: `uri: old label -> new label`."""
     old, before = old[(old["status"] == "ok") & old["label"].notna()], defaultdict(set)
     for content, label in zip(_contents(old), normalise_labels(old["label"])[0], strict=True):
         before[content].add(label)
@@ -191,10 +200,10 @@ def _contents(rows: pd.DataFrame) -> list[tuple[str, ...]]:
     return list(texts.itertuples(index=False, name=None))
 
 
-def _attractions(kept: Sequence[str | None], groups: Sequence[int], whole: set[str]) -> dict[int, str]:
-    """Give the split that each group's new images join; never one that is given whole."""
+def _group_splits(earlier: Sequence[str | None], groups: Sequence[int], whole: set[str]) -> dict[int, str]:
+    """Find the split that each group's new images join; never one that the source gives whole."""
     found: dict[int, Counter[str]] = defaultdict(Counter)
-    for group, split in zip(groups, kept, strict=True):
+    for group, split in zip(groups, earlier, strict=True):
         if split is not None and split not in whole:
             found[int(group)][split] += 1
     return {group: max(SPLITS, key=lambda split: counts[split]) for group, counts in found.items()}

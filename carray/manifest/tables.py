@@ -1,6 +1,6 @@
-"""Reads a user's table of images (CSV, TSV or Parquet, local or S3): uri and label, perhaps a box and a split.
+"""Reads a user's table of images (CSV, TSV or Parquet, local or S3): uri, label and, if present, box and split.
 
-Every row of the table is a row here. Text is taken as it is, so a class called `NA` is a class; an empty cell is null.
+Texts are not interpreted: `NA` is a class, only an empty cell is null.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from carray.core.errors import SchemaError
 from carray.core.tables import table_metadata
-from carray.core.uri_tables import BOX, TABLE_SUFFIXES, TableRows, UriTable
+from carray.core.uri_tables import BOX, TableRows, UriTable
 from carray.manifest.labels import whole_number_labels
 from carray.manifest.manifest_file import SPLITS, given_split
 
-__all__ = ["TABLE_SUFFIXES", "SourceTable", "read_source_table", "table_splits"]
+__all__ = ["SourceTable", "read_source_table", "table_splits"]
 
 _SCHEMA = pa.schema(
     [("uri", pa.string()), ("escaped", pa.bool_()), ("label", pa.string()), ("split", pa.string())]
@@ -32,13 +32,13 @@ class SourceTable:
     rows: pd.DataFrame
     """Columns uri, escaped, label, split, x1, y1, x2, y2 (Int32)."""
     boxes_left_out: str | None = None
-    """Why boxes that are not needed were not taken; None where they were, or where there are none."""
+    """Why boxes that are not needed were not read; None where they were, or there are none."""
 
 
 def read_source_table(uri: str, *, named: Mapping[str, str] | None = None, crop_boxes: bool = False) -> SourceTable:
-    """Read a table of images; boxes must be right only where images are cut to them.
+    """Read a table of images; a wrong box is an error only with `crop_boxes`.
 
-    `named` says which column of the table is which, where their names do not.
+    `named` maps uri, label and the like to the table's column names, where they differ.
 
     Raises:
         SchemaError: a column is missing or ambiguous, a row uneven, a uri empty or of an unknown scheme, a split
@@ -64,7 +64,7 @@ def read_source_table(uri: str, *, named: Mapping[str, str] | None = None, crop_
     whole = pa.concat_tables(batches or [_SCHEMA.empty_table()])
     frame = whole.to_pandas(types_mapper={pa.int32(): pd.Int32Dtype()}.get)
     frame = frame.astype({"uri": "string", "label": "string", "split": "string"})
-    if left_out:  # of all rows: half of the boxes would be worse than none
+    if left_out:  # in no row: half of the boxes would be worse than none
         frame = frame.assign(**{name: pd.array([pd.NA] * len(frame), dtype="Int32") for name in BOX})
     frame["label"] = whole_number_labels(frame["label"])
     frame.loc[frame["label"].isna(), "split"] = None

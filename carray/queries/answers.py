@@ -1,8 +1,7 @@
 """Writes an answer as a table for a terminal, as CSV, JSON or Parquet.
 
-Keys, labels and errors are text from outside: a terminal is shown no control character, and a CSV cell that a
-spreadsheet would run as a formula gets an apostrophe before it. JSON and Parquet hold every text as it is; JSON has no
-infinity and no NaN, both become null.
+Keys, labels and errors are text from outside: a terminal gets no control characters, and a CSV cell that a spreadsheet
+would run as a formula gets an apostrophe. JSON and Parquet hold texts unchanged; in JSON infinity and NaN are null.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from carray.core.store.files import write_bytes
 from carray.core.store.image_bytes import key_suffix
 from carray.core.tables import write_table
 from carray.core.text import readable
-from carray.queries.plain_types import unique_names
+from carray.queries.reading import unique_names
 
 __all__ = ["FORMATS", "choose_format", "jsonable", "write_answer"]
 
@@ -32,13 +31,13 @@ FORMATS = ("table", "csv", "json", "parquet")
 _SUFFIXES = {"txt": ("table", "csv", "json"), "csv": ("csv",), "json": ("json",), "parquet": ("parquet",), "": FORMATS}
 """The formats allowed for a file's suffix; the first is the default."""
 _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
-"""First characters of a formula, in full width too: https://owasp.org/www-community/attacks/CSV_Injection"""
+"""First characters of a formula: https://owasp.org/www-community/attacks/CSV_Injection"""
 _CELL = 80
 """The most characters of a text in a table."""
 
 
 def choose_format(format: str | None, out: str | None) -> str:
-    """Choose the format: the one asked for, else the one of the file's suffix, else a table.
+    """Choose the format: the given one, else that of the file's suffix, else a table.
 
     Raises:
         SettingsError: there is no such format, Parquet has no file to go to, or the file's suffix is unknown or of
@@ -76,7 +75,7 @@ def write_answer(frame: pd.DataFrame, *, format: str, out: str | None, origin: M
 
 
 def _arrow(frame: pd.DataFrame) -> pa.Table:
-    """Convert a frame to a table; a column that Parquet has no type for, such as maps by number, to JSON texts."""
+    """Convert a frame to a table; columns without a Parquet type, such as maps by number, become JSON texts."""
     converted = frame.copy()
     for name in frame.columns[[bool(pd.api.types.is_object_dtype(kind)) for kind in frame.dtypes]]:
         try:
@@ -96,7 +95,7 @@ def _csv(frame: pd.DataFrame) -> str:
         formulas = texts.map(lambda value: isinstance(value, str) and value.startswith(_FORMULA)).astype(bool)
         guarded[name] = texts.where(~formulas, "'" + texts.astype("string"))
         count += int(formulas.sum())
-        # Unquoted, a carriage return inside a cell would begin a new row.
+        # An unquoted carriage return would begin a new row.
         if texts.map(lambda value: isinstance(value, str) and "\r" in value).any():
             quoting = csv.QUOTE_NONNUMERIC
     if count:
@@ -121,13 +120,13 @@ def _table(frame: pd.DataFrame) -> str:
 
 def _is_text(column: pd.Series) -> bool:
     kinds = pd.api.types
-    # A dictionary of Arrow's, or an ENUM of DuckDB's, comes as a category of texts.
+    # Arrow's dictionaries and DuckDB's ENUMs arrive as categories of texts.
     is_category = isinstance(column.dtype, pd.CategoricalDtype)
     return is_category or bool(kinds.is_object_dtype(column.dtype) or kinds.is_string_dtype(column.dtype))
 
 
 def _plain(value: Any) -> Any:
-    """Convert a list, such as the five likeliest labels, to JSON, and bytes to text; leave anything else as it is."""
+    """Convert a list, such as the five likeliest labels, to JSON, and bytes to text; nothing else."""
     return _text(value) if isinstance(value, np.ndarray | list | dict | bytes) else value
 
 

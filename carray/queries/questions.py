@@ -1,8 +1,7 @@
 """The named questions, each a function from a path to a frame that reads only the columns it names; and the summary.
 
-Lists are cut after LIST_ROWS rows unless told otherwise, with the most informative rows first; counts are complete.
-Labels are joined by the exact uri; an image without a label, without a prediction, or that could not be scored is
-counted, and is part of no accuracy; intervals are Wilson's, 95 %.
+Lists begin with the most informative rows and end after LIST_ROWS by default; counts are complete. Labels are joined by
+uri; images without a label, a prediction or a score are counted, but not in an accuracy. Intervals: Wilson's, 95 %.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ __all__ = [
 ]
 
 UNCERTAIN_SCORE = 0.5
-"""Below it a label is more likely wrong than right, if the scores are calibrated."""
+"""With calibrated scores, a label below it is more likely wrong than right."""
 LIST_ROWS = 1_000
 """The default limit of a list."""
 
@@ -98,8 +97,7 @@ def near_duplicates(path: str, *, limit: int | None = LIST_ROWS) -> pd.DataFrame
     data = open_predictions(path)
     check_columns(["phash", "label", "score"], data.schema)
     rows = _limit(limit)
-    # The hashes alone are counted first: eight bytes a row, where a window would hold every uri. A group has two rows
-    # or more, so `limit` groups are enough.
+    # Counting hashes first takes eight bytes a row; a window function would hold every uri.
     groups = (
         "SELECT phash, count(*) AS images FROM predictions WHERE phash IS NOT NULL GROUP BY phash HAVING count(*) > 1 "
         f"ORDER BY images DESC, phash {rows}"
@@ -114,9 +112,9 @@ def near_duplicates(path: str, *, limit: int | None = LIST_ROWS) -> pd.DataFrame
 def accuracy(path: str, labels: str, *, column: Mapping[str, str] | None = None) -> pd.DataFrame:
     """Measure a run against a table of true labels; gives one row, with counts of the images left out.
 
-    Columns: images (labelled and scored), hits, accuracy, low, high; never_predicted (of the images, those whose label
-    the run never gave: a class that the bundle lacks, or never chose; they count as wrong); not_scored (labelled, but
-    failed), without_prediction (labelled, but not in the run), without_label (scored, but not labelled).
+    Columns: images (labelled and scored), hits, accuracy, low, high; never_predicted (images whose label the run never
+    gave, as the bundle lacks it or never chose it; they count as wrong); not_scored (labelled, but failed),
+    without_prediction (labelled, but not in the run), without_label (scored, but not labelled).
 
     `column` gives the labels' column names, such as {"uri": "path"}, where they differ from uri, label and split.
 
@@ -211,7 +209,7 @@ def ask_question(name: str, path: str, **given: Any) -> pd.DataFrame:
         if key in taken and key not in given:
             what = "a table of true labels" if key == "labels" else "another run"
             raise SettingsError(f"{name} needs {what}; give it with --{key}.")
-    if given.get("limit") == 0:  # the command line's spelling of all
+    if given.get("limit") == 0:  # all rows, on the command line
         given["limit"] = None
     return question(path, **given)
 

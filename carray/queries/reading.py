@@ -1,16 +1,18 @@
 """Opens predictions and tables of true labels, and reads them as pandas frames.
 
-Only data files are read, never `_carray/`; columns and filters are pushed down into the files; an unfinished run can be
-read, with a warning.
+Only data files are read, never `_carray/`; columns and filters are pushed down into the files; an unfinished run is
+read with a warning. Types that not all of frame, CSV, JSON and Parquet can hold become DuckDB's text of them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -22,9 +24,16 @@ from carray.core.tables import table_metadata
 from carray.core.text import did_you_mean, one_line
 from carray.core.uri_tables import UriTable
 from carray.manifest.labels import normalise_labels, whole_number_labels
-from carray.queries.plain_types import plain_columns
 
-__all__ = ["check_columns", "open_labels", "open_predictions", "read_predictions", "to_frame"]
+__all__ = [
+    "check_columns",
+    "open_labels",
+    "open_predictions",
+    "plain_relation",
+    "read_predictions",
+    "to_frame",
+    "unique_names",
+]
 
 T = TypeVar("T")
 
@@ -36,7 +45,7 @@ _TYPES = {
     pa.uint64(): pd.UInt64Dtype(),
     pa.bool_(): pd.BooleanDtype(),
 }
-"""Nullable types, so that integers stay integers beside nulls; pandas' default makes a year with gaps 2012.0."""
+"""Nullable types: pandas' defaults turn a year in a column with nulls into 2012.0."""
 
 
 def read_predictions(
@@ -47,8 +56,8 @@ def read_predictions(
     Args:
         path: the output folder of a classification, or one Parquet file.
         columns: the columns to read, in this order; all by default.
-        filters: conditions as pandas takes them, `[("score", "<", 0.5), ("make", "==", "Audi")]`, which must all hold;
-            a list of such lists holds when any of them does.
+        filters: conditions as in pandas, all of which must hold: `[("score", "<", 0.5), ("make", "==", "Audi")]`; of
+            a list of such lists, one must hold.
 
     Raises:
         SchemaError: the folder holds no predictions, or a column is not among theirs.
@@ -80,7 +89,7 @@ def open_predictions(path: str) -> pads.Dataset:
         if not any(exists(join(path, marker)) for marker in (_DONE, _COMPACTED)):
             _warn_unfinished(path)
     data = _open_parquet(files, path)
-    # Arrow finds a column name that is not UTF-8 only when it is first asked for the names.
+    # Arrow raises on a column name that is not UTF-8 only here.
     names = _guarded(lambda: list(data.schema.names), path)
     missing = [name for name in ("uri", "status", "score") if name not in names]
     if missing:
@@ -94,8 +103,8 @@ def open_predictions(path: str) -> pads.Dataset:
 def open_labels(path: str, column: Mapping[str, str] | None = None) -> pads.Dataset:
     """Open a table of true labels: a manifest, or a Parquet, CSV or TSV file with the columns uri and label.
 
-    A user's table is read as `carray prepare` reads it, with the same column names and spellings of URIs and labels;
-    it is held in memory whole, a manifest is not. `column` maps uri, label or split to the table's own column names.
+    A user's table is read as `carray prepare` reads it, and held in memory; a manifest is not. `column` maps uri, label
+    or split to the table's own column names.
 
     Raises:
         SchemaError: it lacks the column uri or label, or is no such table.
@@ -117,7 +126,7 @@ def open_labels(path: str, column: Mapping[str, str] | None = None) -> pads.Data
 
 
 def _infer_types(table: pa.Table) -> pa.Table:
-    """Make a text file's other columns numbers where all their cells are, so that SQL can compare them."""
+    """Convert a text file's other columns to numbers where all cells are numbers, so that SQL can compare them."""
     for i, name in enumerate(table.schema.names):
         if name not in ("uri", "label", "split"):
             cells = pd.Series(table[name].to_pandas(), dtype="string").replace("", pd.NA)
@@ -128,7 +137,7 @@ def _infer_types(table: pa.Table) -> pa.Table:
 
 
 def check_columns(names: Sequence[str], schema: pa.Schema) -> None:
-    """Refuse a column that the predictions do not have.
+    """Check that the predictions have these columns.
 
     Raises:
         SchemaError: there is no such column; the sentence names a similar one, or all.
@@ -140,9 +149,9 @@ def check_columns(names: Sequence[str], schema: pa.Schema) -> None:
 
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
-    """Convert a table to a frame; integers and booleans stay such beside nulls."""
-    table = table.replace_schema_metadata(None)  # a file's own notes to pandas may be damaged
-    frame: pd.DataFrame = plain_columns(table).to_pandas(types_mapper=_TYPES.get, maps_as_pydicts="strict")
+    """Convert a table to a frame; integers and booleans stay so beside nulls."""
+    table = table.replace_schema_metadata(None)  # pandas' metadata in the file may be damaged
+    frame: pd.DataFrame = _plain_columns(table).to_pandas(types_mapper=_TYPES.get, maps_as_pydicts="strict")
     return frame
 
 
@@ -186,3 +195,105 @@ def _expression(filters: Sequence[Any] | None, schema: pa.Schema) -> Any:
         return expression
     except (ValueError, TypeError, pa.ArrowNotImplementedError) as err:
         raise SettingsError(f"filters is {filters!r}: {one_line(err, 200).rstrip('.')}.") from None
+
+
+_KEPT = set(
+    "boolean tinyint smallint integer bigint utinyint usmallint uinteger ubigint hugeint decimal float double varchar "
+    "uuid null".split()
+) | {'"null"'}
+_KEPT_AT_THE_TOP = {
+    *("enum", "blob", "date", "timestamp", "timestamp_s", "timestamp_ms", "timestamp_ns", "timestamp with time zone"),
+}
+"""Kept as columns, where `_within_years` checks them; inside lists they become texts."""
+_YEARS = np.datetime64("0001-01-01"), np.datetime64("9999-12-31T23:59:59.999999")
+"""The range of Python's dates; DuckDB's is 290,000 years either way."""
+
+
+def plain_relation(answer: Any) -> Any:
+    """Cast a DuckDB relation's columns that cannot be kept to text, and number repeated names: uri, uri_1."""
+    names, types = unique_names(answer.columns), [_plain(kind, top=True) for kind in answer.types]
+    if names == answer.columns and not any(types):
+        return answer
+    columns = [
+        f"CAST(#{i} AS {kind}) AS {_quoted(name)}" if kind else f"#{i} AS {_quoted(name)}"
+        for i, (name, kind) in enumerate(zip(names, types, strict=True), start=1)
+    ]
+    return answer.project(", ".join(columns))
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Number repeated names as pandas does: a, a_1, a_2."""
+    taken, unique = set(names), list[str]()
+    for name in names:
+        new, number = name, 0
+        while new in unique or (number and new in taken):
+            number += 1
+            new = f"{name}_{number}"
+        unique.append(new)
+    return unique
+
+
+def _plain_columns(table: pa.Table) -> pa.Table:
+    """Convert decimals to integers or floats, and values beyond 64 bits or Python's dates to texts."""
+    for i, field in enumerate(table.schema):
+        column = table.column(i)
+        if pa.types.is_decimal(field.type):
+            column = _undecimal(column)
+        elif pa.types.is_date(field.type) or pa.types.is_timestamp(field.type):
+            column = _within_years(column)
+        if column is not table.column(i):
+            table = table.set_column(i, field.name, column)
+    return table
+
+
+def _plain(kind: Any, *, top: bool) -> str | None:
+    """Choose the type to cast to; None where the type is kept."""
+    if kind.id in _KEPT or (top and kind.id in _KEPT_AT_THE_TOP):
+        return None
+    if kind.id not in ("list", "array", "struct", "map"):
+        return "VARCHAR"
+    children = [(name, child) for name, child in kind.children if name != "size"]
+    if kind.id == "struct" and not all(name for name, _ in children):
+        return "VARCHAR"  # made by row() of an older DuckDB, whose fields have no names
+    inside = [_plain(child, top=False) for _, child in children]
+    if not any(inside):
+        return None
+    written = [new or str(child) for new, (_, child) in zip(inside, children, strict=True)]
+    if kind.id == "struct":
+        fields = (f"{_quoted(name)} {new}" for (name, _), new in zip(children, written, strict=True))
+        return f"STRUCT({', '.join(fields)})"
+    return f"MAP({', '.join(written)})" if kind.id == "map" else f"{written[0]}[]"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _undecimal(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Convert DuckDB's 128-bit sums to integers, or to digits where they exceed 64 bits."""
+    if column.type.scale:
+        return column.cast(pa.float64())
+    try:
+        return column.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return column.cast(pa.string())
+
+
+def _within_years(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Convert a column with a date outside Python's years to texts in ISO 8601, or "infinity"."""
+    is_date = pa.types.is_date(column.type)
+    unit = "D" if is_date else column.type.unit
+    whole = column.cast(pa.int32() if pa.types.is_date32(column.type) else pa.int64())
+    times_N = whole.cast(pa.int64()).fill_null(0).to_numpy().astype(f"datetime64[{unit}]")
+    if ((times_N >= _YEARS[0]) & (times_N <= _YEARS[1])).all():
+        return column
+    ends = np.iinfo(np.int32 if is_date else np.int64).max
+    zone = "" if is_date or column.type.tz is None else "+00:00"
+    # A negative year has four digits, too: -0043 is 44 BC.
+    texts_N = np.array(
+        [re.sub(r"^-(\d+)", lambda year: f"-{year[1]:0>4}", text) + zone for text in np.datetime_as_string(times_N)],
+        dtype=object,
+    )
+    texts_N[times_N.astype(np.int64) == ends] = "infinity"
+    texts_N[times_N.astype(np.int64) == -ends] = "-infinity"
+    return pa.chunked_array([pa.array(texts_N, pa.string(), mask=column.is_null().to_numpy())])

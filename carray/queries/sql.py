@@ -1,13 +1,11 @@
-"""Answers SQL over opened tables, in a DuckDB that can neither write nor reach any other file.
+"""Answers SQL over opened tables, in a DuckDB that can neither write nor open any other file.
 
-DuckDB reads local Parquet itself (several times as fast as through Arrow) and may open exactly those files; everything
-else, S3 included, comes through Arrow, without the column embedding, whose half floats DuckDB takes from Parquet only
-(`read_predictions` reads it anywhere). Memory is bounded: what exceeds MEMORY_BYTES spills into a temporary folder;
-only the answer must fit into memory.
+DuckDB reads local Parquet itself, several times as fast as through Arrow; S3 and the rest come through Arrow, without
+the column embedding, whose half floats DuckDB reads from Parquet only. Beyond MEMORY_BYTES it spills to disk.
 
-DuckDB's own lock is not enough: a file that it may read, it may also write, and since version 2.0 a SELECT may carry
-`WITH x AS (COPY ... TO 'part-000000.parquet')`. So a user's statement, as DuckDB itself parses it, may hold nothing but
-queries, and no function that reads files or has side effects.
+DuckDB's own lock is not enough: it may write the files that it may read, and since 2.0 a SELECT may contain
+`WITH x AS (COPY ... TO 'part-000000.parquet')`. So a user's statement, as DuckDB parses it, may contain queries only,
+and no function that reads files or has side effects.
 """
 
 from __future__ import annotations
@@ -29,8 +27,7 @@ import pyarrow.fs as pafs
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.leftovers import scratch_folder
 from carray.core.text import one_line
-from carray.queries.plain_types import plain_relation
-from carray.queries.reading import open_labels, open_predictions, to_frame
+from carray.queries.reading import open_labels, open_predictions, plain_relation, to_frame
 
 __all__ = ["MEMORY_BYTES", "ask", "check_sql", "connect", "query"]
 
@@ -81,7 +78,7 @@ def query(
 
 
 def check_sql(connection: Any, sql: str) -> None:
-    """Accept one SELECT, in any of DuckDB's spellings (FROM first, WITH, DESCRIBE, SUMMARIZE, PIVOT ... IN).
+    """Accept one SELECT, in any of DuckDB's forms (FROM first, WITH, DESCRIBE, SUMMARIZE, PIVOT ... IN).
 
     Raises:
         SettingsError: it is no SQL, more than one statement or none, changes something, or reads outside its tables.
@@ -111,7 +108,7 @@ def check_sql(connection: Any, sql: str) -> None:
 
 
 def _syntax_nodes(connection: Any, sql: str) -> Iterator[dict[str, Any]]:
-    """Give every node of a statement's syntax tree, as DuckDB's parser makes it."""
+    """Yield every node of a statement's syntax tree, as DuckDB parses it."""
     text = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()[0][0]
     try:
         tree = json.loads(text)
@@ -131,7 +128,7 @@ def _syntax_nodes(connection: Any, sql: str) -> Iterator[dict[str, Any]]:
 
 
 def ask(tables: Mapping[str, pads.Dataset], sql: str, parameters: Sequence[Any] = ()) -> pd.DataFrame:
-    """Answer a query of our own over opened tables; text from outside may stand in its parameters only.
+    """Answer one of our own queries over opened tables; text from outside goes into `parameters` only.
 
     Raises:
         SchemaError: a file is damaged.
@@ -142,7 +139,7 @@ def ask(tables: Mapping[str, pads.Dataset], sql: str, parameters: Sequence[Any] 
 
 @contextmanager
 def connect(tables: Mapping[str, pads.Dataset]) -> Iterator[Any]:
-    """Open a DuckDB connection that sees these tables and nothing else; its errors become sentences.
+    """Open a DuckDB connection to these tables only; its errors become sentences.
 
     A user's SQL must pass `check_sql` first.
 
@@ -166,7 +163,7 @@ def connect(tables: Mapping[str, pads.Dataset]) -> Iterator[Any]:
 
 @contextmanager
 def _interruptible(connection: Any) -> Iterator[None]:
-    """Let a signal end a query: while DuckDB computes, Python runs no signal handler."""
+    """Interrupt a query on a signal, since Python runs no signal handler while DuckDB computes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -193,7 +190,6 @@ def _interruptible(connection: Any) -> Iterator[None]:
 
 
 def _lock(connection: Any, files: Sequence[str]) -> None:
-    # A question must not read or write other files of this machine.
     connection.execute(f"SET allowed_paths = [{', '.join(map(_quoted, files))}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET TimeZone = 'UTC'")
@@ -236,7 +232,7 @@ def _sentence(err: Exception, tables: Mapping[str, pads.Dataset]) -> Exception:
     message = one_line(str(err).split("\n\n")[0]).rstrip(".:")
     files = [file for data in tables.values() for file in getattr(data, "files", ())]
     named = next((file for file in files if file in message), None)
-    # For damage inside a Parquet page DuckDB has no error class, and it names no file.
+    # On damage inside a Parquet page DuckDB raises its base class and names no file.
     is_reading = type(err) is duckdb.Error or isinstance(err, duckdb.IOException) or "the stream registered" in message
     if named is not None or (is_reading and files):
         where = named or f"a file of {os.path.dirname(files[0])}"

@@ -148,10 +148,10 @@ class SearchMetrics:
     def add(self, entry: Mapping[str, Any]) -> None:
         """Count a logged epoch."""
         number, family = entry["number"], entry["family"]
-        self._meter.count("carray_tune_epochs_total", family=family, decision=entry["decision"])
-        self._meter.count("carray_tune_device_seconds_total", entry["seconds"] * entry["devices"], family=family)
-        self._meter.observe("carray_tune_epoch_seconds", entry["seconds"], family=family)
-        self._meter.set("carray_tune_best_val_top1_ratio", self._log.best[0])
+        self._meter.record("carray_tune_epochs_total", 1, family=family, decision=entry["decision"])
+        self._meter.record("carray_tune_device_seconds_total", entry["seconds"] * entry["devices"], family=family)
+        self._meter.record("carray_tune_epoch_seconds", entry["seconds"], family=family)
+        self._meter.record("carray_tune_best_val_top1_ratio", self._log.best[0])
         if number not in self._running:
             self._running.add(number)
             self._states.update(running=1, waiting=-1)
@@ -166,4 +166,4 @@ class SearchMetrics:
 
     def _set_states(self) -> None:
         for state, trials in self._states.items():
-            self._meter.set("carray_tune_trials", trials, state=state)
+            self._meter.record("carray_tune_trials", trials, state=state)

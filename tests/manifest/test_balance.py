@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -37,8 +36,8 @@ def table(sha256: str, *, label: str = "a", split: str = "train") -> pd.DataFram
     return pd.DataFrame({"uri": uris, **texts, **box}).astype(dict.fromkeys(["uri", *texts], "string"))
 
 
-def stays(rows: pd.DataFrame, groups: list[int], *, balance: int, kept: list[str | None] | None = None) -> str:
-    changed = cap_classes(rows, groups, balance=balance, kept=kept)
+def stays(rows: pd.DataFrame, groups: list[int], *, balance: int, earlier: list[str | None] | None = None) -> str:
+    changed = cap_classes(rows, groups, balance=balance, earlier=earlier)
     return "".join(sorted(changed.loc[changed["split"].notna(), "sha256"]))
 
 
@@ -72,7 +71,7 @@ def test_what_is_set_aside_says_so_and_stays_measured(lopsided, tmp_path):
     assert rows.loc[rows["split"].notna(), ["error_code", "error"]].isna().all(axis=None)
     assert f"set aside    {len(aside)} images over 4 train images a class" in report.text()
     assert (report.ok, report.errors, report.unlabelled) == (48, {}, 0)
-    assert json.loads(json.dumps(report.as_dict()))["set_aside"] == len(aside)
+    assert report.set_aside == len(aside)
     held_out = rows.loc[rows["split"].isin(["val", "test"]) & (rows["label"] == "common")]
     assert report.images_per_class["max"] == 4 + len(held_out)
 
@@ -134,5 +133,5 @@ def test_classes_are_capped_each_on_its_own_and_other_splits_are_not():
 
 
 def test_images_that_trained_before_stay_before_new_ones():
-    assert stays(table("abcd"), [0, 1, 2, 3], balance=2, kept=[None, None, "train", "train"]) == "cd"
-    assert stays(table("abcd"), [0, 1, 2, 3], balance=3, kept=[None, None, "train", "train"]) == "acd"
+    assert stays(table("abcd"), [0, 1, 2, 3], balance=2, earlier=[None, None, "train", "train"]) == "cd"
+    assert stays(table("abcd"), [0, 1, 2, 3], balance=3, earlier=[None, None, "train", "train"]) == "acd"

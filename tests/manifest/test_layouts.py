@@ -62,7 +62,7 @@ def test_names_of_train(tmp_path, train):
 @pytest.mark.parametrize(("name", "split"), [*((n, "val") for n in VAL_NAMES), *((n, "test") for n in TEST_NAMES)])
 def test_names_of_val_and_test(tmp_path, name, split):
     found = list_candidates(touch(tmp_path, *split_tree("train", name)))
-    assert (found.layout, found.classes, found.doubts) == ("splits", [A, B, C], [])
+    assert (found.layout, found.classes, found.warnings) == ("splits", [A, B, C], [])
     assert found.rows["split"].value_counts().to_dict() == {"train": 6, split: 6}
 
 
@@ -122,7 +122,7 @@ def test_make_and_model_folders_are_one_class_name(tmp_path):
     assert parse_vehicle(found.classes[2]).make == "BMW"
     assert parse_vehicle(found.classes[2]).body == "SUV"
     years = list_candidates(touch(tmp_path / "years", "Audi/A4/2012/1.jpg", "BMW/X5/2012/2.jpg"))
-    assert (years.classes, years.doubts) == (["Audi A4 2012", "BMW X5 2012"], [])
+    assert (years.classes, years.warnings) == (["Audi A4 2012", "BMW X5 2012"], [])
 
 
 @pytest.mark.parametrize(
@@ -168,20 +168,20 @@ def test_layout_settles_what_a_name_means(tmp_path):
     trains = touch(tmp_path / "vehicles", "train/1.jpg", "bus/2.jpg", "bus/3.jpg")
     found = list_candidates(trains)
     assert found.classes == ["bus", "train"]
-    assert found.doubts[0].startswith(
+    assert found.warnings[0].startswith(
         "part of a class is called like a split (train); if it is one, say --layout splits"
     )
     pairs = touch(tmp_path / "pairs", "Audi_train/1.jpg", "Audi_test/2.jpg", "BMW_train/3.jpg", "BMW_test/4.jpg")
-    assert "(Audi_test, Audi_train, BMW_test, BMW_train)" in list_candidates(pairs).doubts[0]
+    assert "(Audi_test, Audi_train, BMW_test, BMW_train)" in list_candidates(pairs).warnings[0]
     assert list_candidates(pairs, layout="splits").rows["label"].isna().all()
-    assert list_candidates(trains, layout="folder").doubts == []
+    assert list_candidates(trains, layout="folder").warnings == []
     assert read(list_candidates(trains, layout="splits"))["train/1.jpg"] == (None, None)
     given = touch(tmp_path / "given", *split_tree("train", "test"))
     assert list_candidates(given, layout="splits").layout == "splits"
     assert list_candidates(given, layout="folder").classes == [f"{s} {c}" for s in ("test", "train") for c in (A, B, C)]
     assert list_candidates(given, layout="images").rows["label"].isna().all()
     lone = touch(tmp_path / "lone", *split_tree("old_test"), *split_tree("2012"))
-    assert any("called like a split (old_test)" in doubt for doubt in list_candidates(lone).doubts)
+    assert any("called like a split (old_test)" in warning for warning in list_candidates(lone).warnings)
     forced = list_candidates(lone, layout="splits")
     assert (forced.rows["split"] == "test").sum() == 6
 
@@ -206,9 +206,9 @@ def test_masks_beside_images_are_left_out_and_counted(tmp_path):
     below = list_candidates(touch(tmp_path / "below", *(f"{c}/{k}/1.png" for c in (A, B) for k in ("images", "masks"))))
     assert (below.classes, len(below.rows)) == ([A, B], 2)
     other = list_candidates(touch(tmp_path / "other", "images/1.jpg", "masks/1.png", f"{A}/2.jpg"))
-    assert any("no class of cars (images, masks)" in doubt for doubt in other.doubts)
+    assert any("no class of cars (images, masks)" in warning for warning in other.warnings)
     sample = list_candidates(touch(tmp_path / "sample", f"{A}/1.jpg", f"{B}/1.jpg", "sample_images/1.jpg"))
-    assert any("no class of cars (sample_images)" in doubt for doubt in sample.doubts)
+    assert any("no class of cars (sample_images)" in warning for warning in sample.warnings)
 
 
 JUNK = [
@@ -228,7 +228,7 @@ JUNK = [
 def test_hidden_names_and_junk_are_skipped_and_counted(tmp_path, s3):
     for place in (str(tmp_path), f"{s3}/photos"):
         found = list_candidates(touch(place, f"{A}/1.jpg", f"{B}/2.jpg", *JUNK))
-        assert (found.classes, len(found.rows), found.doubts) == ([A, B], 2, [])
+        assert (found.classes, len(found.rows), found.warnings) == ([A, B], 2, [])
         assert sum(found.left_out.values()) == len(JUNK)
         assert found.left_out[".ipynb_checkpoints"] == 2
         assert found.left_out["__MACOSX"] == found.left_out["._*"] == 1
@@ -249,7 +249,7 @@ def test_s3_is_read_as_a_folder_is(tmp_path, s3, layout):
     }[layout]
     local, remote = list_candidates(touch(tmp_path, *names)), list_candidates(touch(f"{s3}/deep/place", *names))
     assert read(local) == read(remote)
-    for name in ("layout", "classes", "skipped", "left_out", "inside", "unlabelled_in", "doubts"):
+    for name in ("layout", "classes", "skipped", "left_out", "inside", "unlabelled_in", "warnings"):
         assert getattr(local, name) == getattr(remote, name)
 
 
@@ -266,29 +266,29 @@ def test_links_are_followed_once(tmp_path):
 
 def test_classes_of_one_split_and_splits_that_hold_others_are_named(tmp_path):
     found = list_candidates(touch(tmp_path / "one", *split_tree("train", "test"), "test/Dodge Ram 2012/1.jpg"))
-    assert found.doubts == ["1 of 4 classes lie in one given split only (Dodge Ram 2012 in test)"]
+    assert found.warnings == ["1 of 4 classes lie in one given split only (Dodge Ram 2012 in test)"]
     apart = list_candidates(touch(tmp_path / "apart", *split_tree("train"), *split_tree("test", classes=("D", "E"))))
-    assert apart.doubts[0] == "train and test share only 0 of 2 classes"
+    assert apart.warnings[0] == "train and test share only 0 of 2 classes"
 
 
 def test_doubtful_class_folders_are_named(tmp_path):
     views = [f"{make}/{view}/1.jpg" for make in (A, B) for view in ("front", "rear")]
     assert any(
-        "the same folder names lie below several others (front, rear)" in doubt
-        for doubt in list_candidates(touch(tmp_path / "views", *views)).doubts
+        "the same folder names lie below several others (front, rear)" in warning
+        for warning in list_candidates(touch(tmp_path / "views", *views)).warnings
     )
     depths = list_candidates(touch(tmp_path / "depths", f"{A}/1.jpg", "BMW/X5 2012/2.jpg"))
-    assert any("lie at different depths" in doubt for doubt in depths.doubts)
+    assert any("lie at different depths" in warning for warning in depths.warnings)
     stray = list_candidates(touch(tmp_path / "stray", "Audi/1.jpg", "Audi/A4/2.jpg", "Audi/A4/3.jpg", "BMW/X5/4.jpg"))
     assert (stray.classes, stray.unlabelled_in) == (["Audi A4", "BMW X5"], {"Audi/": 1})
     deeper = list_candidates(touch(tmp_path / "deeper", "Cat/1.jpg", "Cat/kitten/2.jpg", "Dog/3.jpg"))
     assert deeper.classes == ["Cat", "Dog"]
-    assert any("images of deeper folders count to the class above them (Cat" in doubt for doubt in deeper.doubts)
+    assert any("images of deeper folders count to the class above them (Cat" in warning for warning in deeper.warnings)
 
 
 def test_one_name_below_every_class_is_no_part_of_it(tmp_path):
     found = list_candidates(touch(tmp_path, f"{A}/original/1.jpg", f"{B}/original/2.jpg"))
-    assert (found.classes, found.doubts) == ([A, B], [])
+    assert (found.classes, found.warnings) == ([A, B], [])
 
 
 def test_skipped_files_are_a_concern_when_they_are_many_or_empty_a_class(tmp_path):
@@ -296,7 +296,7 @@ def test_skipped_files_are_a_concern_when_they_are_many_or_empty_a_class(tmp_pat
     lost = [f"{c}/IMG_{i}.HEIC" for c in (A, B, C) for i in range(20)]
     found = list_candidates(touch(tmp_path, *kept, *lost, f"{A}/notes.txt", "README"))
     assert found.skipped == {".heic": 60, ".txt": 1, "readme": 1}
-    emptied, skipped = found.doubts
+    emptied, skipped = found.warnings
     assert emptied == f"1 class folder without any image file ({C}: .heic 20)"
     assert skipped.startswith("60 of 70 files (85.7%) were skipped since their names are no image's: .heic 60")
     assert f"20 of 25 in {A}" in skipped
@@ -316,41 +316,43 @@ def test_skipped_files_are_a_concern_when_they_are_many_or_empty_a_class(tmp_pat
     ],
 )
 def test_what_to_do_about_skipped_files(tmp_path, suffix, remedy):
-    (doubt,) = list_candidates(touch(tmp_path, f"{A}/1.jpg", f"{B}/2.jpg", f"{B}/3.{suffix}")).doubts
-    assert doubt.startswith("1 of 3 files (33.3%) were skipped")
-    assert remedy in doubt
+    (warning,) = list_candidates(touch(tmp_path, f"{A}/1.jpg", f"{B}/2.jpg", f"{B}/3.{suffix}")).warnings
+    assert warning.startswith("1 of 3 files (33.3%) were skipped")
+    assert remedy in warning
 
 
 def test_few_skipped_files_and_texts_are_no_concern(tmp_path):
     names = [f"{c}/{i}.jpg" for c in (A, B) for i in range(200)]
     found = list_candidates(touch(tmp_path, *names, f"{A}/1.heic", *(f"{A}/{i}.txt" for i in range(50)), "data.csv"))
-    assert found.doubts == []
+    assert found.warnings == []
     assert found.skipped == {".heic": 1, ".txt": 50, ".csv": 1}
 
 
 def test_hidden_images_are_missed(tmp_path):
     found = list_candidates(touch(tmp_path, f"{A}/1.jpg", f"{B}/2.jpg", f"{B}/.3.jpg"))
     assert found.skipped == {"hidden .jpg": 1}
-    assert "1 of 3 files" in found.doubts[0]
+    assert "1 of 3 files" in found.warnings[0]
 
 
 def test_empty_folder_whose_name_is_not_utf8_is_named(tmp_path):
     touch(tmp_path, f"{A}/1.jpg", f"{B}/2.jpg")
     os.mkdir(os.fsencode(tmp_path) + b"/Citro\xebn")
     found = list_candidates(str(tmp_path))
-    assert found.doubts == [r"1 class folder without any image file (Citro\udcebn: empty)"]
+    assert found.warnings == [r"1 class folder without any image file (Citro\udcebn: empty)"]
     found.text().encode()
 
 
 def test_empty_class_folders_are_named(tmp_path, s3):
     local = touch(tmp_path / "in", f"{A}/1.jpg", f"{B}/2.jpg", f"{C}/.DS_Store")
     os.makedirs(tmp_path / "in" / "Dodge 2012")
-    assert list_candidates(local).doubts == [f"2 class folders without any image file (Dodge 2012: empty, {C}: empty)"]
+    assert list_candidates(local).warnings == [
+        f"2 class folders without any image file (Dodge 2012: empty, {C}: empty)"
+    ]
     remote = touch(f"{s3}/in", f"{A}/1.jpg", f"{B}/2.jpg", f"{C}/.DS_Store")
-    assert list_candidates(remote).doubts == [f"1 class folder without any image file ({C}: empty)"]
+    assert list_candidates(remote).warnings == [f"1 class folder without any image file ({C}: empty)"]
     given = touch(tmp_path / "given", *split_tree("train", "test", classes=(A, B)))
     os.makedirs(tmp_path / "given" / "train" / C)
-    assert f"({C}: empty)" in list_candidates(given).doubts[0]
+    assert f"({C}: empty)" in list_candidates(given).warnings[0]
 
 
 def write_first_release(place: str, make_image, *, below: str = "") -> str:
@@ -379,7 +381,7 @@ def test_first_release_is_read(tmp_path, make_image, below):
     assert read(found)[f"{below}car_ims/000003.jpg"] == ("Ram C/V Van 2012", "train")
     assert read(found)[f"{below}car_ims/000001.jpg"] == (A, "test")
     assert found.rows[["x1", "y1", "x2", "y2"]].drop_duplicates().to_numpy().tolist() == [[2, 3, 60, 50]]
-    assert (found.skipped, found.doubts, found.unlabelled_in) == ({}, [], {})
+    assert (found.skipped, found.warnings, found.unlabelled_in) == ({}, [], {})
     assert list_candidates(str(tmp_path), layout="stanford-cars").classes == found.classes
 
 
@@ -387,7 +389,7 @@ def test_cars_without_their_annotations_say_so(tmp_path):
     names = [f"{s}/{s}/{i}.jpg" for s in ("cars_train", "cars_test") for i in range(3)]
     found = list_candidates(touch(tmp_path, *names, "cars_annos.mat"))
     assert (found.layout, found.classes) == ("splits", [])
-    assert "labels of Stanford Cars stand in its devkit/" in found.doubts[0]
+    assert "labels of Stanford Cars stand in its devkit/" in found.warnings[0]
 
 
 def test_prepare_shows_what_it_understood_and_is_not_healthy_about_a_doubt(tmp_path, make_image):
@@ -412,7 +414,6 @@ def test_prepare_shows_what_it_understood_and_is_not_healthy_about_a_doubt(tmp_p
     assert report.verdict.startswith("Usable, with")
     for words in (f"({C} in test)", "3 of 22 files", "1 readable image without a label", "(sample/ 1)"):
         assert words in report.verdict
-    assert report.as_dict()["doubts"] == report.doubts
     rows = read_manifest(out).rows
     assert set(rows.loc[rows["uri"].str.contains("/Testing/"), "split"]) == {"test"}
     assert pd.isna(rows.loc[rows["uri"].str.contains("/sample/"), "split"]).all()

@@ -11,7 +11,7 @@ import pytest
 
 from carray.core.errors import SettingsError
 from carray.core.settings import parse_settings
-from carray.manifest.splits import SplitSettings, assign_splits, kept_splits, parse_split
+from carray.manifest.splits import SplitSettings, assign_splits, earlier_splits, parse_split
 
 SETTINGS = SplitSettings()
 
@@ -78,9 +78,9 @@ def test_extending_moves_nothing_at_all(seed):
     old = images(labels[:count], start=1000 * seed)
     old["split"] = assign_splits(old, alone(old), SETTINGS)
     new = images(labels, start=1000 * seed).sample(frac=1, random_state=seed).reset_index(drop=True)
-    kept, absent = kept_splits(new, old)
+    earlier, absent = earlier_splits(new, old)
     assert absent.empty
-    assigned = dict(zip(new["sha256"], assign_splits(new, alone(new), SETTINGS, kept=kept), strict=True))
+    assigned = dict(zip(new["sha256"], assign_splits(new, alone(new), SETTINGS, earlier=earlier), strict=True))
     assert [assigned[sha256] for sha256 in old["sha256"]] == old["split"].tolist()
     assert all(assigned.values())
 
@@ -143,19 +143,19 @@ def test_new_image_joins_the_split_of_its_old_duplicate_even_of_an_absent_one():
     old = images(["a"] * 60)
     old["split"] = assign_splits(old, alone(old), SETTINGS)
     new = images(["a"] * 60, start=500)
-    kept, absent = kept_splits(new, old)
+    earlier, absent = earlier_splits(new, old)
     assert len(absent) == 60
-    assert kept == [None] * 60
+    assert earlier == [None] * 60
     groups = [*range(60), *range(60)]
-    splits = assign_splits(new, groups, SETTINGS, kept=[*kept, *absent["split"]])
+    splits = assign_splits(new, groups, SETTINGS, earlier=[*earlier, *absent["split"]])
     assert splits == old["split"].tolist()
 
 
 def test_new_image_does_not_join_a_given_test_split():
     old = images(["a"] * 10, given=["test"] * 10)
     new = pd.concat([old, images(["a"] * 10, start=50, given=["train"] * 10)], ignore_index=True)
-    kept, absent = kept_splits(new, old)
-    splits = assign_splits(new, [*range(10), *range(10)], SETTINGS, kept=[*kept, *absent["split"]])
+    earlier, absent = earlier_splits(new, old)
+    splits = assign_splits(new, [*range(10), *range(10)], SETTINGS, earlier=[*earlier, *absent["split"]])
     assert splits[:10] == ["test"] * 10
     assert "test" not in splits[10:]
 
@@ -163,8 +163,8 @@ def test_new_image_does_not_join_a_given_test_split():
 def test_moved_file_and_another_box_are_told_apart():
     old = images(["a", "a"]).assign(x1=pd.array([None, 5], dtype="Int32"), split=["val", "test"])
     new = old.assign(uri=["/moved/0.jpg", "/moved/1.jpg"], x1=pd.array([None, 6], dtype="Int32"))
-    kept, absent = kept_splits(new, old)
-    assert kept == ["val", None]
+    earlier, absent = earlier_splits(new, old)
+    assert earlier == ["val", None]
     assert absent["split"].tolist() == ["test"]
 
 

@@ -18,7 +18,7 @@ from outline import Outline
 from PIL import Image
 
 from carray.__main__ import main
-from carray.cli.pages import report
+from carray.cli.questions import report
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.store.files import read_bytes, write_bytes, write_json
 from carray.pages.bucket import MOST_THUMBNAILS, THUMBNAILS, card, last_part, readable, write_page

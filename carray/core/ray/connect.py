@@ -1,12 +1,8 @@
-"""Finds or starts the Ray that a command runs on: the job's or `RAY_ADDRESS`'s, else a private local one.
+"""Connects to the Ray that a command runs on, the job's or `RAY_ADDRESS`'s, or starts a private local one.
 
-From: the environment, how many CPUs a private Ray may take, and what one worker needs. To: a `RunningRay`, for the
-length of a `with` block, with a machine that has what is needed.
-Invariants: a Ray that merely happens to run on this machine is never attached to; what was started here is shut down
-here; what was found running stays. A private Ray has no dashboard and asks for a token: its ports may be reachable
-from other machines (Ray binds some to every address), so the token, not the address, is what keeps strangers out. It
-reports nothing to Ray's makers. Machines that a cluster may still add are waited for: what is wanted is asked for as a
-placement group, which ends with this process, so that a killed command leaves no machine running.
+A Ray that merely runs on this machine is not used; one that was started here is shut down here. A private Ray requires
+a token, since Ray binds some ports to every address. Machines that a cluster may still add are requested as a placement
+group, which ends with this process, so that a killed command leaves no machine running.
 Cost: a private Ray starts in about 5 s and stops in 2 s.
 """
 
@@ -33,32 +29,33 @@ from carray.core.errors import CarrayError, ClusterError, SettingsError
 from carray.core.exit_lines import deferring_stops, record_error, restore_handlers
 from carray.core.progress import say
 from carray.core.ray.internals import autoscaling_state, silence_token_warning
+from carray.core.text import one_line
 
 __all__ = ["RunningRay", "is_cluster", "start_ray", "used_text"]
 
 WAIT_SECONDS = 15 * 60.0
-"""Longer than a cloud takes to start a machine and pull an image of several GB, if it has one to give."""
+"""Longer than a cloud takes to start a machine and pull an image of several GB."""
 _LINE_SECONDS = 60.0
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 
 
-def can_grow() -> bool:
-    """Say whether an autoscaler looks after this Ray: that of `ray up` or of KubeRay, both in its second version."""
+def _can_grow() -> bool:
+    """Check whether an autoscaler manages this Ray: that of `ray up` or of KubeRay, both in version 2."""
     return bool(autoscaling_state().autoscaler_state_version)
 
 
-def wait_for_machine(worker: Mapping[str, float]) -> None:
-    """Wait until some machine has what one worker needs, such as {"CPU": 4, "GPU": 1}, if one may come.
+def _wait_for_machine(worker: Mapping[str, float]) -> None:
+    """Wait until a machine has what one worker needs, such as {"CPU": 4, "GPU": 1}, if the cluster may add one.
 
-    Where none may come, it returns at once: what is missing then is for the caller to say. A cluster without any CPU is
-    one whose machines are joining.
+    Otherwise it returns at once, and the caller reports what is missing. In a cluster without any CPU, machines are
+    still joining.
 
     Raises:
         SettingsError: the autoscaler has no such machine, or none came in a quarter of an hour.
     """
     wanted = {name: float(amount) for name, amount in worker.items() if amount}
     machines = _machines()
-    if _any_has(machines, wanted) or (any(one.get("CPU") for one in machines) and not can_grow()):
+    if _any_has(machines, wanted) or (any(one.get("CPU") for one in machines) and not _can_grow()):
         return
     group = ray.util.placement_group([wanted], strategy="STRICT_PACK")
     try:
@@ -85,7 +82,7 @@ def _wait(wanted: Mapping[str, float], group: str) -> None:
         if waited - said >= _LINE_SECONDS:
             say(f"Ray: waiting for a machine with {text}; {len(_machines())} are up, {waited / 60:.0f} minutes so far")
             said = waited
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
 def _machines() -> list[Mapping[str, float]]:
@@ -97,7 +94,7 @@ def _any_has(machines: Iterable[Mapping[str, float]], wanted: Mapping[str, float
 
 
 def _is_refused(group: str) -> bool:
-    """Say whether the autoscaler has no machine for this placement group."""
+    """Check whether the autoscaler has no machine type for this placement group."""
     refused = autoscaling_state().infeasible_gang_resource_requests
     return any(group in request.details for request in refused)
 
@@ -114,36 +111,36 @@ _started_here = False
 
 @dataclass(frozen=True, slots=True)
 class RunningRay:
-    """Says what there is to run on."""
+    """The resources of a Ray."""
 
     private: bool
-    """Whether it is a local Ray started by this process, whose workers are this user's own children."""
+    """Whether it is a local Ray that this process started."""
     cpus: int
     """CPUs of all nodes together."""
     node_cpus: int
-    """CPUs of the largest node: what one worker can ask for at most."""
+    """CPUs of the largest node: the most that one worker can request."""
     gpus: int = 0
     """GPUs of all nodes together."""
     cpus_per_gpu: int = 0
-    """A GPU's share of its node's CPUs, where that is smallest: what there is to feed it with."""
+    """The smallest number of CPUs per GPU of any node."""
     grows: bool = False
-    """Whether an autoscaler adds nodes when there is more to do than these can."""
+    """Whether an autoscaler may add nodes."""
 
 
 @contextmanager
 def start_ray(
     *, num_cpus: int | None = None, worker: Mapping[str, float] = MappingProxyType({"CPU": 1.0})
 ) -> Iterator[RunningRay]:
-    """Give the Ray to run on: the one this process has, else `RAY_ADDRESS` (which a job has), else a private local one.
+    """Connect to the Ray of this process, else of `RAY_ADDRESS` (set in a job), else start a private local one.
 
     Args:
         num_cpus: CPUs of a private Ray, as many as the machine has when None; another Ray keeps its own.
-        worker: What one worker needs at least; a cluster that has no such machine yet, but may add one, is waited for.
+        worker: What one worker needs at least; waits for such a machine where the cluster may add one.
 
     Raises:
         SettingsError: `RAY_ADDRESS` names no Ray that answers, or is the address of its dashboard; the cluster has no
             machine for a worker, and none came; or a variable of carray's own cannot be used.
-        ClusterError: in the `with` block, Ray lost processes or machines in a way that it does not mend.
+        ClusterError: in the `with` block, Ray lost processes or machines for good.
     """
     if ray.is_initialized():
         with _naming_losses():
@@ -158,7 +155,7 @@ def start_ray(
             _start_private(num_cpus)
         with _naming_losses():
             if not _started_here:
-                wait_for_machine(worker)
+                _wait_for_machine(worker)
             yield _describe()
     finally:
         if ray.is_initialized():  # not where it never began
@@ -167,16 +164,16 @@ def start_ray(
 
 @contextmanager
 def _naming_losses() -> Iterator[None]:
-    """Say in a sentence what Ray lost; an error in what it ran, a worker's or ours, passes as it is."""
+    """Turn Ray's losses into a sentence; errors in the code that it ran pass unchanged."""
     try:
         yield
     except CarrayError as err:
         record_error(err)
         raise
     except _LOSSES as err:
-        if "creation task" in str(err):  # what a worker is made of is wrong, not the machine
+        if "creation task" in str(err):  # an error in a worker's constructor, not of the machine
             raise
-        said = shorten(" ".join(str(err).split()), 300, placeholder=" ...")
+        said = shorten(one_line(err), 300, placeholder=" ...")
         lost = ClusterError(
             f"Ray lost what the job ran on ({type(err).__name__}: {said}); look at `ray status`, at the machines' "
             "memory and at the head node's log."
@@ -197,14 +194,14 @@ def _connect(address: str) -> None:
             ray.init(address=address, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError, AuthenticationError) as err:
         raise SettingsError(
-            f"RAY_ADDRESS is {address!r}, but no Ray answers there ({' '.join(str(err).split())[:200]}); "
+            f"RAY_ADDRESS is {address!r}, but no Ray answers there ({one_line(err, 200)}); "
             "start it, give its token (RAY_AUTH_TOKEN), or unset RAY_ADDRESS for a private local Ray."
         ) from err
     say(f"Ray: connected to {address} (RAY_ADDRESS)")
 
 
 def _knock(address: str) -> None:
-    """Open and close a connection, since Ray itself waits for minutes where nobody listens."""
+    """Open and close a connection, since Ray itself waits for minutes on a closed port."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
@@ -227,11 +224,11 @@ def _start_private(num_cpus: int | None) -> None:
 
 
 def _choose_token() -> None:
-    """Give a private Ray a token of its own, where Ray itself would leave one in the user's home for good."""
+    """Make a token for a private Ray; Ray itself would leave one in the user's home."""
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     if named or (Path.home() / ".ray" / "auth_token").exists() or os.environ.get("RAY_AUTH_MODE") == "disabled":
         return
-    # Kept for the life of this process: Ray reads it once.
+    # For the life of this process: Ray reads it once.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
@@ -243,29 +240,29 @@ def _stop() -> None:
 
 
 def is_cluster() -> bool:
-    """Say whether `start_ray` will find a Ray rather than start one, or one runs in this process already."""
+    """Check whether this process has a Ray, or `start_ray` will connect to one instead of starting it."""
     return ray.is_initialized() or os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 
 def used_text() -> str:
-    """Say how many of the CPUs of the cluster are in use, for one who wonders why nothing happens."""
+    """Report how many of the cluster's CPUs are in use."""
     try:
         there, free = ray.cluster_resources().get("CPU", 0.0), ray.available_resources().get("CPU", 0.0)
-    except Exception as err:  # asked when something is wrong already
+    except Exception as err:  # the cluster may be failing already
         return f"Ray does not say what it does ({type(err).__name__})"
     return f"{there - free:.0f} of {there:.0f} CPUs are in use"
 
 
 def _describe() -> RunningRay:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    node_cpus = [int(node.get("CPU", 0)) for node in nodes]
+    machines = _machines()
+    node_cpus = [int(one.get("CPU", 0)) for one in machines]
     return RunningRay(
         private=_started_here,
         cpus=sum(node_cpus),
         node_cpus=max(node_cpus, default=0),
-        gpus=sum(int(node.get("GPU", 0)) for node in nodes),
+        gpus=sum(int(one.get("GPU", 0)) for one in machines),
         cpus_per_gpu=min(
-            (int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1), default=0
+            (int(one.get("CPU", 0) // one["GPU"]) for one in machines if one.get("GPU", 0) >= 1), default=0
         ),
-        grows=not _started_here and can_grow(),
+        grows=not _started_here and _can_grow(),
     )

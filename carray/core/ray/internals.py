@@ -1,7 +1,7 @@
-"""Holds every use of a name that Ray or botocore keeps to themselves; nothing else in carray touches one.
+"""All uses of private names of Ray and botocore, each with the version in which it was found.
 
-Each function says in which version its name was read. pyproject.toml bounds these libraries from above, and
-tests/core/ray/test_internals.py fails where a name has moved: raise a bound only after it has passed.
+pyproject.toml bounds these libraries from above, and tests/core/ray/test_internals.py fails where a name has moved:
+raise a bound only after it has passed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = [
 
 
 def autoscaling_state() -> Any:
-    """Read what the autoscaler last told Ray's control store; all zeros where there is none, or no way to ask.
+    """Read the autoscaler's last report from Ray's control store; all zeros where there is none, or no access to it.
 
-    Ray's public state API does not tell which requests the autoscaler refuses (Ray 2.60: `ray.autoscaler.v2.sdk` reads
-    the same message from the same client).
+    Ray's public state API does not say which requests the autoscaler refuses (Ray 2.60: `ray.autoscaler.v2.sdk` reads
+    the same message).
     """
     import ray
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -36,14 +36,14 @@ def autoscaling_state() -> Any:
 
 
 def is_token_required() -> bool:
-    """Say whether the Ray that this process is connected to asks for a token (Ray 2.60)."""
+    """Check whether the Ray that this process is connected to requires a token (Ray 2.60)."""
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
     return bool(is_token_auth_enabled())
 
 
 def silence_token_warning() -> None:
-    """Keep Ray from warning on every start that it chose token authentication (Ray 2.60)."""
+    """Silence Ray's warning on every start that it chose token authentication (Ray 2.60)."""
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
 
 
@@ -60,7 +60,7 @@ def withhold_aws_variables() -> None:
 
 
 def environment_proxies(url: str) -> dict[str, str]:
-    """Give the proxies that botocore would take for a URL, by the environment (botocore 1.44)."""
+    """Find the proxies of the environment that botocore would use for a URL (botocore 1.44)."""
     from botocore.utils import get_environ_proxies
 
     return dict(get_environ_proxies(url))

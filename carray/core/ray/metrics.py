@@ -1,9 +1,7 @@
-"""Tells Ray's metrics agents, and through them Prometheus, how far a job is.
+"""Reports a job's progress to Prometheus, through Ray's exporter on each node (`--metrics-export-port`).
 
-From: counts, in a driver. To: Ray's exporter on each node (`--metrics-export-port`), which puts `ray_` before a name.
-Invariants: a private Ray has no exporter, so nothing is recorded there; what goes wrong here ends no job and is said
-once. Names end in their unit, counters in `_total`; labels are few and never of keys or classes: `out`, the job's
-folder, and what a metric's own line names.
+The exporter puts `ray_` before a name; a private Ray has none. A failure here is a warning and never ends a job. Labels
+are few and never keys or classes: `out`, the job's folder, and those of METRICS.
 """
 
 from __future__ import annotations
@@ -34,34 +32,24 @@ METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 
 class Meter:
-    """Records the metrics of one job; safe to call often, a record costs microseconds."""
+    """The metrics of one job; a record costs microseconds."""
 
     def __init__(self, out: str, *, private: bool) -> None:
         """Record for the job that writes the folder `out`, unless its Ray is a private one."""
         self._out, self._on = out, not private
         self._made: dict[str, Any] = {}
 
-    def count(self, name: str, by: float = 1.0, **labels: str) -> None:
-        """Add to a counter; nothing is nothing to add."""
-        if by > 0:
-            self._record(name, by, labels)
-
-    def set(self, name: str, value: float, **labels: str) -> None:
-        """Set a gauge."""
-        self._record(name, value, labels)
-
-    def observe(self, name: str, value: float, **labels: str) -> None:
-        """Add a value to a histogram."""
-        self._record(name, value, labels)
-
-    def _record(self, name: str, value: float, labels: dict[str, str]) -> None:
+    def record(self, name: str, value: float, **labels: str) -> None:
+        """Add to a counter (0 adds nothing), set a gauge, or add a value to a histogram."""
         if not self._on:
             return
         try:
             kind, _, _ = METRICS[name]
+            if kind == "counter" and value <= 0:
+                return
             action = {"counter": "inc", "gauge": "set", "histogram": "observe"}[kind]
             getattr(self._metric(name), action)(float(value), tags={"out": self._out, **labels})
-        except Exception as err:  # another version of Ray, an agent that is away: the job is what matters
+        except Exception as err:  # another version of Ray, or no agent: the job goes on
             self._on = False
             say(f"warning: metrics are given up ({type(err).__name__}: {err})")
 

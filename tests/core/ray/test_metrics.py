@@ -21,7 +21,7 @@ import pytest
 from carray.core.ray.metrics import METRICS, Meter
 from carray.testing.object_store import free_ports
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @contextmanager
@@ -103,14 +103,14 @@ def test_the_exporter_tells_what_the_table_holds(small_bundle, image_folder, tmp
 
 def test_a_private_ray_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray.util", None)  # an import would fail
-    Meter("out", private=True).count("carray_classify_read_bytes_total", 3)
+    Meter("out", private=True).record("carray_classify_read_bytes_total", 3)
 
 
 def test_what_goes_wrong_is_said_once_and_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     meter = Meter("out", private=False)
     for _ in range(3):
-        meter.set("no_such_metric", 1)
-        meter.count("carray_classify_images_total", 2, status="ok")
+        meter.record("no_such_metric", 1)
+        meter.record("carray_classify_images_total", 2, status="ok")
     assert capsys.readouterr().err.count("warning: metrics are given up (KeyError") == 1
 
 
