@@ -456,7 +456,7 @@ def test_a_shard_costs_six_requests(begin_run, image_folder, s3_server, s3, monk
 
         monkeypatch.setattr(proxy, "rules_for", count)
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        totals, scorer, out = begin_run(image_folder, out=f"{s3}/out", shard_images_first=4)
+        _, scorer, _ = begin_run(image_folder, out=f"{s3}/out", shard_images_first=4)
         scorer.score_shard(0)  # the first also notes that the bundle is being opened
         asked.clear()
         scorer.score_shard(1)
