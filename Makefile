@@ -23,7 +23,7 @@ VENV ?= $(eval VENV := $(shell $(FIND_VENV)))$(VENV)
 RUN = PYTHONPATH="$(CURDIR)" "$(VENV)/bin/python"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-cluster test-lowest check lock bench format wheel venv clean python
+.PHONY: help demo test test-all simulate test-cluster test-lowest check lock bench format wheel venv clean python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test: venv ## Run the tests but for the slow ones (they start a real object stor
 
 test-all: venv ## Run the tests, the slow ones too
 	@$(RUN) -m pytest $(PARALLEL) $(ARGS)
+
+simulate: venv ## Run 20,000 schedules of faults against the classification protocol (tests/classify/test_simulation.py)
+	@CARRAY_SCHEDULES=20000 $(RUN) -m pytest -q tests/classify/test_simulation.py $(ARGS)
 
 test-cluster: venv ## Run both jobs on three hosts in network namespaces, and lose some of them (Linux, root; twelve minutes)
 	@CARRAY_TEST_CLUSTER=1 $(RUN) -m pytest tests/several_hosts $(ARGS)

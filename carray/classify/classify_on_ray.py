@@ -1,15 +1,14 @@
 """Classifies a source on Ray: the whole job, from a folder, bucket or table to a folder of predictions.
 
-From: a bundle and a source. To: a run's folder (`predictions`), complete exactly when `_carray/done.json` exists.
-Invariants: rows out are images in, counted in the ledger and in the files; the same call again does only what is
-missing; a worker that dies costs at most the shards it had in hand; one driver at a time (lease). Scoring begins while
-the listing goes on: in rounds, each over what was listed when it began, so that there are few.
-Cost: see results/classify.csv.
+Rows out are images in, counted in the ledger and in the files; the same call again resumes; a worker that dies costs at
+most the shards it had in hand; one driver at a time (lease). Scoring begins while the listing goes on: in rounds, each
+over what was listed when it began, so that there are few. Cost: see results/classify.csv.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from os import cpu_count
@@ -18,7 +17,6 @@ from typing import Any
 
 from carray.bundle.bundle_folder import BundleInfo, open_bundle
 from carray.classify.attempts import forget_attempts
-from carray.classify.failures import FailureWatch
 from carray.classify.ledger import (
     LedgerEntry,
     RunRecord,
@@ -27,12 +25,11 @@ from carray.classify.ledger import (
     read_run,
     recover_ledger,
 )
-from carray.classify.metrics_on_ray import ClassifyMetrics
 from carray.classify.plan import Plan, describe_run, open_plan
 from carray.classify.predictions_folder import ClassifySettings, record_place
 from carray.classify.since import EarlierRun
 from carray.classify.worker_on_ray import SHARDS_IN_HAND, run_shards, size_pool
-from carray.core.errors import SettingsError, StorageError
+from carray.core.errors import BudgetError, SettingsError, StorageError
 from carray.core.exit_lines import advise, stopping_in_order
 from carray.core.progress import Progress, breaking_silence, say
 from carray.core.ray.connect import RunningRay, is_cluster, start_ray, used_text
@@ -41,7 +38,7 @@ from carray.core.store.aws import aws_environment
 from carray.core.store.files import absolute, delete, write_json
 from carray.core.store.lease import Lease, hold_run
 
-__all__ = ["classify"]
+__all__ = ["FailureWatch", "classify"]
 
 _STOPPED = "finished shards stay, and the same command goes on from there."
 _FIRST_ROUND_SECONDS = 3.0
@@ -103,7 +100,7 @@ def _pinned(out: str, info: BundleInfo, settings: ClassifySettings) -> ClassifyS
 
 
 class _Job:
-    """Is one run being scored by this driver."""
+    """A run that this driver scores."""
 
     def __init__(
         self,
@@ -138,7 +135,7 @@ class _Job:
         """Score what is missing, in rounds, until the listing has ended and all of it is scored."""
         self._ray_seconds, self._ray_ready = ray_seconds, time.monotonic()
         delete(record_place(self._out, "done.json"))
-        self._metrics = ClassifyMetrics(Meter(self._out, private=running.private))
+        self._metrics = _Metrics(Meter(self._out, private=running.private))
         if self._begun:
             left = len([1 for shard in range(self._plan.shards) if shard not in self._begun])
             say(f"classify: {len(self._begun):,} shards are done already, {left:,} of those listed so far are left")
@@ -233,6 +230,78 @@ class _Job:
             "environment": dict(aws_environment()) if running.private else {},
         }
         return run_shards(job, todo, pool)
+
+
+FEWEST_IMAGES = 200
+"""Below so many rows a fraction says too little to stop for."""
+_KINDS_SHOWN = 3
+
+
+class FailureWatch:
+    """Adds up failures, and stops the job once their fraction passes the limit; without a limit it only counts."""
+
+    def __init__(self, max_failed_fraction: float | None) -> None:
+        self._limit = max_failed_fraction
+        self._rows = 0
+        self._codes: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+
+    def see(self, entry: LedgerEntry) -> None:
+        """Count one finished shard."""
+        self._rows += entry.rows
+        self._codes.update(entry.error_codes)
+        for code, uri in entry.examples.items():
+            self._examples.setdefault(code, uri)
+
+    def check(self, *, finished: bool = False) -> None:
+        """Compare with the limit, as soon as there are rows enough to judge by, or when all are there.
+
+        Raises:
+            BudgetError: more failed than is allowed.
+        """
+        failed = self._codes.total()
+        if self._limit is None or not failed or failed <= self._limit * self._rows:
+            return
+        if self._rows >= FEWEST_IMAGES or finished:
+            raise BudgetError(
+                f"{failed:,} of {self._rows:,} images failed ({failed / self._rows:.1%}, at most {self._limit:.1%} is "
+                f"allowed by max_failed_fraction): {self._kinds()}; mend the input or allow more, and run the command "
+                "again: what is scored stays."
+            )
+
+    def _kinds(self) -> str:
+        kinds = [
+            f"{code} {count:,} (as {self._examples[code]!r})" if code in self._examples else f"{code} {count:,}"
+            for code, count in self._codes.most_common(_KINDS_SHOWN)
+        ]
+        return ", ".join(kinds)
+
+
+class _Metrics:
+    """Counts what this driver's workers finish; a shard that is tried again counts again."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter, self._peak_bytes = meter, 0
+
+    def take(self, entry: LedgerEntry, *, finished: int, listed: int) -> None:
+        """Count one finished shard.
+
+        Args:
+            entry: What became of it.
+            finished: Shards that are finished by now.
+            listed: Shards that there are, as far as is known.
+        """
+        statuses = {"ok": entry.ok, "fetch_error": entry.fetch_errors, "decode_error": entry.decode_errors}
+        for status, images in {**statuses, "known": entry.known}.items():
+            self._meter.record("carray_classify_images_total", images, status=status)
+        for code, images in entry.error_codes.items():
+            self._meter.record("carray_classify_failures_total", images, code=code)
+        self._meter.record("carray_classify_read_bytes_total", entry.read_bytes)
+        self._meter.record("carray_classify_shard_seconds", max(entry.seconds, 1e-3))
+        self._peak_bytes = max(self._peak_bytes, entry.worker_peak_bytes)
+        self._meter.record("carray_classify_worker_peak_memory_bytes", self._peak_bytes)
+        self._meter.record("carray_classify_shards_finished", finished)
+        self._meter.record("carray_classify_shards_listed", listed)
 
 
 def _waiting_text() -> str:

@@ -18,10 +18,9 @@ from typing import Any
 from carray.bundle.bundle_folder import BundleInfo
 from carray.bundle.scorer import resolve_runtime
 from carray.classify.ledger import PlanTotals, RunRecord, read_run, read_totals, write_run, write_totals
-from carray.classify.listing import open_source
 from carray.classify.predictions_folder import VERSION, ClassifySettings, prediction_schema, record_place, run_id_of
 from carray.classify.shards import ShardCutter, ShardNote, read_notes, uncovered
-from carray.classify.sources import Source
+from carray.classify.sources import Source, open_source
 from carray.core.errors import SettingsError
 from carray.core.progress import Progress, say
 from carray.core.store.files import absolute, exists, join, read_json, write_json
@@ -133,7 +132,7 @@ def _check_resumable(out: str, source: Source, notes: dict[int, ShardNote]) -> N
 
 
 class Plan:
-    """Is a run's list of shards, which grows until the listing ends."""
+    """A run's list of shards, which grows until the listing ends."""
 
     def __init__(self, out: str, run: RunRecord, settings: ClassifySettings, totals: PlanTotals | None) -> None:
         self.run = run

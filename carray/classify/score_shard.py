@@ -15,7 +15,8 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from carray.bundle.scorer import Scorer, score_columns
 from carray.classify.attempts import Attempt, AttemptFile
@@ -36,21 +38,72 @@ from carray.classify.predictions_folder import (
     prediction_schema,
 )
 from carray.classify.read_images import LOST, Arrival, ImageReader, read_ahead
-from carray.classify.rows import ShardRows
 from carray.classify.shards import read_shard
 from carray.classify.since import EarlierRun
 from carray.core.errors import BundleError, StorageError
 from carray.core.settings import parse_settings
 from carray.core.store.conditional import create, read_version, replace
 from carray.core.store.files import exists, join
-from carray.core.tables import pack_table, unpack_table
+from carray.core.tables import pack_table, table_from_rows, unpack_table
 from carray.images.pixels import PixelSettings
 from carray.images.read import ReadImage
 from carray.images.vehicles import vehicle_columns
 
-__all__ = ["ShardScorer"]
+__all__ = ["ShardRows", "ShardScorer"]
 
 _PEAK_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+_PACK_ROWS = 1_000
+
+
+class ShardRows:
+    """The rows of a shard that is being scored, in any order, and their counts.
+
+    A row is held as a Python mapping (4 kB) only until a thousand have come, then as Arrow (0.4 kB), so that a worker's
+    memory hardly depends on the length of its shards.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._loose: dict[int, Mapping[str, Any]] = {}
+        self._packed: list[pa.Table] = []
+        self._examples: dict[str, tuple[int, str]] = {}
+        self.indices: set[int] = set()
+        """Places of the images that have a row."""
+        self.statuses: Counter[str] = Counter()
+        self.error_codes: Counter[str] = Counter()
+        self.size_bytes = 0
+        """Of the originals of all rows, as far as they were read."""
+
+    def update(self, rows: Mapping[int, Mapping[str, Any]]) -> None:
+        """Add rows, by their images' indices in the shard, each once."""
+        for index, row in rows.items():
+            self.indices.add(index)
+            self.statuses[row["status"]] += 1
+            self.size_bytes += row.get("size_bytes") or 0
+            if code := row.get("error_code"):
+                self.error_codes[code] += 1
+                self._examples[code] = min((index, row["uri"]), self._examples.get(code, (index, row["uri"])))
+        self._loose.update(rows)
+        if len(self._loose) >= _PACK_ROWS:
+            self._pack()
+
+    @property
+    def examples(self) -> dict[str, str]:
+        """Give the first uri of each error code."""
+        return {code: uri for code, (_, uri) in self._examples.items()}
+
+    def table(self) -> pa.Table:
+        """Give all rows in the order of their indices."""
+        self._pack()
+        return pa.concat_tables(self._packed).sort_by("index").drop_columns("index")
+
+    def _pack(self) -> None:
+        table = table_from_rows(self._loose.values(), self._schema)
+        indices = pa.array(np.fromiter(self._loose, dtype=np.int64, count=len(self._loose)))
+        self._packed.append(table.append_column("index", indices))
+        self._loose = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +214,9 @@ class ShardScorer:
         rows = ShardRows(self._schema)
         before = self._read_part(note.shard) if retry_failed else None
         known = self._keep(before, images, rows) if before else self._known(images)
-        lost = set(note.lost) - rows.places - known
+        lost = set(note.lost) - rows.indices - known
         rows.update({index: self._row(images[index], LOST) for index in lost})
-        todo = [index for index in range(len(images)) if index not in rows.places and index not in known]
+        todo = [index for index in range(len(images)) if index not in rows.indices and index not in known]
         if before and before.entry and not todo and not lost:  # another worker has retried it
             enter_shard(self._out, before.entry)
             return before.entry
@@ -318,7 +371,7 @@ def _entry(
 ) -> LedgerEntry:
     return LedgerEntry(
         shard=shard,
-        rows=len(rows.places),
+        rows=len(rows.indices),
         scored=scored,
         ok=rows.statuses["ok"],
         fetch_errors=rows.statuses["fetch_error"],

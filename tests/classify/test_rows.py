@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from carray.classify.predictions_folder import PREDICTION_SCHEMA
-from carray.classify.rows import ShardRows
+from carray.classify.score_shard import ShardRows
 
 
 @pytest.mark.parametrize("count", [0, 1, 999, 1000, 2500])
@@ -18,7 +18,7 @@ def test_in_the_order_of_places(count):
     table = rows.table()
     assert table["uri"].to_pylist() == [str(place) for place in range(count)]
     assert table.schema.equals(PREDICTION_SCHEMA)
-    assert rows.places == set(range(count))
+    assert rows.indices == set(range(count))
     assert rows.statuses["ok"] == count
 
 

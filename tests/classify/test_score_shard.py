@@ -30,6 +30,7 @@ from carray.core.store.image_bytes import fetch_image
 from carray.images.pixels import decode, view
 from carray.images.read import ReadImage, read_image
 from carray.queries import read_predictions
+from carray.testing.fault_proxy import start_proxy
 
 
 def test_every_file_is_a_row(score_all, broken_folder):
@@ -441,3 +442,26 @@ def test_several_threads_score_the_same(score_all, image_folder, tmp_path):
     one = score_all(image_folder, out=str(tmp_path / "one"))
     three = score_all(image_folder, out=str(tmp_path / "three"), threads=3)
     pd.testing.assert_frame_equal(one.drop(columns="scored_at"), three.drop(columns="scored_at"), atol=1e-5)
+
+
+def test_a_shard_costs_six_requests(begin_run, image_folder, s3_server, s3, monkeypatch):
+    """Its note is looked for and written, its keys read, its file and its entry written, its note deleted."""
+    asked = []
+    with start_proxy(s3_server.endpoint) as proxy:
+        rules_for = proxy.rules_for
+
+        def count(method, path):
+            asked.append((method, path.rpartition("/out/")[2]))
+            return rules_for(method, path)
+
+        monkeypatch.setattr(proxy, "rules_for", count)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        _, scorer, _ = begin_run(image_folder, out=f"{s3}/out", shard_images_first=4)
+        scorer.score_shard(0)  # the first also notes that the bundle is being opened
+        asked.clear()
+        scorer.score_shard(1)
+    note, entry = "_carray/attempts/000001.json", "_carray/ledger/000001.json"
+    assert asked == [
+        *(("GET", note), ("GET", "_carray/shards/000001.arrow"), ("PUT", note)),
+        *(("PUT", "part-000001.parquet"), ("PUT", entry), ("DELETE", note)),
+    ]

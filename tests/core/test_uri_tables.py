@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from carray.classify.listing import open_source
 from carray.classify.predictions_folder import ClassifySettings
+from carray.classify.sources import open_source
 from carray.core.errors import CarrayError, SchemaError, SettingsError
 from carray.core.store.files import write_bytes
 from carray.core.uri_tables import UriTable, parse_columns

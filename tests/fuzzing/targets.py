@@ -23,9 +23,9 @@ from carray.bundle.bundle_folder import open_bundle
 from carray.bundle.runtimes import check_graph
 from carray.classify.attempts import AttemptFile
 from carray.classify.ledger import done_shards, read_run, read_totals
-from carray.classify.listing import open_source
 from carray.classify.predictions_folder import ClassifySettings
 from carray.classify.shards import read_notes, read_shard, uncovered
+from carray.classify.sources import open_source
 from carray.core.errors import CarrayError, DecodeError
 from carray.core.settings import load_settings
 from carray.core.store import files as stored_files

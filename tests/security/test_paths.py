@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from carray.bundle.bundle_folder import open_bundle, read_bundle_file
-from carray.classify.listing import open_source
 from carray.classify.predictions_folder import ClassifySettings
+from carray.classify.sources import open_source
 from carray.core.errors import BundleError, CarrayError
 from carray.core.store.files import absolute, write_json
 from carray.evaluation.evaluate import evaluate

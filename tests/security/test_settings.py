@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from carray.classify.listing import open_source
 from carray.classify.predictions_folder import ClassifySettings
+from carray.classify.sources import open_source
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.settings import load_settings
 from carray.core.store.aws import s3_endpoint

@@ -17,9 +17,9 @@ from functools import partial
 from carray.core.errors import FetchError, StorageError
 from carray.core.store.files import exists, filesystem, is_s3, retry, temporary_file, write_bytes
 from carray.core.store.image_bytes import fetch_image
-from carray.core.store.s3 import NoConditions, UnmetCondition, put_object, split_uri
+from carray.core.store.s3 import NoConditions, UnmetCondition, delete_object, put_object, split_uri
 
-__all__ = ["create", "read_version", "replace"]
+__all__ = ["create", "read_version", "remove", "replace"]
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
@@ -67,6 +67,21 @@ def read_version(uri: str) -> tuple[bytes, str] | None:
         if err.code == "not_found" and "NoSuchBucket" not in str(err):
             return None
         raise _storage_error("reading", uri, err) from None
+
+
+def remove(uri: str) -> None:
+    """Delete a file that we wrote, in one request; an absent one is no error.
+
+    Raises:
+        StorageError: storage refused it after every try.
+    """
+    path = filesystem(uri)[1]
+    once = partial(delete_object, *split_uri(uri)) if is_s3(uri) else partial(os.unlink, path)
+    try:
+        with suppress(FileNotFoundError):
+            retry(once, what=f"deleting {uri}")
+    except FetchError as err:
+        raise _storage_error("deleting", uri, err) from None
 
 
 def _write(uri: str, data: bytes, etag: str | None, *, durable: bool) -> str | None:

@@ -34,6 +34,7 @@ __all__ = [
     "POOL",
     "NoConditions",
     "UnmetCondition",
+    "delete_object",
     "fetch_object",
     "forget_client",
     "make_client",
@@ -114,6 +115,7 @@ def fast_read(bucket: str, key: str, admit: Callable[[int], None]) -> tuple[byte
     """Give an object's bytes and etag; None where this way is not for it. `admit` is told the size before the bytes.
 
     Raises:
+        FetchError: the object does not exist.
         FastRefusal: the store answered, and not with the object.
         FastUnsure: no whole answer came.
     """
@@ -128,7 +130,11 @@ def fast_read(bucket: str, key: str, admit: Callable[[int], None]) -> tuple[byte
             return None
         admit(size)
         return answer.bytes().to_bytes(), etag.strip('"')
-    except (FileNotFoundError, exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as err:
+    except FileNotFoundError as err:
+        if "NoSuchKey" in str(err):
+            raise FetchError("not_found", "the object does not exist (NoSuchKey)") from None
+        raise FastRefusal(_first_line(err)) from None
+    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as err:
         raise FastRefusal(_first_line(err)) from None
     except (exceptions.BaseError, OSError) as err:
         raise FastUnsure(_first_line(err)) from None
@@ -342,6 +348,17 @@ def put_object(bucket: str, key: str, data: bytes, **condition: str) -> str:
                 raise NoConditions(code) from None
             raise
     return str(answer["ETag"]).strip('"')
+
+
+def delete_object(bucket: str, key: str) -> None:
+    """Delete one object in one try; an absent one is no error.
+
+    Raises:
+        ConnectionError: no whole answer came.
+        FetchError: the store refused it.
+    """
+    with _botocore_errors("s3:DeleteObject"):
+        s3_client().delete_object(Bucket=bucket, Key=key)
 
 
 @contextmanager
