@@ -48,6 +48,7 @@ __all__ = [
     "read_log",
     "read_search",
     "read_trials",
+    "safetensors_metadata",
     "store_configuration",
     "trial_id",
     "weights_epoch",
@@ -168,12 +169,23 @@ def weights_epoch(data: bytes) -> int:
     Raises:
         StorageError: the file is damaged, or was written by another program.
     """
-    from carray.search.train.checkpoint import safetensors_metadata
-
     try:
         return int(safetensors_metadata(data)["epoch"])
     except (ValueError, KeyError):
         raise StorageError("weights that name no epoch: the file is damaged, or of another program.") from None
+
+
+def safetensors_metadata(data: bytes) -> dict[str, str]:
+    """Read the metadata of a safetensors file: 8 bytes of length, little-endian, then that much JSON.
+
+    Raises:
+        ValueError: the bytes hold no such header.
+    """
+    length = int.from_bytes(data[:8], "little")
+    try:
+        return {str(key): str(value) for key, value in json.loads(data[8 : 8 + length])["__metadata__"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+        raise ValueError(f"no header of safetensors with notes ({type(err).__name__})") from None
 
 
 def last_checkpoint(run: str, number: int) -> str:

@@ -210,7 +210,6 @@ def _rewritten(before: Finished, after: Finished) -> list[str]:
 def _unlike_search(scene: Scene, search: Submission) -> list[str]:
     """List what another order of the same trials does not explain, and weights that are not their epoch's."""
     from carray.search.run_log import check_decisions
-    from carray.search.train.checkpoint import safetensors_metadata
 
     done, entries = read_json(join(search.out, "done.json")), read_log(search.out)
     found = disagreements(scene.search, entries, done) + check_decisions(search.out)
@@ -219,7 +218,9 @@ def _unlike_search(scene: Scene, search: Submission) -> list[str]:
     if (packed["trial_id"], packed["epoch"]) != (trials[0]["trial_id"], trials[0]["best_epoch"]):
         found.append(f"the bundle is of {packed['trial_id']}, epoch {packed['epoch']}, not of the best")
     for row in trials:
-        epoch = safetensors_metadata(read_bytes(run_folder.best_weights(search.out, row["trial_id"])))["epoch"]
+        epoch = run_folder.safetensors_metadata(read_bytes(run_folder.best_weights(search.out, row["trial_id"])))[
+            "epoch"
+        ]
         if int(epoch) != row["best_epoch"]:
             found.append(f"{row['trial_id']} keeps the weights of epoch {epoch}, its best is {row['best_epoch']}")
         names = {uri.rsplit("/", 1)[-1] for uri in list_files(run_folder.trial_folder(search.out, row["number"]))}

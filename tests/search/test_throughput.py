@@ -64,7 +64,7 @@ def test_what_was_measured_on_this_machine_is_kept_and_on_another_is_not(run: st
 
 
 def test_a_network_that_cannot_be_exported_is_timed_in_torch(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: Any) -> Any:
+    def refuse(*arguments: Any, **options: Any) -> Any:
         raise BundleError("no such operator")
 
     monkeypatch.setattr(throughput, "export_onnx", refuse)

@@ -19,7 +19,7 @@ from carray.core.errors import SettingsError, StorageError
 from carray.core.store.files import delete, exists, list_files, read_bytes, read_json, write_bytes, write_json
 from carray.search import run_folder
 
-__all__ = ["TrialFiles", "optimizer_state", "pack", "restore_optimizer", "safetensors_metadata", "unpack"]
+__all__ = ["TrialFiles", "optimizer_state", "pack", "restore_optimizer", "unpack"]
 
 
 def pack(parts: Mapping[str, Mapping[str, Tensor]], note: Mapping[str, Any]) -> bytes:
@@ -47,7 +47,7 @@ def unpack(data: bytes, expected: Mapping[str, Mapping[str, Tensor]]) -> tuple[d
 
     try:
         given = load(data)
-        note = json.loads(safetensors_metadata(data)["note"])
+        note = json.loads(run_folder.safetensors_metadata(data)["note"])
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as err:
         raise SettingsError(f"the checkpoint is cut short or damaged ({err}); the trial starts again.") from None
     parts: dict[str, dict[str, Tensor]] = {}
@@ -84,19 +84,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
             value = torch.empty_like(parameter, requires_grad=False).copy_(value)
         state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def safetensors_metadata(data: bytes) -> dict[str, str]:
-    """Read the metadata of a safetensors file: 8 bytes of length, little-endian, then that much JSON.
-
-    Raises:
-        ValueError: the bytes hold no such header.
-    """
-    length = int.from_bytes(data[:8], "little")
-    try:
-        return {str(key): str(value) for key, value in json.loads(data[8 : 8 + length])["__metadata__"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
-        raise ValueError(f"no header of safetensors with notes ({type(err).__name__})") from None
 
 
 class TrialFiles:
@@ -176,7 +163,7 @@ class TrialFiles:
             return {"epoch": 0, "val_top1": -1.0}
         data = read_bytes(self._best)
         try:
-            header = safetensors_metadata(data)
+            header = run_folder.safetensors_metadata(data)
             return {"epoch": int(header["epoch"]), "val_top1": float(header["val_top1"])}
         except (ValueError, KeyError, TypeError):
             return {"epoch": 0, "val_top1": -1.0}

@@ -156,22 +156,7 @@ class Ema:
         return {**self._means, "updates": torch.tensor(self.updates)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Copy another one's state.
-
-        Raises:
-            SettingsError: it is of another network.
-        """
-        shapes = {name: value.shape for name, value in self.state().items()}
-        if {name: value.shape for name, value in state.items()} != shapes:
-            differing = sorted(
-                name
-                for name in shapes.keys() | state.keys()
-                if name not in state or shapes.get(name) != state[name].shape
-            )
-            raise SettingsError(
-                f"the running mean of the weights is of another network ({len(differing)} tensors differ, the first is "
-                f"{differing[0]}); start the trial anew."
-            )
+        """Copy the state of an `Ema` of the same network."""
         self.updates = int(state["updates"])
         for name, mean in self._means.items():
             mean.copy_(state[name])

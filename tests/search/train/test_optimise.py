@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from carray.core.errors import SettingsError
 from carray.search.train.checkpoint import optimizer_state, restore_optimizer
 from carray.search.train.fit import Ema, build_optimizer, class_weights, momentum_at, rate_factor, set_rates
 from carray.search.train.hyperparameters import CnnHyper, TransferHyper
@@ -261,9 +260,3 @@ def test_a_restored_ema_goes_on_as_if_never_stopped() -> None:
             second.update(net)
     assert all(torch.equal(value, second.state()[name]) for name, value in whole.state().items())
     assert not torch.equal(first.state()["weight"], second.state()["weight"])
-
-
-def test_an_ema_of_another_network_is_refused() -> None:
-    ema = Ema(Pair(), 0.9)
-    with pytest.raises(SettingsError, match=r"of another network \(\d+ tensors differ, the first is head.bias\)"):
-        ema.load(Ema(build_net(CNN, class_count=3), 0.9).state())
