@@ -43,7 +43,7 @@ def mcnemar_p(only_a: int, only_b: int) -> float:
 
 
 def paired_change(gained: int, lost: int, images: int) -> tuple[float, float, float]:
-    """Compute the change of a share between two labellings of the same images, with its 95 % interval: change, low, high.
+    """Compute the change of a share between two labellings of the same images: (change, low, high), 95 %.
 
     Args:
         gained: images that only B counts in.
@@ -256,9 +256,9 @@ def _flip_table(connection: Any) -> pd.DataFrame:
 
 
 def _class_table(connection: Any) -> pd.DataFrame:
-    """Compute each label's images, shares and mean score in A and in B, the largest change of share first.
+    """Compute images, shares and mean score of each label in A and in B, largest change of share first.
 
-    Columns: label, images_a, images_b, images_both (with that label in both), share_a, share_b, share_change with its 95 %
+    Columns: label, images_a, images_b, images_both (that label in both), share_a, share_b, share_change with its 95 %
     interval share_change_low and share_change_high, mean_score_a, mean_score_b (null without an image).
     """
     frame = _frame(

@@ -2,7 +2,7 @@
 
 DuckDB counts in the Parquet files and spills to disk; only rows that are shown are loaded. The same predictions, seed
 and number give the same rows in the same order, whatever the files. Costs one read of each counted column, up to four
-of `uri` and two of `phash`; for each reason to choose one of `uri` and a few narrow columns, then the chosen rows' files.
+of `uri` and two of `phash`; for each reason to choose, one of `uri` and a few narrow columns; then the chosen rows.
 """
 
 from __future__ import annotations
@@ -311,7 +311,7 @@ def _sql(pick: str, *, order: str, where: str, most: int, seed: int, each: str =
 
 
 def _joined(chosen: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Sort the whole rows as chosen; the rows of a uri with several boxes are distinguished by score, failed ones not."""
+    """Sort the whole rows as chosen; rows of a uri with several boxes are told apart by score."""
     chosen = chosen.assign(reason=chosen["pick"].map(list(PICKS).index))
     chosen = chosen.sort_values(["reason", "first", "tie", "uri"], kind="stable")
     keys = ["uri", "score"]
