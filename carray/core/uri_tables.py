@@ -85,6 +85,7 @@ class UriTable:
         hints: Sequence[str] = (),
         named: Mapping[str, str] | None = None,
         keep_others: bool = False,
+        option: bool = True,
     ) -> None:
         """Read a table's header and find its columns.
 
@@ -95,12 +96,14 @@ class UriTable:
             hints: Columns that are read where exactly one has that very name.
             named: The table's own names of columns, as from `parse_columns`.
             keep_others: Whether to read all other columns, too.
+            option: Whether the command has the option `--column`, which error sentences then name.
 
         Raises:
             SchemaError: it is no table, lacks a required or named column, or several columns match one name.
             StorageError: it does not exist or cannot be read.
         """
         self.uri, self.folder, self._named = uri, uri.rsplit("/", 1)[0], dict(named or {})
+        self._option = option
         self.is_parquet = uri.lower().endswith(".parquet")
         """Whether columns have types; in a text file all are text."""
         self._text = None if self.is_parquet else self._open_text()
@@ -156,7 +159,7 @@ class UriTable:
         if len(set(found)) == 1:
             return f"{self.uri} has the column {readable(found[0])} {len(found)} times; give each its own name."
         names = ", ".join(map(readable, found))
-        return f"{self.uri} has {len(found)} columns that may be {what} ({names}); say which: --column {what}=NAME."
+        return f"{self.uri} has {len(found)} columns that may be {what} ({names}); {self._remedy(what)}"
 
     def _check_found(self, required: Sequence[str], header: Sequence[str]) -> None:
         missing = [what for what in required if what not in self.columns]
@@ -167,9 +170,13 @@ class UriTable:
         seen = ", ".join(readable(name)[:40] for name in header[:30]) or "none"
         where = "its first line" if self._text else "it"
         raise SchemaError(
-            f"{self.uri} lacks the column {', '.join(names)}; {where} has {seen}; if it stands there under another "
-            f"name, say so: --column {missing[0]}=NAME."
+            f"{self.uri} lacks the column {', '.join(names)}; {where} has {seen}; {self._remedy(missing[0])}"
         )
+
+    def _remedy(self, what: str) -> str:
+        if self._option:
+            return f"say which column it is: --column {what}=NAME."
+        return f"give one column the name {what}."
 
 
 class TableRows:
@@ -224,7 +231,7 @@ class TableRows:
         except (pa.ArrowException, ValueError):
             raise SchemaError(
                 f"{self._table.uri} has the column {readable(self._table.columns[name])} of type {values.type}, "
-                f"which is not text; name another: --column {name}=NAME."
+                f"which is not text; {self._table._remedy(name)}"
             ) from None
         blank = pc.equal(pc.utf8_length(texts if name != "uri" else pc.utf8_trim_whitespace(texts)), 0)
         return pc.if_else(blank, pa.scalar(None, pa.string()), texts)

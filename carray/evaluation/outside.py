@@ -26,10 +26,11 @@ import pyarrow as pa
 
 from carray.bundle.scorer import Scorer, centred_energy
 from carray.core.errors import BudgetError, SchemaError, SettingsError
-from carray.core.store.files import absolute, is_s3, join
+from carray.core.store.files import absolute
 from carray.core.store.image_bytes import is_image_key
 from carray.core.store.listing import list_keys
-from carray.core.tables import read_table
+from carray.core.tables import table_metadata
+from carray.core.uri_tables import UriTable
 from carray.evaluation.score import Row, read_batches, score_pixels
 from carray.manifest.manifest_file import read_row
 
@@ -42,6 +43,7 @@ FEWEST_SOURCES = 5
 """With fewer sources of outside images the interval is null."""
 RESAMPLES = 2000
 _COLUMNS = ["uri", "escaped", "kind", "source"]
+_KIND = "table of outside images"
 
 Values = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
@@ -162,16 +164,16 @@ def _from_folder(uri: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def _from_table(table_uri: str) -> pd.DataFrame:
-    table = read_table(table_uri, kind="table of outside images", required=["uri"])
-    columns: dict[str, list[str | None]] = {name: [None] * len(table) for name in ("kind", "source")}
-    given = [name for name in ("uri", "kind", "source") if name in table.schema.names]
-    columns |= {name: table[name].cast(pa.string()).to_pylist() for name in given}
-    missing = sum(uri is None for uri in columns["uri"])
-    if missing:
-        raise SchemaError(f"{table_uri} has {missing} rows without a uri; leave them out.")
-    folder, rows = table_uri.rsplit("/", 1)[0], []
-    for uri, kind, source in zip(map(str, columns["uri"]), columns["kind"], columns["source"], strict=True):
-        uri = absolute(uri) if is_s3(uri) or uri.startswith("/") else join(folder, uri)
-        rows.append({"uri": uri, "escaped": False, "kind": kind or OUTSIDE, "source": source or uri})
+def _from_table(uri: str) -> pd.DataFrame:
+    found = table_metadata(uri).get("kind", _KIND)
+    if found != _KIND:
+        raise SchemaError(f"{uri} is a table of {found}, but a {_KIND} is needed here.")
+    table, rows = UriTable(uri, hints=("kind", "source"), option=False), []
+    for batch in table.batches():
+        nothing = pa.nulls(len(batch), pa.string())
+        kinds, sources = (
+            batch.hint(name, pa.string()) if name in table.columns else nothing for name in ("kind", "source")
+        )
+        for image, kind, source in zip(*(values.to_pylist() for values in (batch.uris(), kinds, sources)), strict=True):
+            rows.append({"uri": image, "escaped": False, "kind": kind or OUTSIDE, "source": source or image})
     return pd.DataFrame(rows, columns=_COLUMNS)

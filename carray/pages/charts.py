@@ -92,7 +92,7 @@ def chart(
     height: float = _HEIGHT,
     width: float = _WIDTH,
 ) -> Iterator[tuple[Any, Callable[[], str]]]:
-    """Give axes to draw on, and a function that returns the SVG after the block.
+    """Yield axes to draw on, and a function that returns the SVG after the block.
 
     Args:
         title: Names the chart; two charts of a page have different titles.

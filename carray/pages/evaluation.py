@@ -279,7 +279,7 @@ def _certificate(evaluation: Evaluation) -> dict[str, Any] | None:
 
 
 def _measured(evaluation: Evaluation, context: Callable[[str], dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Give the context of what `carray stress` measured, if it was of the same bundle and images."""
+    """Return the context of what `carray stress` measured, if it was on the same bundle and images."""
     found = context(evaluation.out)
     same = ("bundle_id", "manifest_fingerprint", "split")
     return found if found and all(found["about"][name] == evaluation.metrics[name] for name in same) else None

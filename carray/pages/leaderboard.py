@@ -153,7 +153,7 @@ def _rows(trials: pd.DataFrame, speeds: Mapping[str, float]) -> list[dict[str, A
 
 
 def _same_in_all(trials: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Give for each family the hyperparameters that all its trials share."""
+    """Return the hyperparameters that all trials of a family share, by family."""
     configurations, same = leaderboard.configurations(trials), {}
     for family, own in trials[trials["family"].notna()].groupby("family"):
         first = own.iloc[0]

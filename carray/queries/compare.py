@@ -1,13 +1,9 @@
-"""Joins two tables of predictions by uri, and makes a comparison's figures out of the joined rows.
+"""Joins two tables of predictions by uri, and computes a comparison's figures.
 
-From: two opened tables. To: the temporary tables `cells` and `changes` in a DuckDB connection, counted in one pass; out
-of them the headline, the changes of label, the classes, the scores.
-Invariants: an image counts once. Labels, scores and truth are compared only where both runs scored the image and its
-bytes did not change; where the two etags are known and differ, the cell says `changed`, and such images are counted
-apart, with an agreement of their own. Shares, means and intervals are of the compared images; where none is compared,
-figures are None.
-Cost: a join of 100 million uris exceeds memory and spills to disk; cells are few: as many as there are pairs of labels
-and of score bins.
+`join_runs` counts the joined rows once into the temporary tables `cells` (by label, score bin and so on) and `changes`
+(of the score); everything else reads those. Labels, scores and truth are compared only where both runs scored the image
+and its etag did not change; images whose etags differ are counted separately. Without a compared image, figures are
+None. A join that exceeds memory spills to disk.
 """
 
 from __future__ import annotations
@@ -33,7 +29,7 @@ _Z = 1.959964
 
 
 def mcnemar_p(only_a: int, only_b: int) -> float:
-    """Give the p-value of McNemar's exact test: how likely so uneven a split is if neither is right more often.
+    """Compute the p-value of McNemar's exact test: how likely so uneven a split is if both are right equally often.
 
     Args:
         only_a: images that A alone has right.
@@ -47,7 +43,7 @@ def mcnemar_p(only_a: int, only_b: int) -> float:
 
 
 def paired_change(gained: int, lost: int, images: int) -> tuple[float, float, float]:
-    """Give the change of a share between two labellings of the same images, and its 95 % interval: change, low, high.
+    """Compute the change of a share between two labellings of the same images: (change, low, high), 95 %.
 
     Args:
         gained: images that only B counts in.
@@ -55,7 +51,7 @@ def paired_change(gained: int, lost: int, images: int) -> tuple[float, float, fl
         images: all images, at least 1.
 
     Source: the adjusted Wald interval of Bonett and Price (2012), Journal of Educational and Behavioral Statistics
-    37(4), 479-488, which keeps its promise for small counts, too.
+    37(4), 479-488, which also holds for small counts.
     """
     up, down = (gained + 1) / (images + 2), (lost + 1) / (images + 2)
     spread = _Z * math.sqrt(max(0.0, up + down - (up - down) ** 2) / (images + 2))
@@ -63,7 +59,7 @@ def paired_change(gained: int, lost: int, images: int) -> tuple[float, float, fl
 
 
 def mean_interval(total: float, squares: float, images: int) -> tuple[float, float, float]:
-    """Give the mean of `images` values, from their sum and that of their squares, and its 95 % interval."""
+    """Compute the mean of `images` values and its 95 % interval, from their sum and the sum of their squares."""
     mean = total / images
     variance = max(0.0, squares / images - mean**2) * images / max(1, images - 1)
     spread = _Z * math.sqrt(variance / images)
@@ -71,10 +67,10 @@ def mean_interval(total: float, squares: float, images: int) -> tuple[float, flo
 
 
 def stability_index(counts_a: Sequence[int], counts_b: Sequence[int]) -> float:
-    """Give the population stability index (PSI) of two distributions over the same cells; 0 when they are alike.
+    """Compute the population stability index (PSI) of two distributions over the same cells; 0 if they are equal.
 
     It is the sum of (b - a) ln(b / a) over the shares a and b. Half an image is added to every cell, so that an empty
-    one weighs much and not infinitely.
+    one counts much but not infinitely.
 
     Source: Siddiqi (2006), Credit Risk Scorecards, Wiley, chapter 9.
     """
@@ -85,7 +81,7 @@ def stability_index(counts_a: Sequence[int], counts_b: Sequence[int]) -> float:
 
 
 def psi_words(index: float) -> str:
-    """Say what a PSI means by Siddiqi's rule of thumb: below 0.1 stable, to 0.25 some drift, above it much."""
+    """Describe a PSI by Siddiqi's rule of thumb: below 0.1 stable, to 0.25 some drift, above it much."""
     return "stable" if index < 0.1 else "some drift" if index <= 0.25 else "much drift"
 
 
@@ -94,7 +90,7 @@ BINS = 20
 CHANGE_STEP = 0.001
 """Width of the bins of score changes: quantiles are exact to half of it."""
 SURE_SCORE = 0.8
-"""Above it a run is sure of its label."""
+"""A run is sure of a label with a higher score."""
 
 _COLUMNS = ("label", "score")
 
@@ -131,13 +127,13 @@ _CHANGES = "CREATE TEMP VIEW changes AS SELECT change, images FROM counted WHERE
 def join_runs(
     a: pads.Dataset, b: pads.Dataset, *, names: tuple[str, str], keys: Sequence[str] = ("uri",)
 ) -> Iterator[Any]:
-    """Give a DuckDB connection that holds the cells and the changes of two runs.
+    """Open a DuckDB connection with the tables `cells` and `changes` of two runs.
 
     Args:
-        a: the first table, with uri, status, label and score; perhaps with etag, and with truth.
-        b: the second one.
-        names: what to call them in a sentence.
-        keys: what an image is known by.
+        a: The first table: uri, status, label and score, optionally etag and truth.
+        b: The second one.
+        names: Their names in error sentences.
+        keys: The columns that identify an image.
 
     Raises:
         SchemaError: a table lacks a column, no image is in both, or several rows of one run have the same key.
@@ -188,7 +184,7 @@ _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class Tables:
-    """Holds the tables that a page shows beside the headline."""
+    """The tables of a comparison besides its headline."""
 
     statuses: pd.DataFrame
     """status_a, status_b (null where the run does not have the image), images; all images."""
@@ -204,7 +200,7 @@ class Tables:
 
 
 def read_tables(connection: Any) -> Tables:
-    """Give the tables of a comparison."""
+    """Read the tables of a comparison."""
     return Tables(
         statuses=_status_table(connection),
         flips=_flip_table(connection),
@@ -216,7 +212,7 @@ def read_tables(connection: Any) -> Tables:
 
 
 def headline(connection: Any, tables: Tables) -> dict[str, Any]:
-    """Give the figures of comparison.json."""
+    """Compute the figures of comparison.json."""
     statuses, classes = tables.statuses, tables.classes
     here_a, here_b = statuses["status_a"].notna(), statuses["status_b"].notna()
     only = {
@@ -260,9 +256,9 @@ def _flip_table(connection: Any) -> pd.DataFrame:
 
 
 def _class_table(connection: Any) -> pd.DataFrame:
-    """Give each label's images, shares and mean score in A and in B, the largest change of share first.
+    """Compute images, shares and mean score of each label in A and in B, largest change of share first.
 
-    Columns: label, images_a, images_b, images_both (so labelled by both), share_a, share_b, share_change with its 95 %
+    Columns: label, images_a, images_b, images_both (that label in both), share_a, share_b, share_change with its 95 %
     interval share_change_low and share_change_high, mean_score_a, mean_score_b (null without an image).
     """
     frame = _frame(
@@ -270,12 +266,12 @@ def _class_table(connection: Any) -> pd.DataFrame:
         f"""
         WITH sides AS (
             SELECT label_a AS label, images AS images_a, 0 AS images_b, score_a AS total_a, 0.0 AS total_b,
-                CASE WHEN label_a = label_b THEN images ELSE 0 END AS kept FROM cells WHERE {_COMPARED}
+                CASE WHEN label_a = label_b THEN images ELSE 0 END AS same FROM cells WHERE {_COMPARED}
             UNION ALL
             SELECT label_b, 0, images, 0.0, score_b, 0 FROM cells WHERE {_COMPARED}
         )
         SELECT label, sum(images_a)::BIGINT AS images_a, sum(images_b)::BIGINT AS images_b,
-            sum(kept)::BIGINT AS images_both, sum(total_a) / nullif(sum(images_a), 0) AS mean_score_a,
+            sum(same)::BIGINT AS images_both, sum(total_a) / nullif(sum(images_a), 0) AS mean_score_a,
             sum(total_b) / nullif(sum(images_b), 0) AS mean_score_b
         FROM sides GROUP BY label ORDER BY label
         """,
@@ -287,8 +283,8 @@ def _class_table(connection: Any) -> pd.DataFrame:
     ]
     for side in ("a", "b"):
         frame[f"share_{side}"] = (frame[f"images_{side}"] / max(total, 1)).astype("float64")
-    for place, name in enumerate(("share_change", "share_change_low", "share_change_high")):
-        frame[name] = pd.Series([change[place] for change in changes], dtype="float64", index=frame.index)
+    for i, name in enumerate(("share_change", "share_change_low", "share_change_high")):
+        frame[name] = pd.Series([change[i] for change in changes], dtype="float64", index=frame.index)
     order = frame["share_change"].abs().sort_values(ascending=False, kind="stable").index
     return frame.loc[order].reset_index(drop=True)
 
@@ -328,7 +324,7 @@ def _scores(connection: Any, tables: Tables) -> dict[str, Any] | None:
 
 
 def _quantiles(counts: list[tuple[float, int]], images: int) -> dict[str, float]:
-    """Give the quantiles of the change, each the smallest change that so many images do not exceed."""
+    """Compute quantiles of the change, each the smallest change that so many images do not exceed."""
     found: dict[str, float] = {}
     for share in _QUANTILES:
         seen = 0
@@ -352,7 +348,7 @@ def _stability(tables: Tables) -> dict[str, float] | None:
 
 
 def _truth(connection: Any) -> dict[str, Any] | None:
-    """Count who is right, where the truth is known."""
+    """Count which side is right, where the truth is known."""
     rows = connection.execute(
         f"SELECT right_a, right_b, sum(images)::BIGINT FROM cells WHERE {_COMPARED} AND right_a IS NOT NULL "
         "AND right_b IS NOT NULL GROUP BY ALL"
@@ -383,7 +379,7 @@ def _binned(connection: Any, side: str) -> list[int]:
         f"SELECT bin_{side}, sum(images)::BIGINT FROM cells WHERE {_COMPARED} GROUP BY 1"
     ).fetchall()
     found = dict(rows)
-    return [found.get(place, 0) for place in range(BINS)]
+    return [found.get(i, 0) for i in range(BINS)]
 
 
 def _frame(connection: Any, sql: str) -> pd.DataFrame:

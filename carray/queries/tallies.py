@@ -1,12 +1,8 @@
-"""Counts predictions for a report, and chooses the few hundred rows that it shows one by one.
+"""Counts predictions for a bucket's page, and chooses the few hundred rows that it shows.
 
-From: a folder of predictions. To: counts by status, error, make, body, year, label, score and folder, the groups of
-images that share a perceptual hash, and a frame of rows with the reasons why each was chosen.
-Invariants: rows are aggregated where they lie (DuckDB over Parquet) and never loaded, but those that are shown; what
-does not fit into memory DuckDB puts on disk. The same predictions, seed and number give the same rows, in the same
-order, however the files are cut. Names are untrusted text.
-Cost: one pass over each column that is counted, up to four over `uri` and two over `phash`; one over `uri` and a few
-narrow columns for each reason, then the files that hold a chosen row.
+DuckDB counts in the Parquet files and spills to disk; only rows that are shown are loaded. The same predictions, seed
+and number give the same rows in the same order, whatever the files. Costs one read of each counted column, up to four
+of `uri` and two of `phash`; for each reason to choose, one of `uri` and a few narrow columns; then the chosen rows.
 """
 
 from __future__ import annotations
@@ -38,7 +34,7 @@ BINS = 50
 """Of the score histogram, each 0.02 wide."""
 
 _FEWEST_FOLDERS, _MOST_FOLDERS, _DEEPEST = 8, 1000, 3
-"""Folders are taken a level deeper while there are few of them, as years are above days, and as long as it helps."""
+"""Folders are counted one level deeper while there are few of them, such as years above days."""
 SHOWN_FOLDERS = 200
 
 _BITS = "bit_count(phash) BETWEEN 8 AND 56"
@@ -57,7 +53,7 @@ _GROUPED = list(dict.fromkeys(name for names in _SETS.values() for name in names
 
 @dataclass(frozen=True, slots=True)
 class Tallies:
-    """Holds the counts of all rows. Frames have the columns named here, the most frequent first."""
+    """Counts of all rows; the frames have the columns named here, the most frequent first."""
 
     rows: int
     scored: int
@@ -68,7 +64,7 @@ class Tallies:
     """Scored rows that were compared with a threshold."""
     accepted: int
     flat: int
-    """Images whose hash means nothing, which have no part in duplicates."""
+    """Images with meaningless hashes, which are left out of the duplicates."""
     last_scored_at: pd.Timestamp | None
     base: str
     """The deepest folder, with its slash, that holds every image."""
@@ -81,13 +77,13 @@ class Tallies:
 
     @property
     def failed(self) -> int:
-        """Give the rows without a prediction."""
+        """The rows without a prediction."""
         return self.rows - self.scored
 
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """Holds the quality of an image tree's folders: those with the most failures, then the lowest scores, first."""
+    """Failures and scores by folder, the most failures first, then the lowest scores."""
 
     base: str
     total: int = 0
@@ -97,11 +93,11 @@ class Folders:
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
-    """Holds the groups of images that share a perceptual hash, the largest first."""
+    """Groups of images with the same perceptual hash, the largest first."""
 
     groups: int
     images: int
-    """In all groups together."""
+    """Images in all groups."""
     table: pd.DataFrame
     """phash, images, labels (how many different ones)."""
 
@@ -132,8 +128,8 @@ def count(path: str) -> Tallies:
 
 
 def _mask(grouped: tuple[str, ...]) -> int:
-    """Give what SQL's grouping() says of a set: a bit for each column that it does not group by, the first highest."""
-    return sum(1 << place for place, name in enumerate(reversed(_GROUPED)) if name not in grouped)
+    """Return SQL's grouping() of a set: a bit for each column that it does not group by, the first column's highest."""
+    return sum(1 << bit for bit, name in enumerate(reversed(_GROUPED)) if name not in grouped)
 
 
 def _tallies(parts: dict[str, pd.DataFrame]) -> Tallies:
@@ -167,7 +163,7 @@ def _ranked(counted: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 
 
 def _common_folder(first: str | None, last: str | None) -> str:
-    """Give the deepest folder of all images, from the first and the last in order: what those share, all share."""
+    """Return the deepest folder of all images: what the first and the last uri in order share, all share."""
     if not isinstance(first, str) or not isinstance(last, str):
         return ""
     alike = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
@@ -175,7 +171,7 @@ def _common_folder(first: str | None, last: str | None) -> str:
 
 
 def count_folders(path: str, base: str) -> Folders:
-    """Measure each folder below `base`, one level deep; a level or two deeper where that shows only a few.
+    """Count failures and scores of each folder below `base`, one level deep, or up to three where those are few.
 
     Raises:
         SchemaError: the folder holds no predictions.
@@ -196,13 +192,13 @@ def _folders_at(path: str, base: str, depth: int) -> Folders:
     table = query(
         path,
         f"""
-        WITH placed AS NOT MATERIALIZED (
+        WITH split AS NOT MATERIALIZED (
             SELECT string_split(substr(uri, {len(base) + 1}), '/') AS parts, status, score FROM predictions
         ), folders AS NOT MATERIALIZED (
             SELECT array_to_string(list_slice(parts, 1, least({depth}, len(parts) - 1)), '/') AS name,
                    len(parts) = 1 AS direct, count(*) AS images, count(*) FILTER (status <> 'ok') AS failed,
                    avg(score) AS mean_score, count(*) FILTER (score < {UNCERTAIN_SCORE}) AS uncertain
-            FROM placed GROUP BY ALL
+            FROM split GROUP BY ALL
         )
         SELECT CASE WHEN NOT direct THEN name END AS folder, images, failed, mean_score, uncertain,
                count(*) OVER () AS total
@@ -214,7 +210,7 @@ def _folders_at(path: str, base: str, depth: int) -> Folders:
 
 
 def count_duplicates(path: str, *, most: int) -> Duplicates:
-    """Find the images that share their perceptual hash with another; the `most` largest groups one by one.
+    """Find images that share their perceptual hash with another, and the `most` largest groups of them.
 
     Raises:
         SchemaError: the folder holds no predictions.
@@ -247,7 +243,7 @@ PICKS = {
     "failed": "failed",
     "duplicate": "near duplicates",
 }
-"""Why a row is shown, in this order: the smallest margins, the highest scores of frequent classes, and so on."""
+"""Reasons to show a row, in the page's order."""
 
 GROUP_MEMBERS = 4
 """Of a group of near duplicates."""
@@ -263,10 +259,10 @@ SHOWN = (
 def choose(path: str, tallies: Tallies, duplicates: Duplicates, *, images: int, seed: int) -> pd.DataFrame:
     """Choose at most `images` scored rows, and at most MOST_FAILED failed ones.
 
-    `seed` decides which random ones, and which of equals. A row that has two reasons counts twice.
+    `seed` decides the random ones, and the order of ties. A row with two reasons counts twice.
 
     Returns:
-        The rows, those of one reason after those of the one before, with the column `picks`, a list of keys of PICKS.
+        The rows by reason, with the column `picks`, a list of keys of PICKS.
 
     Raises:
         SchemaError: the folder holds no predictions.
@@ -281,7 +277,7 @@ def choose(path: str, tallies: Tallies, duplicates: Duplicates, *, images: int, 
 
 
 def _parts(tallies: Tallies, duplicates: Duplicates, images: int) -> dict[str, dict[str, Any]]:
-    """Share the images out: what is doubtful and what is random get the most, 2 in 7 each where nothing is lacking."""
+    """Divide the images among the reasons: the least certain and the random ones get most, about 2 in 7 each."""
     parts: dict[str, dict[str, Any]] = {}
     groups = duplicates.table["phash"].tolist()[: images // (6 * GROUP_MEMBERS)]
     classes = min(len(tallies.names["label"]), _MOST_CLASSES, images // 4)
@@ -305,22 +301,19 @@ def _parts(tallies: Tallies, duplicates: Duplicates, images: int) -> dict[str, d
 
 
 def _sql(pick: str, *, order: str, where: str, most: int, seed: int, each: str = "true") -> str:
-    """Ask for the first `most` rows of each group: a heap a group, where a window would sort the whole table."""
-    key = f"struct_pack(first := {order}, turn := hash(uri, {seed}), uri := uri, score := score)"
+    """Select the first `most` rows of each group, with a heap a group: a window would sort the whole table."""
+    key = f"struct_pack(first := {order}, tie := hash(uri, {seed}), uri := uri, score := score)"
     return (
         f"SELECT '{pick}' AS pick, chosen.uri AS uri, chosen.score AS score, chosen.first::DOUBLE AS first, "
-        f"chosen.turn AS turn FROM (SELECT unnest(min({key}, {most})) AS chosen FROM predictions WHERE {where} "
+        f"chosen.tie AS tie FROM (SELECT unnest(min({key}, {most})) AS chosen FROM predictions WHERE {where} "
         f"GROUP BY {each})"
     )
 
 
 def _joined(chosen: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Put the whole rows in the order of the choice.
-
-    A uri has several rows where it has several boxes: they are told apart by score, and failed ones count as one.
-    """
-    chosen = chosen.assign(place=chosen["pick"].map(list(PICKS).index))
-    chosen = chosen.sort_values(["place", "first", "turn", "uri"], kind="stable")
+    """Sort the whole rows as chosen; rows of a uri with several boxes are told apart by score."""
+    chosen = chosen.assign(reason=chosen["pick"].map(list(PICKS).index))
+    chosen = chosen.sort_values(["reason", "first", "tie", "uri"], kind="stable")
     keys = ["uri", "score"]
     picks = chosen.drop_duplicates([*keys, "pick"]).groupby(keys, dropna=False, sort=False)["pick"].agg(list)
     return picks.rename("picks").reset_index().merge(rows.drop_duplicates(keys), on=keys, how="inner")

@@ -96,7 +96,7 @@ def test_tables_of_other_programs_are_read_alike_by_prepare_and_classify(
         ("uri,label\n  ,y\n", "line 2, has no uri"),
         (
             "path,file_name,label\na,b,x\n",
-            r"has 2 columns that may be uri \(path, file_name\); say which: --column uri=",
+            r"has 2 columns that may be uri \(path, file_name\); say which column it is: --column uri=",
         ),
         ("uri,label,uri\na,x,b\n", "has the column uri 2 times"),
         ("# made by hand\nuri,label\na,x\n", "lacks the column uri.*its first line has # made by hand"),

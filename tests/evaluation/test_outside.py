@@ -49,8 +49,8 @@ def test_the_fingerprint_knows_order_from_content(image_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"path": ["a.png"]}, "lacks the column uri"),
-        ({"uri": ["a.png", None]}, "1 rows without a uri"),
+        ({"picture": ["a.png"]}, "lacks the column uri; it has picture; give one column the name uri"),
+        ({"uri": ["a.png", None]}, "row 2, has no uri"),
         ({"uri": list("abcdefg"), "kind": list("abcdefg")}, "has 7 kinds"),
         ({"uri": pd.Series([], dtype=str)}, "holds no image"),
     ],
