@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import signal
@@ -90,6 +91,43 @@ def ray_cluster() -> Iterator[object]:
         yield running
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_exports() -> Iterator[Callable[..., bytes]]:
+    """Export networks with torch's older exporter, ten times as fast, and each of the same weights and size once.
+
+    Gives the real function, for the tests that use the newer exporter.
+    """
+    import torch
+
+    from carray.search.train import export
+
+    real, made = export._export, dict[tuple[str, int], bytes]()
+
+    def export_once(net: Any, input_size: int, *, older: bool) -> bytes:
+        network = hashlib.sha256(str(net).encode())
+        network.update(repr({name: value for name, value in vars(net).items() if name[0] != "_"}).encode())
+        for name, value in sorted(net.state_dict().items()):
+            network.update(
+                name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            )
+        key = network.hexdigest(), input_size
+        if key not in made:
+            made[key] = real(net, input_size, older=True)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_export", export_once)
+        yield real
+
+
+@pytest.fixture
+def real_export(quick_exports: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test's networks be exported as a user's are."""
+    from carray.search.train import export
+
+    monkeypatch.setattr(export, "_export", quick_exports)
+
+
 @pytest.fixture(scope="session")
 def make_image() -> Callable[..., bytes]:
     """Give a function that makes one image's bytes: colours that depend on `seed`, in any size and format."""
@@ -120,8 +158,8 @@ def image_folder(tmp_path: Path, make_image: Callable[..., bytes]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Pack a tiny untrained CNN with five vehicle classes; gives the bundle's folder."""
+def small_bundle(tmp_path_factory: pytest.TempPathFactory, quick_exports: Callable[..., bytes]) -> str:
+    """Pack a tiny untrained CNN with five vehicle classes, exported as a user's; gives the bundle's folder."""
     import torch
 
     from carray.bundle.pack import pack_bundle
@@ -134,18 +172,20 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
     hyper = CnnHyper(input_size=40, stages=2, width=4)
     bundle = tmp_path_factory.mktemp("bundle") / "small"
     parity_pixels_NHWC = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), dtype=np.uint8)
-    pack_bundle(
-        build_net(hyper, class_count=len(SMALL_CLASSES)),
-        str(bundle),
-        classes=SMALL_CLASSES,
-        pixels=pixels,
-        uses_boxes=False,
-        temperature=1.5,
-        metrics={"val": {"top1": 0.2}},
-        net_note=hyper.model_dump(mode="json"),
-        search_note={"trial_id": "none"},
-        parity_pixels_NHWC=parity_pixels_NHWC,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("carray.search.train.export._export", quick_exports)
+        pack_bundle(
+            build_net(hyper, class_count=len(SMALL_CLASSES)),
+            str(bundle),
+            classes=SMALL_CLASSES,
+            pixels=pixels,
+            uses_boxes=False,
+            temperature=1.5,
+            metrics={"val": {"top1": 0.2}},
+            net_note=hyper.model_dump(mode="json"),
+            search_note={"trial_id": "none"},
+            parity_pixels_NHWC=parity_pixels_NHWC,
+        )
     return str(bundle)
 
 
