@@ -26,6 +26,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from browser import CHROMIUM, start_browser
 
+from carray.testing.bundles import pack_small
 from carray.testing.object_store import S3Server, find_server, start_store
 
 SMALL_CLASSES = [
@@ -160,33 +161,10 @@ def image_folder(tmp_path: Path, make_image: Callable[..., bytes]) -> Path:
 @pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory, quick_exports: Callable[..., bytes]) -> str:
     """Pack a tiny untrained CNN with five vehicle classes, exported as a user's; gives the bundle's folder."""
-    import torch
-
-    from carray.bundle.pack import pack_bundle
-    from carray.images.pixels import PixelSettings
-    from carray.search.train.hyperparameters import CnnHyper
-    from carray.search.train.nets import build_net
-
-    torch.manual_seed(0)
-    pixels = PixelSettings(decode_size=48, input_size=40)
-    hyper = CnnHyper(input_size=40, stages=2, width=4)
-    bundle = tmp_path_factory.mktemp("bundle") / "small"
-    parity_pixels_NHWC = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), dtype=np.uint8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("carray.search.train.export._export", quick_exports)
-        pack_bundle(
-            build_net(hyper, class_count=len(SMALL_CLASSES)),
-            str(bundle),
-            classes=SMALL_CLASSES,
-            pixels=pixels,
-            uses_boxes=False,
-            temperature=1.5,
-            metrics={"val": {"top1": 0.2}},
-            net_note=hyper.model_dump(mode="json"),
-            search_note={"trial_id": "none"},
-            parity_pixels_NHWC=parity_pixels_NHWC,
-        )
-    return str(bundle)
+        folder = tmp_path_factory.mktemp("bundle") / "small"
+        return pack_small(folder, SMALL_CLASSES, temperature=1.5, metrics={"val": {"top1": 0.2}})
 
 
 @pytest.fixture(scope="module")
