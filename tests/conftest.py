@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import signal
@@ -25,6 +26,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from browser import CHROMIUM, start_browser
 
+from carray.testing.bundles import pack_small
 from carray.testing.object_store import S3Server, find_server, start_store
 
 SMALL_CLASSES = [
@@ -90,6 +92,43 @@ def ray_cluster() -> Iterator[object]:
         yield running
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_exports() -> Iterator[Callable[..., bytes]]:
+    """Export networks with torch's older exporter, ten times as fast, and each of the same weights and size once.
+
+    Gives the real function, for the tests that use the newer exporter.
+    """
+    import torch
+
+    from carray.search.train import export
+
+    real, made = export._export, dict[tuple[str, int], bytes]()
+
+    def export_once(net: Any, input_size: int, *, older: bool) -> bytes:
+        network = hashlib.sha256(str(net).encode())
+        network.update(repr({name: value for name, value in vars(net).items() if name[0] != "_"}).encode())
+        for name, value in sorted(net.state_dict().items()):
+            network.update(
+                name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            )
+        key = network.hexdigest(), input_size
+        if key not in made:
+            made[key] = real(net, input_size, older=True)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_export", export_once)
+        yield real
+
+
+@pytest.fixture
+def real_export(quick_exports: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test's networks be exported as a user's are."""
+    from carray.search.train import export
+
+    monkeypatch.setattr(export, "_export", quick_exports)
+
+
 @pytest.fixture(scope="session")
 def make_image() -> Callable[..., bytes]:
     """Give a function that makes one image's bytes: colours that depend on `seed`, in any size and format."""
@@ -120,33 +159,12 @@ def image_folder(tmp_path: Path, make_image: Callable[..., bytes]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Pack a tiny untrained CNN with five vehicle classes; gives the bundle's folder."""
-    import torch
-
-    from carray.bundle.pack import pack_bundle
-    from carray.images.pixels import PixelSettings
-    from carray.search.train.hyperparameters import CnnHyper
-    from carray.search.train.nets import build_net
-
-    torch.manual_seed(0)
-    pixels = PixelSettings(decode_size=48, input_size=40)
-    hyper = CnnHyper(input_size=40, stages=2, width=4)
-    bundle = tmp_path_factory.mktemp("bundle") / "small"
-    parity_pixels_NHWC = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), dtype=np.uint8)
-    pack_bundle(
-        build_net(hyper, class_count=len(SMALL_CLASSES)),
-        str(bundle),
-        classes=SMALL_CLASSES,
-        pixels=pixels,
-        uses_boxes=False,
-        temperature=1.5,
-        metrics={"val": {"top1": 0.2}},
-        net_note=hyper.model_dump(mode="json"),
-        search_note={"trial_id": "none"},
-        parity_pixels_NHWC=parity_pixels_NHWC,
-    )
-    return str(bundle)
+def small_bundle(tmp_path_factory: pytest.TempPathFactory, quick_exports: Callable[..., bytes]) -> str:
+    """Pack a tiny untrained CNN with five vehicle classes, exported as a user's; gives the bundle's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("carray.search.train.export._export", quick_exports)
+        folder = tmp_path_factory.mktemp("bundle") / "small"
+        return pack_small(folder, SMALL_CLASSES, temperature=1.5, metrics={"val": {"top1": 0.2}})
 
 
 @pytest.fixture(scope="module")

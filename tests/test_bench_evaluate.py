@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -13,12 +14,24 @@ from carray.bundle.bundle_folder import open_bundle
 from carray.bundle.scorer import Classifier
 from carray.evaluation.outside import list_outside
 from carray.manifest.manifest_file import MANIFEST_SCHEMA, write_manifest
-from jobs.bench.evaluate import DRAWN, SIDE, TILES, make_outside, measure
+from jobs.bench import evaluate
+from jobs.bench.evaluate import SIDE, make_outside, measure
 from jobs.bench.rows import ORIGIN, append_rows, origin
+
+DRAWN, TILES = 8, 3
+"""Fewer than the benchmark's own."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "DRAWN", DRAWN)
+        patch.setattr(evaluate, "TILES", TILES)
+        yield
 
 
 @pytest.fixture(scope="module")
-def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def outside(tmp_path_factory: pytest.TempPathFactory, fewer: None) -> Path:
     pytest.importorskip("skimage", reason="the photographs are scikit-image's (extra `dev`)")
     return make_outside(tmp_path_factory.mktemp("outside"))
 

@@ -12,7 +12,8 @@ from carray import queries
 from carray.classify.predictions_folder import PREDICTION_SCHEMA
 from carray.pages.comparison import compare_runs
 from jobs.bench.query import made_up
-from jobs.bench.query.__main__ import ARMS, COLUMNS, measure
+from jobs.bench.query.__main__ import ARMS, measure
+from jobs.bench.rows import ORIGIN, columns_of
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_two_runs_differ_as_two_classifiers_do(sides: tuple[str, str, str]) -> N
 @pytest.mark.parametrize("name", ["by-make", "sql-through-arrow"])
 def test_a_question_is_measured_from_outside(sides: tuple[str, str, str], name: str) -> None:
     row = measure(name, *sides)
-    assert set(row) | {"question", "rows"} == set(COLUMNS)
+    assert set(row) | {"question", "rows", *ORIGIN} == set(columns_of("query.csv"))
     assert row["answer_rows"] > 1 and 0 < row["answer_seconds"] < row["seconds"] and row["peak_memory_mb"] > 50
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bench.estimate import COLUMNS, compare
-from jobs.bench.rows import append_rows, table_text
+from jobs.bench.estimate import compare
+from jobs.bench.rows import ORIGIN, Program, append_rows, columns_of, table_text
 
 
 def test_rows_keep_to_the_columns_of_their_table(tmp_path: Path) -> None:
@@ -26,4 +26,20 @@ def test_rows_keep_to_the_columns_of_their_table(tmp_path: Path) -> None:
 def test_a_job_is_inside_its_estimate_or_not(seconds: float, inside: bool) -> None:
     row = compare([5.0, 20.0], seconds, load_before=0.0, estimate_seconds=1.0)
     assert row["inside"] is inside
-    assert set(row) <= set(COLUMNS)
+    assert set(row) <= set(columns_of("estimate.csv"))
+
+
+def test_a_row_says_which_command_repeats_it_without_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Program("A benchmark.", "s3.csv")
+    program.option("--data", type=Path)
+    program.option("--times", type=int, default=3)
+    program.option("--only", nargs="+", default=["a"])
+    program.option("--small", action="store_true")
+    words = ["--data", str(tmp_path), "--only", "b", "c", "--small", "--results", str(tmp_path / "t.csv")]
+    monkeypatch.setattr("sys.argv", ["job", *words])
+    program.parse()
+    assert program.command().split()[1:] == ["--data", "DATA", "--only", "b", "c", "--small"]
+    program.record([{"arm": "carray", "images": 3}])
+    header, row = (tmp_path / "t.csv").read_text().splitlines()
+    assert header.split(",") == columns_of("s3.csv") and header.split(",")[: len(ORIGIN)] == ORIGIN
+    assert "carray,3" in row and str(tmp_path) not in row

@@ -92,6 +92,7 @@ def test_a_disturbed_job_ends_with_every_row_right(scene: tuple[Any, str, Path],
         assert outcome.codes[0] and outcome.codes[-1] == 0
 
 
+@pytest.mark.slow
 def test_what_is_lost_from_a_real_output_is_found(scene: tuple[Any, str, Path]) -> None:
     around, _, work = scene
     truth = work / "truth"

@@ -173,6 +173,7 @@ def test_rows_say_whether_they_are_accepted_by_the_bundle_s_threshold(flow: Path
     assert rows["accept"].isna().all() if threshold is None else (rows["accept"] == (rows["score"] >= threshold)).all()
 
 
+@pytest.mark.slow
 def test_what_a_command_says_it_wrote_is_there(flow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CARRAY_CACHE", str(flow / "cache"))
     run, manifest = tmp_path / "run", flow / "manifest.parquet"

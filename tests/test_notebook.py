@@ -63,6 +63,7 @@ def notebook() -> Any:
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
+@pytest.mark.slow
 def test_every_cell_runs(notebook: Any, predictions: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from nbclient import NotebookClient
 

@@ -35,12 +35,12 @@ MOMENTS = [
     ("query", there("tmp/carray-query-*"), TERM, "process"),
     ("query", there("tmp/carray-query-*"), INT, "group"),
     ("train", said("epoch 1/"), INT, "group"),
-    ("tune", there("tmp/ray"), TERM, "group"),
     ("tune", said("epoch 1/"), INT, "group"),
-    ("tune", said("train: on"), INT, "process"),
     ("classify", there("ledger/*.json"), TERM, "group"),
 ]
 MORE = [
+    ("tune", said("train: on"), INT, "process"),
+    ("tune", there("tmp/ray"), TERM, "group"),
     ("prepare", after(0.3), TERM, "process"),
     ("train", there("driver.json"), TERM, "process"),
     ("train", there(".building-*"), TERM, "group"),

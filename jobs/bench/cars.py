@@ -27,15 +27,9 @@ import carray
 from carray.core.store.files import write_json
 from carray.core.store.listing import list_keys
 from carray.testing.object_store import S3Server, start_store
-from jobs.bench.rows import CARS, ORIGIN, ROOT, append_rows, check_devkit, new_parser, origin, run_carray
+from jobs.bench.rows import CARS, ROOT, Program, check_devkit, run_carray
 
 CONFIG = "jobs/configs/cars-cpu.yaml"
-COLUMNS = [
-    *ORIGIN,
-    *("trials", "epochs", "search_minutes", "winner", "val_top1", "test_top1", "test_top5", "test_images"),
-    *("bucket_images", "bucket_rows", "bucket_top1", "classify_seconds", "classify_images_per_second"),
-    *("submitted_search_trials", "submitted_search_val_top1", "submitted_classify_rows", "submitted_classify_top1"),
-]
 TABLES = ("per_class", "confused_pairs", "levels", "confusion_kinds", "calibration", "coverage")
 """Tables of an evaluation that hold no path of this machine."""
 PICTURES = (
@@ -51,16 +45,15 @@ _DASHBOARD = "http://127.0.0.1:8275"
 
 def main() -> None:
     """Run the flow, and write the results."""
-    parser = new_parser(__doc__)
-    parser.add_argument("--data", default=CARS, type=Path, help="Stanford Cars in its devkit's layout")
-    parser.add_argument("--work", default=ROOT / "runs" / "cars", type=Path, help="folder of manifest, run and so on")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the search")
-    parser.add_argument("--submit", action="store_true", help="also submit both jobs to a Ray started for it")
-    arguments = parser.parse_args()
-    check_devkit(parser, arguments.data)
+    program = Program(__doc__, "cars.csv")
+    program.option("--data", default=CARS, type=Path, help="Stanford Cars in its devkit's layout")
+    program.option("--work", default=ROOT / "runs" / "cars", type=Path, help="folder of manifest, run and so on")
+    program.option("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the search")
+    program.option("--submit", action="store_true", help="also submit both jobs to a Ray started for it")
+    arguments = program.parse()
+    check_devkit(program.parser, arguments.data)
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    settings = [f"--set {setting}" for setting in arguments.set]
     search = ["--config", CONFIG, *(word for setting in arguments.set for word in ("--set", setting))]
     row = learn(arguments.data.resolve(), work, search)
     with start_store(work / "store") as store:
@@ -69,8 +62,7 @@ def main() -> None:
         if arguments.submit:
             row |= submit_jobs(work, search)
     keep_results(work)
-    about = origin(" ".join(["jobs.bench.cars", *settings]))
-    append_rows(ROOT / "results" / "cars.csv", COLUMNS, [about | row])
+    program.record([row])
     print(json.dumps(row))
 
 

@@ -19,37 +19,28 @@ from typing import Any
 
 import pandas as pd
 
-from jobs.bench.rows import ORIGIN, ROOT, append_rows, cores, new_parser, origin, run_carray, table_text
-
-COLUMNS = [
-    *("part", "images", "trials", "probe_images", "load_per_core_before", "load_per_core_after"),
-    *("predicted_low_seconds", "predicted_high_seconds", "actual_seconds", "inside"),
-    *("predicted_low_epochs", "predicted_high_epochs", "actual_epochs", "estimate_seconds"),
-]
+from jobs.bench.rows import ROOT, Program, cores, run_carray
 
 
 def main() -> None:
     """Estimate, run and compare what the arguments name, and write the results."""
-    parser = new_parser(__doc__)
-    parser.add_argument("--bundle", help="to classify --images with")
-    parser.add_argument("--images", help="folder of images")
-    parser.add_argument("--manifest", help="to search over")
-    parser.add_argument("--config", default=str(ROOT / "jobs/configs/quick.yaml"), help="of the search")
-    parser.add_argument("--set", dest="changes", action="append", default=[], help="setting of the search; repeatable")
-    parser.add_argument("--times", type=int, default=1, help="how often each is estimated and run")
-    parser.add_argument("--results", default=ROOT / "results/estimate.csv", type=Path, help="the table to append to")
-    given = parser.parse_args()
-    about, rows = origin("jobs.bench.estimate"), []
+    program, rows = Program(__doc__, "estimate.csv"), []
+    program.option("--bundle", type=Path, help="to classify --images with")
+    program.option("--images", type=Path, help="folder of images")
+    program.option("--manifest", type=Path, help="to search over")
+    program.option("--config", default=ROOT / "jobs/configs/quick.yaml", type=Path, help="of the search")
+    program.option("--set", action="append", default=[], help="setting of the search; repeatable")
+    program.option("--times", type=int, default=1, help="how often each is estimated and run")
+    given = program.parse()
     for _ in range(given.times):
         checks = [check_classify(given.bundle, given.images)] if given.bundle else []
-        checks += [check_tune(given.manifest, given.config, given.changes)] if given.manifest else []
-        append_rows(given.results, [*ORIGIN, *COLUMNS], [about | row for row in checks])
-        print(table_text(checks, COLUMNS), flush=True)
+        checks += [check_tune(given.manifest, given.config, given.set)] if given.manifest else []
+        program.record(checks)
         rows += checks
     print(json.dumps({"estimates": len(rows), "inside": sum(row["inside"] for row in rows)}))
 
 
-def check_classify(bundle: str, images: str) -> dict[str, Any]:
+def check_classify(bundle: Path, images: Path) -> dict[str, Any]:
     """Estimate a classification of a folder, run it, and compare."""
     before = _load_per_core()
     said, estimate_seconds = _timed("estimate", "classify", bundle, images)
@@ -59,10 +50,16 @@ def check_classify(bundle: str, images: str) -> dict[str, Any]:
     return row | compare(said["seconds"], seconds, load_before=before, estimate_seconds=estimate_seconds)
 
 
-def check_tune(manifest: str, config: str, changes: Sequence[str]) -> dict[str, Any]:
+def check_tune(manifest: Path, config: Path, changes: Sequence[str]) -> dict[str, Any]:
     """Estimate a search, run it with an empty cache, and compare."""
     before = _load_per_core()
-    wanted = ["--manifest", manifest, "--config", config, *(word for one in changes for word in ("--set", one))]
+    wanted: list[object] = [
+        "--manifest",
+        manifest,
+        "--config",
+        config,
+        *(word for one in changes for word in ("--set", one)),
+    ]
     said, estimate_seconds = _timed("estimate", "tune", *wanted)
     with tempfile.TemporaryDirectory() as folder:
         done, seconds = _timed("tune", *wanted, "--out", f"{folder}/run", CARRAY_CACHE=folder)
@@ -93,7 +90,7 @@ def _load_per_core() -> float:
     return round(os.getloadavg()[0] / cores(), 2)
 
 
-def _timed(*words: str, **environment: str) -> tuple[dict[str, Any], float]:
+def _timed(*words: object, **environment: str) -> tuple[dict[str, Any], float]:
     """Run a command; returns the JSON of its last line, and its seconds from Python's start to its end."""
     started = time.monotonic()
     found = run_carray(*words, **environment)

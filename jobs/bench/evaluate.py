@@ -24,7 +24,7 @@ import pandas as pd
 from PIL import Image
 
 from carray.evaluation.stress import stress
-from jobs.bench.rows import ORIGIN, ROOT, append_rows, new_parser, origin, table_text
+from jobs.bench.rows import ROOT, Program
 
 _SKIMAGE, _SKLEARN, _MATPLOTLIB = "skimage/data", "sklearn/datasets/images", "matplotlib/mpl-data/sample_data"
 _PHOTOGRAPHS = {
@@ -51,22 +51,22 @@ SIDE = 256
 
 def main() -> None:
     """Measure, write the results, and print them."""
-    parser, cars = new_parser(__doc__), ROOT / "runs" / "cars"
-    parser.add_argument("--bundle", default=cars / "run" / "bundle", type=Path, help="folder of the bundle")
-    parser.add_argument("--manifest", default=cars / "manifest.parquet", type=Path, help="of the bundle's own classes")
-    parser.add_argument("--images", default=0, type=int, help="of the test split; 0 takes all")
-    parser.add_argument("--seed", default=0, type=int, help="of the sample, the tiles, the drawings and the intervals")
-    parser.add_argument("--work", default=ROOT / "runs" / "stress", type=Path, help="folder of images and tables")
-    parser.add_argument("--results", default=ROOT / "results", type=Path, help="folder of the csv files")
-    given = parser.parse_args()
+    program, cars = Program(__doc__, "robustness.csv"), ROOT / "runs" / "cars"
+    program.option("--bundle", default=cars / "run" / "bundle", type=Path, help="folder of the bundle")
+    program.option("--manifest", default=cars / "manifest.parquet", type=Path, help="of the bundle's own classes")
+    program.option("--images", default=0, type=int, help="of the test split; 0 takes all")
+    program.option("--seed", default=0, type=int, help="of the sample, the tiles, the drawings and the intervals")
+    program.option("--work", default=ROOT / "runs" / "stress", type=Path, help="folder of images and tables")
+    given = program.parse()
     if not (given.bundle / "bundle.json").exists():
-        parser.error(f"--bundle is {given.bundle}, which holds no bundle.json; run jobs.bench.cars, or name one")
+        program.parser.error(
+            f"--bundle is {given.bundle}, which holds no bundle.json; run jobs.bench.cars, or name one"
+        )
     outside, out = make_outside(given.work / "outside", seed=given.seed), given.work / "tables"
-    about = origin(f"jobs.bench.evaluate --images {given.images} --seed {given.seed}")
     tables = measure(given.bundle, given.manifest, outside=outside, out=out, images=given.images, seed=given.seed)
     for name, rows in tables.items():
-        append_rows(given.results / f"{name}.csv", [*ORIGIN, *rows[0]], [about | row for row in rows])
-        print(table_text(rows, list(rows[0])), end="\n\n")
+        program.table, given.results = f"{name}.csv", given.results.with_name(f"{name}.csv")
+        program.record(rows)
     auroc = {row["kind"]: row["auroc"] for row in tables["outliers"]}
     print(json.dumps({"top1": tables["robustness"][0]["top1"], "auroc_of_ood_score": auroc}))
 

@@ -1,4 +1,4 @@
-"""What all benchmarks and drills share: the origin of a row, tables in results/, and running a carray command."""
+"""What all benchmarks and drills share: command line, origin of a row, tables in results/, running a carray command."""
 
 from __future__ import annotations
 
@@ -38,6 +38,57 @@ def cores() -> int:
 def new_parser(description: str | None) -> argparse.ArgumentParser:
     """Make a parser that prints a module's docstring as it stands."""
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+class Program:
+    """A benchmark's or drill's command line, and the table of results/ that it appends to.
+
+    The table's columns are those of the committed one.
+    """
+
+    def __init__(self, description: str | None, table: str, *, accelerator: str = "no accelerator") -> None:
+        self.table, self.accelerator = table, accelerator
+        self.parser = new_parser(description)
+        self.option = self.parser.add_argument
+        self.option("--results", default=ROOT / "results" / table, type=Path, help="the table to append to")
+        self.given = argparse.Namespace()
+
+    def parse(self) -> argparse.Namespace:
+        """Parse the command line."""
+        self.given = self.parser.parse_args()
+        return self.given
+
+    def parts(self, name: str, allowed: Iterable[str]) -> list[str]:
+        """Return the parts of a comma-separated option; ends the program if one is not allowed."""
+        return choose(self.parser, f"--{name}", getattr(self.given, name), allowed)
+
+    def command(self) -> str:
+        """Return the module and the options that repeat the run, without paths of this machine."""
+        spec = sys.modules["__main__"].__spec__
+        words = [(spec.name if spec else sys.argv[0]).removesuffix(".__main__")]
+        for option in self.parser._actions:
+            value = getattr(self.given, option.dest, option.default)
+            if value == option.default or option.dest == "results":
+                continue
+            words += [option.option_strings[-1]] if option.option_strings else []
+            if isinstance(value, Path):
+                words.append(option.dest.upper())
+            elif not isinstance(value, bool):
+                words += map(str, value) if isinstance(value, list | tuple) else [str(value)]
+        return " ".join(words)
+
+    def record(self, rows: Sequence[Mapping[str, Any]], *, hidden: Sequence[str] = ()) -> None:
+        """Append rows to the table, and print them without the columns in `hidden`."""
+        about = origin(self.command(), accelerator=self.accelerator)
+        columns = columns_of(self.table) or [*ORIGIN, *rows[0]]
+        append_rows(self.given.results, columns, [about | dict(row) for row in rows])
+        print(table_text(rows, [name for name in columns if name not in hidden]), flush=True)
+
+
+def columns_of(table: str) -> list[str]:
+    """Return the columns of a table in results/; none if it is not there."""
+    file = ROOT / "results" / table
+    return file.read_text().partition("\n")[0].split(",") if file.exists() else []
 
 
 def choose(parser: argparse.ArgumentParser, option: str, value: str, allowed: Iterable[str]) -> list[str]:

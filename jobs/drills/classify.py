@@ -26,16 +26,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from carray.testing.bundles import pack_small
 from carray.testing.drawing import DEMO_CLASSES, draw_broken_files, draw_dataset
 from carray.testing.fault_proxy import Rule, start_proxy
 from carray.testing.object_store import start_store
-from jobs.bench.rows import ORIGIN, append_rows, origin
 from jobs.drills.faults import KINDS, Job, Scene, Strike, full_disk, restore, strike, two_nodes
-from jobs.drills.harness import drill_parser, files_below, kill_marked, kinds_of, repeat_words, verdict
+from jobs.drills.harness import drill_program, files_below, kill_marked, kinds_of, verdict
 from jobs.drills.prediction_rows import Truth, inspect_output, read_truth
 
-COLUMNS = [*ORIGIN, "seed", "drills", "right", "images", "shards", "runs", "refetched_rows"]
-COLUMNS += ["median_drill_seconds", "processes_left", *(f"drills_{kind}" for kind in KINDS)]
 IMAGES_PER_CLASS = 80
 _BUCKET = "drill"
 _PREFIX = "photos/"
@@ -53,11 +51,11 @@ _SHARDS = ("shard_images_first=16", "shard_images_max=32", "fetch_concurrency=4"
 
 def main() -> None:
     """Run the drills, and write the results."""
-    given = drill_parser(__doc__, times=20, kinds=KINDS).parse_args()
+    program = drill_program(__doc__, "drill_classify.csv", times=20, kinds=KINDS)
+    given = program.parse()
     with tempfile.TemporaryDirectory(prefix="carray-drill-") as work:
         row = run_drills(Path(work), times=given.times, seed=given.seed, only=given.only)
-    about = origin(repeat_words("classify", given, KINDS))
-    append_rows(given.results / "drill_classify.csv", COLUMNS, [about | row])
+    program.record([row])
     print(json.dumps(row))
     sys.exit(0 if row["right"] == row["drills"] else 1)
 
@@ -128,7 +126,7 @@ def _job(scene: Scene, bundle: str, work: Path, name: str, out: str = "") -> Job
 @contextmanager
 def set_scene(work: Path, mark: str, *, images_per_class: int = IMAGES_PER_CLASS) -> Iterator[tuple[Scene, str]]:
     """Start an object store behind a proxy, fill a bucket, pack a bundle, and run one job undisturbed."""
-    images, bundle = work / "images", _pack(work / "bundle")
+    images, bundle = work / "images", pack_small(work / "bundle", DEMO_CLASSES)
     draw_dataset(images, images_per_class=images_per_class)
     draw_broken_files(images / "odd")
     bodies = files_below(images, _PREFIX)
@@ -153,33 +151,6 @@ def _run_undisturbed(scene: Scene, bundle: str, work: Path) -> Truth:
     if set(truth.etags) != {scene.uri(key) for key in scene.bodies} or distinct < 0.9 * len(truth.rows):
         raise SystemExit(f"the undisturbed job is no reference: {len(truth.etags)} rows, {distinct} distinct")
     return truth
-
-
-def _pack(bundle: Path) -> str:
-    """Pack a tiny untrained CNN, whose scores are arbitrary and always the same."""
-    import numpy as np
-    import torch
-
-    from carray.bundle.pack import pack_bundle
-    from carray.images.pixels import PixelSettings
-    from carray.search.train.hyperparameters import CnnHyper
-    from carray.search.train.nets import build_net
-
-    torch.manual_seed(0)
-    hyper = CnnHyper(input_size=40, stages=2, width=4)
-    pack_bundle(
-        build_net(hyper, class_count=len(DEMO_CLASSES)),
-        str(bundle),
-        classes=list(DEMO_CLASSES),
-        pixels=PixelSettings(decode_size=48, input_size=40),
-        uses_boxes=False,
-        temperature=1.0,
-        metrics={},
-        net_note=hyper.model_dump(mode="json"),
-        search_note={"trial_id": "none"},
-        parity_pixels_NHWC=np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), dtype=np.uint8),
-    )
-    return str(bundle)
 
 
 def _line(number: int, times: int, outcome: Outcome) -> str:

@@ -32,15 +32,10 @@ from carray.search.run_folder import read_log
 from carray.testing.drawing import draw_broken_files, draw_dataset
 from carray.testing.fault_proxy import Rule, start_proxy
 from carray.testing.hosts.cluster import WORKERS, Cluster, Submission
-from jobs.bench.rows import ORIGIN, append_rows, origin
-from jobs.drills.harness import drill_parser, files_below, kinds_of, repeat_words, verdict
+from jobs.drills.harness import drill_program, files_below, kinds_of, verdict
 from jobs.drills.prediction_rows import Truth, inspect_output, read_truth
 from jobs.drills.search_log import Reference, disagreements
 
-COLUMNS = [
-    *(*ORIGIN, "seed", "drill", "kind", "right", "said", "search_codes", "classification_codes"),
-    *("finished_before", "seconds"),
-]
 KINDS = ("worker", "cut", "blink", "slow", "head", "stop")
 """A worker's host is lost and comes back; its cable is cut for a minute; for a few seconds; it is slow for a while; the
 head's host is lost and comes back; both jobs are stopped."""
@@ -82,8 +77,8 @@ _SHARDS = ("shard_images_first=12", "shard_images_max=12", "fetch_concurrency=4"
 
 def main() -> None:
     """Run the drills, and write the results."""
-    given = drill_parser(__doc__, times=12, kinds=KINDS).parse_args()
-    about, right = origin(repeat_words("cluster", given, KINDS)), 0
+    program, right = drill_program(__doc__, "drill_cluster.csv", times=12, kinds=KINDS), 0
+    given = program.parse()
     with tempfile.TemporaryDirectory(prefix="carray-drill-") as work, set_scene(Path(work)) as scene:
         epochs, shards = len(scene.search.entries), scene.rows.shards
         print(f"undisturbed: {epochs} epochs; {shards} shards of {len(scene.rows.etags)} images", flush=True)
@@ -92,8 +87,8 @@ def main() -> None:
             codes = ", ".join(f"{name} {codes}" for name, codes in outcome.codes.items())
             said = f"{outcome.said or f'{kind}: too late'}; exit codes of {codes}; {outcome.seconds:.0f} s"
             print(f"drill {i + 1}/{given.times}: {said}; {verdict(outcome.complaints)}", flush=True)
-            row = about | _row(i, outcome) | {"seed": given.seed}
-            append_rows(given.results / "drill_cluster.csv", COLUMNS, [row])
+            row = _row(i, outcome) | {"seed": given.seed}
+            program.record([row])
             right += row["right"]
     print(json.dumps({"drills": given.times, "right": right}))
     sys.exit(0 if right == given.times else 1)

@@ -21,9 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.rows import ORIGIN, ROOT, append_rows, new_parser, origin, run_python, table_text
+from jobs.bench.rows import ROOT, Program, run_python
 
-COLUMNS = ["target", "seconds", "executions", "edges", "findings", "kinds"]
 FUZZING = ROOT / "tests" / "fuzzing"
 PROGRAM = FUZZING / "run_target.py"
 MOST_BYTES = 32_768
@@ -35,20 +34,18 @@ MOST_FINDINGS = 5
 
 def main() -> None:
     """Fuzz one target after another, and write the results."""
-    parser = new_parser(__doc__)
-    parser.add_argument("target", help="a target's name, or all")
-    parser.add_argument("--seconds", default=60, type=int, help="for each target")
-    parser.add_argument("--corpus", type=Path, help="folder that keeps interesting inputs for the next time")
-    parser.add_argument("--results", default=ROOT / "results" / "fuzz.csv", type=Path, help="the table to append to")
-    given = parser.parse_args()
+    program = Program(__doc__, "fuzz.csv")
+    program.option("target", help="a target's name, or all")
+    program.option("--seconds", default=60, type=int, help="for each target")
+    program.option("--corpus", type=Path, help="folder that keeps interesting inputs for the next time")
+    given = program.parse()
     names = run_python(PROGRAM, "--list").split()
     if given.target not in (*names, "all"):
         raise SystemExit(f"{given.target!r} is no target; there are {', '.join(names)} and all.")
     rows = []
     for name in names if given.target == "all" else [given.target]:
         rows.append(fuzz_target(name, seconds=given.seconds, corpus=given.corpus))
-        append_rows(given.results, [*ORIGIN, *COLUMNS], [origin("jobs.drills.fuzz") | rows[-1]])
-    print(table_text(rows, COLUMNS))
+        program.record(rows[-1:])
     totals = {name: sum(row[name] for row in rows) for name in ("executions", "findings")}
     print(json.dumps({"targets": len(rows), **totals}))
     sys.exit(1 if totals["findings"] else 0)

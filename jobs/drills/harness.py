@@ -6,7 +6,6 @@ each by its id.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import signal
@@ -18,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.bench.rows import ROOT, new_parser
+from jobs.bench.rows import ROOT, Program
 
 AGENTS_SECONDS = 120
 """After their raylet was killed, Ray's agents report that to a server that died with it, and end when they give up
@@ -26,27 +25,18 @@ AGENTS_SECONDS = 120
 _MARK = "CARRAY_DRILL"
 
 
-def drill_parser(
-    description: str | None, *, times: int, seed: bool = True, kinds: Sequence[str] = ()
-) -> argparse.ArgumentParser:
-    """Make a drill's parser, and let SIGTERM end this program so that what was started is ended."""
+def drill_program(
+    description: str | None, table: str, *, times: int, seed: bool = True, kinds: Sequence[str] = ()
+) -> Program:
+    """Make a drill's command line, and let SIGTERM end this program so that what was started is ended."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    parser = new_parser(description)
-    parser.add_argument("--times", default=times, type=int, help="how many drills")
+    program = Program(description, table)
+    program.option("--times", default=times, type=int, help="how many drills")
     if seed:
-        parser.add_argument("--seed", default=0, type=int, help="of the kinds and the moments")
+        program.option("--seed", default=0, type=int, help="of the kinds and the moments")
     if kinds:
-        parser.add_argument("--only", choices=kinds, nargs="+", default=kinds, help="some kinds instead of all")
-    parser.add_argument("--results", default=ROOT / "results", type=Path, help="folder of the table to append to")
-    return parser
-
-
-def repeat_words(name: str, given: argparse.Namespace, kinds: Sequence[str] = ()) -> str:
-    """Return the module and arguments that repeat a drill, without paths of this machine."""
-    words = [f"jobs.drills.{name}", f"--times {given.times}"]
-    words += [f"--seed {given.seed}"] if hasattr(given, "seed") else []
-    words += [f"--only {' '.join(given.only)}"] if kinds and given.only != kinds else []
-    return " ".join([*words, *(["--s3"] if getattr(given, "s3", False) else [])])
+        program.option("--only", choices=kinds, nargs="+", default=list(kinds), help="some kinds instead of all")
+    return program
 
 
 def kinds_of(times: int, seed: int, kinds: Sequence[str]) -> list[str]:

@@ -27,10 +27,8 @@ from typing import Any
 from carray.manifest.prepare import prepare
 from carray.testing.drawing import draw_dataset
 from carray.testing.predictions import row, write_predictions
-from jobs.bench.rows import ORIGIN, append_rows, origin
-from jobs.drills.harness import drill_parser, kill_marked, marked_pids, repeat_words, start_marked, title
+from jobs.drills.harness import drill_program, kill_marked, marked_pids, start_marked, title
 
-COLUMNS = [*ORIGIN, "stopped", "stops", "right", "slowest_seconds", "drill_seconds"]
 COMMANDS = ("prepare", "tune", "train", "classify", "evaluate", "report", "query")
 TARGETS = ("process", "group", "all")
 """Who receives the signal: the started process, its process group (a shell, a terminal), or every process of the
@@ -50,11 +48,11 @@ _TUNE: dict[str, Any] = {
 
 def main() -> None:
     """Run the drills, and write the results."""
-    given = drill_parser(__doc__, times=12, seed=False, kinds=COMMANDS).parse_args()
+    program = drill_program(__doc__, "drill_stop.csv", times=12, seed=False, kinds=COMMANDS)
+    given = program.parse()
     with tempfile.TemporaryDirectory(prefix="carray-drill-") as work:
-        rows = run_stops(set_scene(Path(work)), given.only, times=given.times, say=print)
-    about = origin(repeat_words("stop", given, COMMANDS))
-    append_rows(given.results / "drill_stop.csv", COLUMNS, [about | row for row in rows])
+        rows = run_stops(set_scene(Path(work)), given.only, times=given.times)
+    program.record(rows)
     print(json.dumps(rows))
     sys.exit(0 if all(row["right"] == row["stops"] for row in rows) else 1)
 
@@ -230,7 +228,7 @@ def after(seconds: float) -> Callable[[Path, str], bool]:
     return ready
 
 
-def run_stops(scene: Scene, commands: Sequence[str], *, times: int, say: Callable[[str], Any]) -> list[dict[str, Any]]:
+def run_stops(scene: Scene, commands: Sequence[str], *, times: int) -> list[dict[str, Any]]:
     """Stop each command `times` times; returns a row per command."""
     rows = []
     for name in commands:
@@ -241,7 +239,10 @@ def run_stops(scene: Scene, commands: Sequence[str], *, times: int, say: Callabl
             ended = stop(scene, name, ready=after(seconds), number=number, target=target)
             ends.append(ended)
             outcome = "had ended" if ended.void else f"{ended.code} in {ended.seconds:.1f} s"
-            say(f"{name} at {seconds:.1f} s, {number.name} to {target}: {outcome} {'; '.join(ended.complaints)}")
+            print(
+                f"{name} at {seconds:.1f} s, {number.name} to {target}: {outcome} {'; '.join(ended.complaints)}",
+                flush=True,
+            )
         stopped = [ended for ended in ends if not ended.void]
         rows.append(
             {

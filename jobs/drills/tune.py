@@ -34,17 +34,11 @@ from carray.manifest.prepare import prepare
 from carray.search.run_folder import read_log
 from carray.testing.drawing import draw_dataset
 from carray.testing.object_store import start_store
-from jobs.bench.rows import ORIGIN, append_rows, origin
-from jobs.drills.harness import Command, drill_parser, kill, marked_pids, repeat_words, title, verdict
+from jobs.drills.harness import Command, drill_program, kill, marked_pids, title, verdict
 from jobs.drills.search_log import Reference, changed, differences, disagreements, other_winner
 
 KINDS = ("machine", "driver", "worker")
 """What is killed: every process of the search and its Ray; the command's own process; a trial's process."""
-COLUMNS = [
-    *ORIGIN,
-    *("storage", "seed", "drills", "right", "same_order", "kills", "kills_machine", "kills_driver", "kills_worker"),
-    *("trials", "epochs", "undisturbed_seconds", "median_drill_seconds", "processes_left"),
-]
 IMAGES_PER_CLASS = 60
 _MOST_VOID = 5
 """Attempts at a drill before one that never struck counts as wrong."""
@@ -67,12 +61,12 @@ SETTINGS: dict[str, Any] = {
 
 def main() -> None:
     """Run the drills, and write the results."""
-    parser = drill_parser(__doc__, times=10)
-    parser.add_argument("--s3", action="store_true", help="keep the runs in an object store")
-    given = parser.parse_args()
+    program = drill_program(__doc__, "drill_tune.csv", times=10)
+    program.option("--s3", action="store_true", help="keep the runs in an object store")
+    given = program.parse()
     with tempfile.TemporaryDirectory(prefix="carray-drill-") as work:
         row = run_drills(Path(work), times=given.times, seed=given.seed, s3=given.s3)
-    append_rows(given.results / "drill_tune.csv", COLUMNS, [origin(repeat_words("tune", given)) | row])
+    program.record([row])
     print(json.dumps(row))
     sys.exit(0 if row["right"] == row["drills"] and not row["processes_left"] else 1)
 

@@ -60,7 +60,7 @@ def two_colours(size: int) -> Block:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_trains_exports_quantises_and_classifies(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, real_export: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone, size = FAMILIES[family]
     if family not in NEWER:

@@ -226,6 +226,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(ray_cluster, small_bun
     assert classify(small_bundle, str(image_folder), out=out, settings=settings())["ok"] == 12
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_job_in_order(ray_cluster, small_bundle, make_image, tmp_path, out):
     folder = tmp_path / "many"
     folder.mkdir()
@@ -271,6 +272,7 @@ ALONE = """
 """
 
 
+@pytest.mark.slow
 def test_one_cpu_is_enough(small_bundle, image_folder, out):
     """More workers and threads are asked for than one CPU can hold; the job neither waits for ever nor refuses."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}

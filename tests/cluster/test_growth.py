@@ -49,6 +49,7 @@ def test_what_no_machine_has_is_refused_before_any_comes(
     assert machines(growing) == 0
 
 
+@pytest.mark.slow
 def test_a_search_that_asks_for_too_much_is_refused(growing: dict[str, str], tmp_path: Path) -> None:
     from carray.manifest.prepare import prepare
     from carray.testing.drawing import draw_dataset
@@ -62,6 +63,7 @@ def test_a_search_that_asks_for_too_much_is_refused(growing: dict[str, str], tmp
     assert "one worker needs a machine with 3 CPUs, but no machine" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_job_waits_for_the_first_machine_and_is_done_on_it(
     growing: dict[str, str], small_bundle: str, image_folder: Path, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def test_the_scoring_image_has_pyprojects_dependencies_less_what_is_left_out() -
     assert set(LEFT_OUT) < set(names.values())
 
 
+@pytest.mark.slow
 def test_a_job_imports_nothing_that_is_left_out(small_bundle: str, image_folder: Path, tmp_path: Path) -> None:
     """A whole classification, driver and workers: Python imports `sitecustomize` first, wherever it starts."""
     blocked = tmp_path / "blocked"

@@ -66,6 +66,7 @@ def ray(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.slow
 def test_a_job_from_the_working_directory(
     head: dict[str, str], small_bundle: str, image_folder: Path, tmp_path: Path
 ) -> None:

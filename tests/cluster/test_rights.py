@@ -197,6 +197,7 @@ def test_classification_needs_its_policy_and_all_of_it(
     assert used == all_of(policy)
 
 
+@pytest.mark.slow
 def test_a_search_needs_its_policy_and_all_of_it(
     ray_cluster: object, watched: Any, s3_server: S3Server, tmp_path: Path
 ) -> None:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from carray.core.exit_lines import advise, run_command
+from carray.core.exit_lines import GRACE_SECONDS, advise, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 
 JOB = """
     import os, signal, sys, time
+    from carray.core import exit_lines
     from carray.core.errors import SettingsError, StorageError
     from carray.core.exit_lines import advise, record_error, run_watched, stopping_in_order
 
@@ -45,10 +46,10 @@ JOB = """
         if how == "hangs":
             import subprocess
             try:  # before the line, or the signal that answers it comes too early
-                print(subprocess.Popen(["sleep", "60"], process_group=0).pid, flush=True)
-                time.sleep(60)
+                print(subprocess.Popen(["sleep", "600"], process_group=0).pid, flush=True)
+                time.sleep(600)
             finally:
-                time.sleep(60)
+                time.sleep(600)
         if how == "storage":
             raise StorageError("the store is away.")
         if how == "settings":
@@ -74,14 +75,17 @@ JOB = """
             atexit.register(lambda: os.kill(os.getpid(), signal.SIGABRT))
             print("done")
 
+    exit_lines.GRACE_SECONDS = int(sys.argv[2])
     code = run_watched(command)
     raise SystemExit(code)
 """
 STAYS = "carray: 3 of 7 shards stay"
 
 
-def start(how: str, before: Callable[[], object] | None = None) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", textwrap.dedent(JOB), how]
+def start(
+    how: str, before: Callable[[], object] | None = None, grace_seconds: int = GRACE_SECONDS
+) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", textwrap.dedent(JOB), how, str(grace_seconds)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command,
@@ -158,7 +162,7 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
 
 
 def test_the_second_signal_ends_at_once_what_does_not_end_and_what_it_started() -> None:
-    job = start("hangs")
+    job = start("hangs", grace_seconds=600)  # far beyond the next time limit
     assert job.stdout is not None
     started = int(job.stdout.readline())
     job.send_signal(signal.SIGTERM)

@@ -78,6 +78,7 @@ def test_every_target_has_seeds_and_every_finding_a_target() -> None:
     assert {path.parent.name for path in FOUND} <= set(REPLAYS)
 
 
+@pytest.mark.slow
 def test_atheris_finds_its_way_into_a_target(tmp_path: Path) -> None:
     """A few thousand inputs under the fuzzer itself, counted and not timed: the job's machinery works here."""
     pytest.importorskip("atheris", reason="the fuzzers need atheris (extra `dev`), which is made for x86-64")

@@ -69,7 +69,7 @@ def test_a_ray_that_answers_takes_the_token_and_has_carray(there):
     assert jobs.status == "ok"
 
 
-@pytest.mark.parametrize("token", ["another", ""])
+@pytest.mark.parametrize("token", [pytest.param("another", marks=pytest.mark.slow), ""])
 def test_a_token_that_is_not_this_clusters_is_refused(there, monkeypatch, tmp_path, token):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_TOKEN", token and secrets.token_hex(32))

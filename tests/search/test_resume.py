@@ -106,6 +106,7 @@ def test_the_decisions_follow_from_the_log_and_from_no_other(whole: str, tmp_pat
     assert len(check_decisions(run)) == 1
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_search_in_order(manifest: str, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     settings_file = tmp_path / "settings.yaml"
@@ -126,6 +127,7 @@ def test_sigterm_ends_a_search_in_order(manifest: str, tmp_path: Path) -> None:
     assert "failed" not in {end["status"] for end in run_folder.read_trial_ends(run, 4).values()}
 
 
+@pytest.mark.slow
 def test_a_killed_driver_and_then_a_full_disk(manifest: str, whole: str, small_disk: Path) -> None:
     """The driver has a private Ray; it is killed at a random moment, and what it started ends with it."""
     run = str(small_disk / "run")
@@ -158,6 +160,7 @@ def test_a_killed_driver_and_then_a_full_disk(manifest: str, whole: str, small_d
     assert_same(run, whole)
 
 
+@pytest.mark.slow
 def test_a_budget_on_a_bucket_and_a_checkpoint_that_was_cut_short(manifest: str, whole: str, s3: str) -> None:
     run = f"{s3}/run"
     tight = settings(money_budget=1e-9, price_per_device_hour=2.5)

@@ -209,6 +209,7 @@ def test_a_trial_that_failed_is_no_observation_and_no_harm(tmp_path: Path) -> No
     assert suggested["hyper"] == draw_trials(settings)[2].model_dump(mode="json")
 
 
+@pytest.mark.slow
 def test_a_real_search_launches_what_tpe_proposes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: object
 ) -> None:

@@ -27,6 +27,7 @@ def has_networks_of_its_own() -> bool:
     return subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_networks_of_its_own(), reason="this machine allows no network namespaces")
 def test_nothing_leaves_the_machine_for_local_data(tmp_path: Path, make_image, small_bundle: str) -> None:
     """Counted by the kernel, so that native libraries and Ray's own processes count, too."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from carray.bundle.runtimes import best_batch
 from carray.classify.predictions_folder import ClassifySettings
 from carray.core.store.files import join, list_files
 from jobs.bench.classify.setup import Bench
-from jobs.bench.classify.timm_loop import timm_arguments
 from jobs.bench.classify.watch import Finished, headline, run_watched, steady_rate
 from jobs.bench.rows import cores
 
@@ -95,35 +94,22 @@ def classify(
 def timm_inference(
     bench: Bench, network: Path, folder: str, settings: TimmSettings, *, name: str, fresh: bool = True
 ) -> Arm:
-    """Run timm's `inference.py`, a given one or its loop; if not `fresh`, with the last run's compile cache."""
+    """Run the loop of timm's `inference.py`; if not `fresh`, with the last run's compile cache."""
     out = bench.work / "out" / f"{name}.csv"
     out.parent.mkdir(parents=True, exist_ok=True)
-    words = timm_arguments(
-        json.loads(network.read_text()),
-        images=folder,
-        out=out,
-        batch=settings.batch,
-        workers=settings.workers,
-        compiled=settings.compiled,
-    )
-    script = [str(bench.timm_inference)] if bench.timm_inference else ["-m", "jobs.bench.classify.timm_loop"]
+    task = {**json.loads(network.read_text()), "images": folder, "out": str(out), **asdict(settings)}
     cache = "inductor-frozen" if settings.frozen else "inductor"
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(bench.out(cache) if fresh else bench.work / "out" / cache)}
     environment |= {"TORCHINDUCTOR_FREEZING": "1"} if settings.frozen else {}
-    finished = run_watched([*script, *words], log=bench.work / "log" / f"{name}.log", environment=environment)
+    command = ["-m", "jobs.bench.classify.timm_loop", json.dumps(task)]
+    finished = run_watched(command, log=bench.work / "log" / f"{name}.log", environment=environment)
     images = count_images(folder)
     row = _row(finished, images) | {
         "arm": "timm",
         "runtime": "torch fp32",
         "batch_images": settings.batch,
         "steady_images_per_second": _rounded(finished.result.get("steady_images_per_second")),
-        "note": (
-            "timm's own inference.py"
-            if bench.timm_inference
-            else "the loop of timm's inference.py, which its "
-            "wheel leaves out, with its create_dataset, create_loader and create_model"
-        )
-        + f"; {settings.text()}",
+        "note": f"the loop of timm's inference.py, with timm's dataset, loader and model; {settings.text()}",
     }
     import pandas as pd
 

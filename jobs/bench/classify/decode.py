@@ -24,12 +24,8 @@ from PIL import Image
 from carray.core.errors import DecodeError
 from carray.images.jpegs import has_several_scans
 from carray.images.pixels import PixelSettings, decode
-from jobs.bench.rows import ORIGIN, ROOT, append_rows, cores, new_parser, origin, table_text
+from jobs.bench.rows import Program, cores
 
-COLUMNS = [
-    *("kind", "images", "ok", "damaged", "truncated", "other"),
-    *("decode_microseconds", "check_microseconds", "check_percent"),
-]
 TIMED, REPEATS = 400, 7
 DAMAGED = 10
 """One photograph in so many is damaged."""
@@ -62,19 +58,16 @@ KINDS: dict[str, Damage] = {
 
 def main() -> None:
     """Measure, write the results, and print them."""
-    parser = new_parser(__doc__)
-    parser.add_argument("--data", required=True, type=Path, help="folder of JPEGs, or one with cars_test/ in it")
-    parser.add_argument("--results", default=ROOT / "results" / "decode.csv", type=Path, help="the table to append to")
-    arguments = parser.parse_args()
+    program = Program(__doc__, "decode.csv")
+    program.option("--data", required=True, type=Path, help="folder of JPEGs, or one with cars_test/ in it")
+    arguments = program.parse()
     folders = [path for path in (arguments.data / "cars_train", arguments.data / "cars_test") if path.is_dir()]
     photographs = sorted(path for folder in folders or [arguments.data] for path in folder.glob("*.jpg"))
     if not photographs:
-        parser.error(f"--data is {arguments.data}, which holds no *.jpg")
+        program.parser.error(f"--data is {arguments.data}, which holds no *.jpg")
     rows = measure_kinds(photographs)
     rows[0] |= measure_cost(photographs)
-    about = origin("jobs.bench.classify.decode")
-    append_rows(arguments.results, [*ORIGIN, *COLUMNS], [about | row for row in rows])
-    print(table_text(rows, COLUMNS))
+    program.record(rows)
     false_alarms, percent = rows[0]["images"] - rows[0]["ok"], rows[0]["check_percent"]
     print(json.dumps({"images": rows[0]["images"], "false_alarms": false_alarms, "check_percent": percent}))
 

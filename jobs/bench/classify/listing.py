@@ -16,31 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from carray.testing.list_server import list_environment, read_stats, start_lister
-from jobs.bench.rows import ORIGIN, ROOT, append_rows, new_parser, origin, run_python, table_text
-
-COLUMNS = [
-    *["keys", "layout", "threads", "seconds", "keys_per_second", "requests", "cpu_seconds", "server_cpu_seconds"],
-    *["peak_memory_mb", "memory_before_mb", "shards", "shards_mb"],
-]
+from jobs.bench.rows import Program, run_python
 
 
 def main() -> None:
     """Measure what the arguments ask for, and write the results."""
-    parser = new_parser(__doc__)
-    parser.add_argument("--keys", default="1e6,1e7,1e8", help="how many keys the made-up buckets have")
-    parser.add_argument("--layout", default="flat", help="form of the keys: flat, uuid, dated, unicode, lopsided")
-    parser.add_argument("--threads", default=16, type=int, help="concurrent requests")
-    parser.add_argument("--results", default=ROOT / "results" / "list.csv", type=Path, help="the table to append to")
-    arguments = parser.parse_args()
-    words = ["--keys", arguments.keys, "--layout", arguments.layout, "--threads", str(arguments.threads)]
-    about = origin(" ".join(["jobs.bench.classify.listing", *words]))
-    done = []
+    program, done = Program(__doc__, "list.csv"), []
+    program.option("--keys", default="1e6,1e7,1e8", help="how many keys the made-up buckets have")
+    program.option("--layout", default="flat", help="form of the keys: flat, uuid, dated, unicode, lopsided")
+    program.option("--threads", default=16, type=int, help="concurrent requests")
+    arguments = program.parse()
     for layout in arguments.layout.split(","):
         for keys in arguments.keys.split(","):
-            row = measure_listing(int(float(keys)), layout, arguments.threads)
-            append_rows(arguments.results, [*ORIGIN, *COLUMNS], [about | row])
-            print(table_text([row], COLUMNS), flush=True)
-            done.append(row)
+            done.append(measure_listing(int(float(keys)), layout, arguments.threads))
+            program.record(done[-1:])
     largest = max(done, key=lambda row: row["keys"])
     print(json.dumps({name: largest[name] for name in ("keys", "keys_per_second", "peak_memory_mb", "shards")}))
 

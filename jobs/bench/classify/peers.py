@@ -13,7 +13,6 @@ import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -142,9 +141,8 @@ def _try_timm(
     bench: Bench, network: Path, folder: str, settings: TimmSettings, images: int, *, fresh: bool = True
 ) -> dict[str, Any] | None:
     """Run timm's loop on a few images; returns its row scaled up to all, or None if it cannot run."""
-    loop = replace(bench, timm_inference=None)  # the real script does not time batches
     try:
-        arm = timm_inference(loop, network, folder, settings, name="timm-try", fresh=fresh)
+        arm = timm_inference(bench, network, folder, settings, name="timm-try", fresh=fresh)
     except JobFailed as err:  # torch.compile wants a C++ compiler
         print(f"timm, {settings.text()}: {str(err).strip().splitlines()[-1]}", flush=True)
         return None

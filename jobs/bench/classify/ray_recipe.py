@@ -4,10 +4,10 @@ https://docs.ray.io/en/latest/data/examples/pytorch_resnet_batch_prediction.html
 with PyTorch'). As there: `read_images` in mode RGB, a `map` with torchvision's transforms that keeps the original image
 beside the transformed one, `map_batches` with a class that holds the eager network, and `write_parquet` of the labels.
 Different: the network, its weights, size and normalisation; no GPU; as many actors of one CPU as leave one CPU to the
-reading tasks; --batch-size, since 720, which fills the documentation's GPU, only delays a CPU; and two columns with the
-times at which an image was ready and was scored.
+reading tasks; a batch of 32, since 720, which fills the documentation's GPU, only delays a CPU; and two columns with
+the times at which an image was ready and was scored.
 
-    python -m jobs.bench.classify.ray_recipe --images FOLDER --out OUT --network NETWORK.json [--batch-size 32]
+    python -m jobs.bench.classify.ray_recipe --images FOLDER --out OUT --network NETWORK.json
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ def main() -> None:
     parser.add_argument("--images", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--network", required=True, type=Path)
-    parser.add_argument("--batch-size", default=32, type=int)
     arguments = parser.parse_args()
     network = json.loads(arguments.network.read_text())
     import ray.data
@@ -67,7 +66,7 @@ def main() -> None:
             Classifier,
             fn_constructor_args=[network],
             compute=ActorPoolStrategy(size=max(1, running.cpus - 1)),
-            batch_size=arguments.batch_size,
+            batch_size=32,
         )
         predictions.drop_columns(["original_image"]).write_parquet(arguments.out)
 

@@ -21,30 +21,23 @@ from unittest.mock import patch
 from carray.core.store.image_bytes import fetch_image
 from carray.core.store.s3 import s3_client
 from carray.testing.object_store import start_store
-from jobs.bench.rows import ORIGIN, ROOT, append_rows, new_parser, origin, table_text
+from jobs.bench.rows import Program
 
 THREADS = 16
 """Concurrent reads, as in a classification's worker."""
-COLUMNS = [
-    *("arm", "images", "threads", "repeats", "client_milliseconds_per_image", "server_milliseconds_per_image"),
-    "images_per_second",
-]
 REPEATS = 3
 _BUCKET = "photos"
 
 
 def main() -> None:
     """Measure both arms, and write the results."""
-    parser = new_parser(__doc__)
-    parser.add_argument("--data", required=True, type=Path, help="folder of images, or one with cars_test/ in it")
-    parser.add_argument("--results", default=ROOT / "results" / "s3.csv", type=Path, help="the table to append to")
-    arguments = parser.parse_args()
+    program = Program(__doc__, "s3.csv")
+    program.option("--data", required=True, type=Path, help="folder of images, or one with cars_test/ in it")
+    arguments = program.parse()
     folder = arguments.data / "cars_test" if (arguments.data / "cars_test").is_dir() else arguments.data
     with tempfile.TemporaryDirectory() as scratch:
         rows = measure_reads(sorted(path for path in folder.iterdir() if path.is_file()), Path(scratch))
-    about = origin("jobs.bench.classify.s3")
-    append_rows(arguments.results, [*ORIGIN, *COLUMNS], [about | row for row in rows])
-    print(table_text(rows, COLUMNS))
+    program.record(rows)
     ours, theirs = (row["client_milliseconds_per_image"] for row in rows)
     print(json.dumps({"client_milliseconds_per_image": ours, "times_botocore": round(theirs / ours, 2)}))
 

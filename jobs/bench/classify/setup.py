@@ -34,7 +34,6 @@ class Bench:
     sizes: list[int]
     input_size: int
     given_bundle: str | None
-    timm_inference: Path | None
 
     def manifest(self) -> str:
         """Return the manifest of all photographs."""

@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.bench.query.made_up import write_labels, write_run
-from jobs.bench.rows import ORIGIN, ROOT, append_rows, choose, new_parser, origin, table_text
-
-COLUMNS = ["question", "rows", "files", "answer_rows", "seconds", "answer_seconds", "peak_memory_mb", "read_mb"]
+from jobs.bench.rows import ROOT, Program
 
 _SQL = "SELECT make, body, count(*) AS images, avg(score) AS mean_score FROM predictions WHERE score > 0.9 GROUP BY ALL"
 ARMS = {
@@ -62,25 +60,20 @@ print(json.dumps([answer_rows, seconds, peak_mb, int(figures["rchar"]) / 2**20])
 
 def main() -> None:
     """Write the tables if they are missing, ask every question, and write the results."""
-    parser = new_parser(__doc__)
-    parser.add_argument("--rows", default="1e7", help="rows of each run")
-    parser.add_argument("--work", default=ROOT / "runs" / "query", type=Path, help="folder of the tables")
-    parser.add_argument("--questions", default=",".join(ARMS), help="which to ask, of these; all by default")
-    parser.add_argument("--results", default=ROOT / "results" / "query.csv", type=Path, help="the table to append to")
-    arguments = parser.parse_args()
-    questions = choose(parser, "--questions", arguments.questions, ARMS)
+    program = Program(__doc__, "query.csv")
+    program.option("--rows", default="1e7", help="rows of each run")
+    program.option("--work", default=ROOT / "runs" / "query", type=Path, help="folder of the tables")
+    program.option("--questions", default=",".join(ARMS), help="which to ask, of these; all by default")
+    arguments = program.parse()
+    questions = program.parts("questions", ARMS)
     rows = int(float(arguments.rows))
     folder = arguments.work.resolve() / f"rows-{rows}"
     sides = [write_run(folder / name, rows, run=run) for run, name in enumerate(("a", "b"))]
     labels = write_labels(folder / "labels.parquet", rows)
-    about = origin(f"jobs.bench.query --rows {rows} --questions {arguments.questions}")
     done = []
     for name in questions:
-        row = {"question": name, "rows": rows, **measure(name, sides[0], sides[1], labels)}
-        append_rows(arguments.results, [*ORIGIN, *COLUMNS], [about | row])
-        print(table_text([row], COLUMNS), flush=True)
-        done.append(row)
-    print("\n" + table_text(done, COLUMNS))
+        done.append({"question": name, "rows": rows, **measure(name, sides[0], sides[1], labels)})
+        program.record(done[-1:])
     print(json.dumps({row["question"]: {key: row[key] for key in ("seconds", "peak_memory_mb")} for row in done}))
 
 

@@ -22,34 +22,23 @@ from typing import Any
 
 from carray.classify.ledger import LedgerEntry
 from carray.testing.object_store import start_store
-from jobs.bench.rows import ORIGIN, ROOT, append_rows, choose, new_parser, origin, run_python, table_text
+from jobs.bench.rows import Program, run_python
 from jobs.bench.scale import books
 from jobs.bench.scale.simulation import Constants, simulate
 
-COLUMNS = [
-    *("part", "name", "storage", "of", "value", "unit"),
-    *("images", "workers", "prefixes", "cut_for", "handed_out_per_second", "shards", "largest_shard", "seconds"),
-    *("idle_fraction", "limit", "limit_seconds"),
-]
 CORES = 16
 """Per simulated machine; each is a worker."""
 
 
 def main() -> None:
     """Measure or simulate what the arguments ask for, and write the results."""
-    parser = new_parser(__doc__)
-    parser.add_argument("--parts", default=",".join(PARTS), help="which, of these; all by default")
-    parser.add_argument("--small", action="store_true", help="a hundredth of everything, to see that it runs")
-    parser.add_argument("--results", default=ROOT / "results" / "scale.csv", type=Path, help="the table to append to")
-    arguments = parser.parse_args()
-    parts = choose(parser, "--parts", arguments.parts, PARTS)
-    words = ["--parts", arguments.parts, *(["--small"] if arguments.small else [])]
-    about = origin(" ".join(["jobs.bench.scale", *words]))
-    count = 0
-    for part in parts:
-        for row in PARTS[part](arguments.small):
-            append_rows(arguments.results, [*ORIGIN, *COLUMNS], [about | row])
-            print(table_text([row], [name for name in COLUMNS if name in row]), flush=True)
+    program, count = Program(__doc__, "scale.csv"), 0
+    program.option("--parts", default=",".join(PARTS), help="which, of these; all by default")
+    program.option("--small", action="store_true", help="a hundredth of everything, to see that it runs")
+    small = program.parse().small
+    for part in program.parts("parts", PARTS):
+        for row in PARTS[part](small):
+            program.record([row])
             count += 1
     print(json.dumps({"rows": count}))
 

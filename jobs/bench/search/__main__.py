@@ -29,8 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.bench import rows as tables
-from jobs.bench.rows import CARS, ORIGIN, ROOT, cores, run_carray
+from jobs.bench.rows import CARS, ROOT, Program, check_devkit, cores, run_carray, run_python
 from jobs.bench.search import curves, rates
 
 CONFIG = "jobs/configs/cars-cpu.yaml"
@@ -38,60 +37,37 @@ _QUICK_CONFIG = "jobs/configs/quick.yaml"
 _QUICK_SEARCH = ["--trials", "2", "--epochs", "1", "--set", "search.refit=true"]
 PARTS = ["fixed", "cnn", "frozen", "all", "curves", "live", "rung0", "accuracy"]
 MORE_PARTS = ["replay"]
-COLUMNS = [
-    *ORIGIN,
-    *["part", "arm", "train_images", "val_images", "input_size", "trials", "epochs", "repeats", "wall_seconds"],
-    *["epochs_per_core_minute", "steady_epochs_per_core_minute", "times_recipe", "steady_times_recipe"],
-    *["fixed_seconds_per_trial", "shuffles", "target_val_top1", "seconds_to_target", "sooner_times", "sooner_low"],
-    *["sooner_high", "sooner_median_low", "sooner_median_high", "candidates", "spearman", "search_minutes"],
-    *["refit_minutes", "total_minutes", "val_top1", "test_top1", "test_top5", "test_loss"],
-    *["reference_images_per_second", "note"],
-]
 
 
 def main() -> None:
     """Measure what the arguments ask for, and write the results."""
-    arguments = _arguments()
+    program = Program(__doc__, "tune.csv")
+    program.option("--data", default=CARS, type=Path, help="Stanford Cars in its devkit's layout")
+    program.option("--manifest", type=Path, help="one that carray prepare made of it already")
+    program.option("--work", default=ROOT / "runs" / "bench-tune", type=Path, help="folder of the searches")
+    program.option("--parts", default=",".join(PARTS), help=f"of {', '.join([*PARTS, *MORE_PARTS])}")
+    program.option("--loaders", default=0, type=int, help="the recipe's DataLoader processes per trial")
+    program.option("--quick", action="store_true", help="a few images, to see that it works")
+    arguments = program.parse()
+    if arguments.manifest is None:
+        check_devkit(program.parser, arguments.data)
     work = arguments.work.resolve()
     shutil.rmtree(work / "measured", ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     manifest = _manifest(arguments, work)
     results = (work / "results") if arguments.quick else ROOT / "results"
-    about = tables.origin(" ".join(["jobs.bench.search", *_words(arguments)]))
+    arguments.results = results / "tune.csv"
     done: list[dict[str, Any]] = []
-    for part in arguments.parts:
+    for part in program.parts("parts", [*PARTS, *MORE_PARTS]):
         print(f"== {part}", flush=True)
         rows = _measure(part, arguments, manifest, work / "measured", results / "tune")
-        tables.append_rows(results / "tune.csv", COLUMNS, [about | row for row in rows])
-        print(tables.table_text(rows, COLUMNS), flush=True)
+        program.record(rows)
         done += rows
-    print("\n" + tables.table_text(done, [name for name in COLUMNS if name not in {*ORIGIN, "note"}]))
     print(json.dumps(_summary(done)))
 
 
-def _arguments() -> argparse.Namespace:
-    parser = tables.new_parser(__doc__)
-    parser.add_argument("--data", default=CARS, type=Path, help="Stanford Cars in its devkit's layout")
-    parser.add_argument("--manifest", help="one that carray prepare made of it already")
-    parser.add_argument("--work", default=ROOT / "runs" / "bench-tune", type=Path, help="folder of the searches")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join([*PARTS, *MORE_PARTS])}")
-    parser.add_argument("--loaders", default=0, type=int, help="the recipe's DataLoader processes per trial")
-    parser.add_argument("--quick", action="store_true", help="a few images, to see that it works")
-    arguments = parser.parse_args()
-    arguments.parts = tables.choose(parser, "--parts", arguments.parts, [*PARTS, *MORE_PARTS])
-    if arguments.manifest is None:
-        tables.check_devkit(parser, arguments.data)
-    return arguments
-
-
-def _words(arguments: argparse.Namespace) -> list[str]:
-    """Return the arguments that repeat the measurement, without paths of this machine."""
-    words = [] if arguments.parts == PARTS else ["--parts", ",".join(arguments.parts)]
-    return [*words, *(["--loaders", str(arguments.loaders)] if arguments.loaders else [])]
-
-
 def _manifest(arguments: argparse.Namespace, work: Path) -> str:
-    manifest = Path(arguments.manifest).resolve() if arguments.manifest else work / "manifest.parquet"
+    manifest = arguments.manifest.resolve() if arguments.manifest else work / "manifest.parquet"
     if not arguments.manifest and not manifest.exists():
         run_carray("prepare", arguments.data.resolve(), "--out", manifest)
     if not arguments.quick:
@@ -190,7 +166,7 @@ with torch.inference_mode():
         passes += 1
 print(passes * 32 / (time.monotonic() - started))
 """
-    return float(tables.run_python("-c", program))
+    return float(run_python("-c", program))
 
 
 if __name__ == "__main__":

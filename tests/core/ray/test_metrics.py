@@ -72,6 +72,7 @@ def scraped(url: str, prefix: str = "") -> list[tuple[str, dict[str, str], float
     return [(s.name, s.labels, s.value) for s in samples if s.name.startswith(prefix)]
 
 
+@pytest.mark.slow
 def test_the_exporter_tells_what_the_table_holds(small_bundle, image_folder, tmp_path) -> None:
     (image_folder / "a" / "broken.jpg").write_bytes(b"\xff\xd8no image")
     (image_folder / "a" / "empty.jpg").write_bytes(b"")
