@@ -46,6 +46,7 @@ from carray.images.pixels import PixelSettings
 from carray.manifest.manifest_file import Manifest, read_manifest, row_box
 from carray.search import run_folder
 from carray.search.train.export import export_onnx
+from carray.tensors.block import Block, ensure_block
 
 __all__ = ["generate_probes", "measure_full_decode", "pack_bundle", "pack_winner"]
 
@@ -136,7 +137,6 @@ def _pack_trial(
     from carray.search.train.hyperparameters import read_hyper
     from carray.search.train.nets import build_net, predict_logits
     from carray.tensors.batches import view_batch
-    from carray.tensors.block import ensure_block
 
     settings = TuneSettings.model_validate(search["settings"])
     values = json.loads(row["hyper"])
@@ -187,14 +187,21 @@ def _pack_trial(
         parity_pixels_NHWC=parity_pixels_NHWC,
         trained_on=manifest.by_content("train", *(["val"] if refitted else []))["sha256"],
     )
-    judging_N = draw_rows(val_rows_N[unseen_N], CERTIFY_IMAGES)
-    views = Views(
+    views = _int8_views(block, val_rows_N[unseen_N], pixels, left_out=int((~unseen_N).sum()))
+    return add_int8(to, views, before_refit=before_refit)
+
+
+def _int8_views(block: Block, judging_N: npt.NDArray[np.int64], pixels: PixelSettings, *, left_out: int) -> Views:
+    """Draw the images of the int8 certificate from a block: training images, and the given validation rows."""
+    from carray.tensors.batches import view_batch
+
+    judging_N = draw_rows(judging_N, CERTIFY_IMAGES)
+    return Views(
         calibration_NHWC=view_batch(block, draw_rows(block.of_split("train"), CALIBRATION_IMAGES), pixels),
         judging_NHWC=view_batch(block, judging_N, pixels),
         labels_N=block.labels_N[judging_N],
-        left_out=int((~unseen_N).sum()),
+        left_out=left_out,
     )
-    return add_int8(to, views, before_refit=before_refit)
 
 
 def _trained_manifest(run: str, search: Mapping[str, Any]) -> Manifest:
@@ -227,7 +234,6 @@ def measure_full_decode(net: Any, manifest: Manifest, pixels: PixelSettings, log
     a line that says why, where no image is large enough, or originals cannot be read any more.
     """
     from carray.search.train.nets import predict_logits
-    from carray.tensors.block import Block
 
     rows = manifest.by_content("val").to_dict("records")
     reduced_N = np.flatnonzero([_is_reduced(row, pixels, boxes=manifest.crop_boxes) for row in rows])

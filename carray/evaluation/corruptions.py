@@ -33,8 +33,16 @@ from carray.images.read import ReadImage, failed_image, fetch_original
 from carray.manifest.manifest_file import row_box
 
 __all__ = [
-    *("CORRUPTIONS", "NONE", "PICTURE_SIDE", "REENCODED", "ROBUSTNESS_SCHEMA", "VARIANTS"),
-    *("Corruption", "as_picture", "corrupted_hits", "robustness_rows"),
+    "CORRUPTIONS",
+    "NONE",
+    "PICTURE_SIDE",
+    "REENCODED",
+    "ROBUSTNESS_SCHEMA",
+    "VARIANTS",
+    "Corruption",
+    "as_picture",
+    "corrupted_hits",
+    "robustness_rows",
 ]
 
 Bools = npt.NDArray[np.bool_]

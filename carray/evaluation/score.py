@@ -25,7 +25,14 @@ from carray.images.read import read_all
 from carray.manifest.manifest_file import Manifest, read_row
 
 __all__ = [
-    *("Row", "ScoredSplit", "check_labels", "draw_rows", "read_batches", "score_pixels", "score_split", "seen_before"),
+    "Row",
+    "ScoredSplit",
+    "check_labels",
+    "draw_rows",
+    "read_batches",
+    "score_pixels",
+    "score_split",
+    "seen_before",
 ]
 
 SPLIT_BATCH, BATCH_IMAGES = 64, 16
