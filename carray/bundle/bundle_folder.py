@@ -1,14 +1,14 @@
-"""Says what a bundle is: a folder, complete exactly when `bundle.json` exists, and how it is opened.
+"""The files of a bundle, a folder that is complete once `bundle.json` exists, and how they are read.
 
     weights.safetensors   the network's weights, for further training
     model.onnx            uint8 NHWC in (batch is dynamic); logits_BK and embedding_BD out; normalisation is inside
-    model.int8.onnx       the same in 8-bit integers, where that passed its certificate
+    model.int8.onnx       the same in 8-bit integers, if its certificate holds
     probes.safetensors    16 generated images and the logits that each runtime gave for them
     trained_on.safetensors  hashes of the images that the network was trained on (bundle.trained_on)
     bundle.json           everything below, written last
 
-Invariants: `bundle_id` is a hash of weights, classes, pixels and temperature, not of metrics or the threshold; each
-file's sha256 is checked before its bytes are used; nothing in a bundle can run code. Version 1.
+`bundle_id` is a hash of weights, classes, pixels and temperature, not of metrics or the threshold. Each file's sha256
+is checked before its bytes are used. Nothing in a bundle can run code. Version 1.
 """
 
 from __future__ import annotations
@@ -44,56 +44,56 @@ WEIGHTS, MODEL, PROBES = "weights.safetensors", "model.onnx", "probes.safetensor
 TRAINED_ON = "trained_on.safetensors"
 INT8_MODEL = "model.int8.onnx"
 RUNTIME_FILES = {"fp32": MODEL, "int8": INT8_MODEL, "torch-bf16": WEIGHTS}
-"""The file that each runtime reads; a bundle has those runtimes whose file it has."""
+"""The file that each runtime reads; a bundle has the runtimes whose files it has."""
 
 
 class FileEntry(Settings):
-    """Names one file of a bundle by its content."""
+    """Hash and size of a bundle's file."""
 
     sha256: str
     size_bytes: int
 
 
 class Certificate(Settings):
-    """Says what a runtime lost against fp32 on labelled images, and whether that is little enough for `auto`."""
+    """The accuracy of a runtime compared with fp32 on labelled images, and whether `auto` may choose it."""
 
     holds: bool
     reason: str = ""
     """Why it does not hold."""
     split: str = "val"
-    """The labelled images that judged."""
+    """Split of the labelled images."""
     images: int
-    """Of them, those scored by both: none that the judged network was trained on."""
+    """Images scored by both runtimes; the network was not trained on them."""
     images_left_out: int = 0
-    """Of that split, images that do not judge, since the judged network was trained on them."""
+    """Images of that split that are left out, since the network was trained on them."""
     before_refit: bool = False
-    """Whether the network before a refit was judged, exported and quantised by the same recipe, since the refitted one
-    was trained on these images."""
+    """Whether the figures are of the network before a refit, quantised by the same recipe, since the refitted one was
+    trained on these images."""
     images_seen_in_training: bool = False
-    """In bundles of earlier versions: the network was trained on the images that judged, so the certificate is void."""
+    """In bundles of earlier versions: the network was trained on these images, so the certificate is void."""
     top1_fp32: float | None = None
     top1: float | None = None
     drop_points: float | None = None
-    """Top-1 of fp32 less that of the runtime on the same images, in points of percent."""
+    """Top-1 of fp32 minus that of the runtime on the same images, in percentage points."""
     agreement: float | None = None
-    """Fraction of the images with the same label; null, as all figures, where too few images were there to judge by."""
+    """Fraction of the images with the same label; null, like all figures, if there were too few images."""
     confident_images: int = 0
-    """Those to which fp32 gives a score over 0.8."""
+    """Images with an fp32 score over 0.8."""
     agreement_confident: float | None = None
-    """Agreement on them; null where there are none."""
+    """Agreement on them; null without any."""
     calibration: str = ""
-    """How the ranges of activations were chosen; empty where none had to be."""
+    """How the ranges of activations were chosen; empty if not needed."""
     calibration_images: int = 0
-    """Of the training split."""
+    """Images of the training split."""
     images_per_second: dict[str, dict[int, float]] = Field(default_factory=dict)
-    """By runtime and batch size, on one thread of the machine that measured."""
+    """By runtime and batch size, on one thread."""
     measured_on: str = ""
-    """That machine's processor."""
+    """The processor that this was measured on."""
 
     @model_validator(mode="before")
     @classmethod
     def _not_by_trained_images(cls, values: Any) -> Any:
-        """Withdraw what an earlier version certified on images that the network was trained on."""
+        """Void a certificate of an earlier version that used training images."""
         if not (isinstance(values, dict) and values.get("images_seen_in_training") and values.get("holds")):
             return values
         reason = "it was judged by images that the network was trained on; carray quantize --split test judges it anew"
@@ -101,38 +101,38 @@ class Certificate(Settings):
 
 
 class Acceptance(Settings):
-    """Says what to expect of accepting labels from the bundle's threshold on, or why it has none.
+    """What to expect of accepting labels from the bundle's threshold up, or why there is none.
 
     Figures are of fp32's calibrated scores, and null without a threshold.
     """
 
     target_precision: float
-    """Share of accepted labels that are to be right."""
+    """Wanted fraction of right labels among the accepted."""
     confidence: float
-    """With which the threshold's true precision is at least that."""
+    """Confidence that the true precision is at least that."""
     split: str
-    """The labelled images that it was chosen on."""
+    """Split that it was chosen on."""
     images: int
-    """Of them, those that could be read."""
+    """Readable images of that split."""
     manifest_fingerprint: str = ""
     before_refit: bool = False
-    """Whether the model before a refit gave the scores: no image is left that the refitted one has not learned from."""
+    """Whether the scores are of the model before a refit, since the refitted one was trained on all these images."""
     reason: str = ""
     """Why no threshold could be chosen."""
     accepted: int = 0
     """Images whose score reaches the threshold."""
     coverage: float | None = None
-    """Share of images accepted, with its two-sided 95 % interval."""
+    """Fraction of images accepted, with its two-sided 95 % interval."""
     coverage_low: float | None = None
     coverage_high: float | None = None
     precision: float | None = None
-    """Share of the accepted that are right, with one-sided bounds at `confidence`: the lower is at least the target."""
+    """Fraction of the accepted that are right, with one-sided bounds at `confidence`."""
     precision_low: float | None = None
     precision_high: float | None = None
 
 
 class BundleInfo(Settings):
-    """Is what bundle.json holds."""
+    """The content of bundle.json."""
 
     version: int
     bundle_id: str
@@ -140,23 +140,23 @@ class BundleInfo(Settings):
     classes: list[str] = Field(min_length=1)
     pixels: PixelSettings
     uses_boxes: bool
-    """Whether training cut images to their boxes; classify then wants boxes too."""
+    """Whether images were cut to their boxes in training; classify then needs boxes, too."""
     temperature: float = Field(gt=0)
-    """Divides logits before the softmax; fitted on the validation split."""
+    """Divisor of logits before the softmax, fitted on the validation split."""
     embedding_size: int
     files: dict[str, FileEntry]
     metrics: dict[str, dict[str, float]]
     """Measured at packing, by split."""
     parity: dict[str, dict[str, float]]
-    """The exported graph against torch on real validation pixels."""
+    """The exported graph compared with torch on validation images."""
     certificates: dict[str, Certificate] = Field(default_factory=dict)
-    """By runtime, each against fp32."""
+    """By runtime, each compared with fp32."""
     accept_threshold: float | None = Field(default=None, ge=0, le=1)
-    """Score from which a label is to be accepted without a look; null while none was chosen, or none could be."""
+    """Score from which labels are accepted without review; null if none was or could be chosen."""
     acceptance: Acceptance | None = None
-    """What that threshold promises; null in bundles of before there were any."""
+    """What to expect of that threshold; null in older bundles."""
     net: dict[str, Any]
-    """Family, name, hyper and everything else that builds the network again."""
+    """Family, name and hyperparameters, from which the network is built."""
     search: dict[str, Any]
     """How it was found: run, trial, epoch, seed, manifest fingerprint."""
     software: dict[str, str]
@@ -167,13 +167,13 @@ def bundle_id_of(
 ) -> str:
     """Hash what decides a prediction: 16 hex digits."""
     decided_by: list[Any] = [weights_sha256, classes, pixels.model_dump(mode="json"), round(temperature, 6)]
-    # Only where it is on, so that the ids of bundles packed before there was a choice stay as they are.
+    # Only if it is on, so that the ids of older bundles stay the same.
     decided_by += ["flip_average"] if flip_average else []
     return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_bundle(uri: str, info: BundleInfo, files: Mapping[str, bytes]) -> BundleInfo:
-    """Write files into a bundle, their hashes into its description, and that last; gives the description.
+    """Write files into a bundle, and last its description with their hashes, which is returned.
 
     Raises:
         StorageError: storage refused a write.
@@ -183,7 +183,7 @@ def write_bundle(uri: str, info: BundleInfo, files: Mapping[str, bytes]) -> Bund
         name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)) for name, data in files.items()
     }
     info = info.model_copy(update={"files": {**info.files, **entries}})
-    delete(join(uri, BUNDLE_JSON))  # while files change under an older marker, the folder must not look finished
+    delete(join(uri, BUNDLE_JSON))  # the folder must not look finished while its files change
     for name, data in files.items():
         write_bytes(join(uri, name), data)
     write_info(uri, info)
@@ -191,7 +191,7 @@ def write_bundle(uri: str, info: BundleInfo, files: Mapping[str, bytes]) -> Bund
 
 
 def write_info(uri: str, info: BundleInfo) -> None:
-    """Write a finished bundle's description anew, in one step, where none of its files changes.
+    """Replace a finished bundle's description, atomically, without changing its files.
 
     Raises:
         StorageError: storage refused it.
@@ -206,21 +206,21 @@ def open_bundle(uri: str) -> BundleInfo:
         BundleError: no finished bundle lies there, it is of another version, or its description was changed.
     """
     uri = absolute(uri)
-    place = join(uri, BUNDLE_JSON)
-    if not exists(place):
+    path = join(uri, BUNDLE_JSON)
+    if not exists(path):
         raise BundleError(
             f"{uri} holds no {BUNDLE_JSON}, so it is not a finished bundle; give RUN/bundle of a finished tune."
         )
-    values = read_json(place)
+    values = read_json(path)
     if not isinstance(values, Mapping) or values.get("version") != VERSION:
         seen = values.get("version") if isinstance(values, Mapping) else None
-        raise BundleError(f"{place} is of version {seen!r}, but this carray reads version {VERSION}; pack it again.")
+        raise BundleError(f"{path} is of version {seen!r}, but this carray reads version {VERSION}; pack it again.")
     try:
         info = BundleInfo.model_validate(values)
     except ValidationError as err:
         first = err.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{place} is damaged: {where} {first['msg'].lower()}; pack the bundle again.") from None
+        raise BundleError(f"{path} is damaged: {where} {first['msg'].lower()}; pack the bundle again.") from None
     expected = bundle_id_of(
         info.files[WEIGHTS].sha256 if WEIGHTS in info.files else "",
         classes=info.classes,
@@ -230,7 +230,7 @@ def open_bundle(uri: str) -> BundleInfo:
     )
     if info.bundle_id != expected:
         raise BundleError(
-            f"{place} says bundle_id {info.bundle_id}, but its content hashes to {expected}; it was changed."
+            f"{path} says bundle_id {info.bundle_id}, but its content hashes to {expected}; it was changed."
         )
     return info
 

@@ -81,7 +81,7 @@ def draw_images(
     keys = images + sum(note.skipped.total() for note in notes.values())
     if not images:
         raise SettingsError(
-            f"{wanted.source} gave no image within {seconds:g} s; give the listing longer (--listing-seconds)."
+            f"{wanted.source} gave no image within {seconds:g} s; give the listing more time (--listing-seconds)."
         )
     if not complete:
         say(f"estimate: the listing was stopped after {seconds:g} s, with {images:,} images listed")

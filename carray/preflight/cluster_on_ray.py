@@ -37,10 +37,12 @@ def look_at_ray() -> Iterator[Finding]:
             counted += [_count(running.gpus, "GPU")] if running.gpus else []
             seen = f"{ray.get_runtime_context().gcs_address} answers: {', '.join(counted)}"
             if is_token_required():
-                yield Finding("Ray", "ok", f"{seen}, the token is taken")
+                yield Finding("Ray", "ok", f"{seen}, the token is accepted")
             else:
-                remedy = "whoever reaches it owns the machines: set RAY_AUTH_MODE=token on all before Ray starts"
-                yield Finding("Ray", "warn", f"{seen}, no token is asked for", remedy)
+                remedy = (
+                    "anyone who can reach it controls the machines: set RAY_AUTH_MODE=token on all before Ray starts"
+                )
+                yield Finding("Ray", "warn", f"{seen}, no token is required", remedy)
             yield _same_software(_ask_all(nodes, _software))
     except SettingsError as err:
         seen, _, remedy = str(err).rstrip(".").rpartition("; ")
@@ -61,7 +63,7 @@ def look_at_jobs(address: str) -> Iterator[Finding]:
             remedy = "set RAY_AUTH_MODE=token, and copy the head's ~/.ray/auth_token"
         yield Finding("Ray jobs", "fail", f"{one_line(address)}: {seen}", remedy)
         return
-    yield Finding("Ray jobs", "ok", f"{one_line(address)} answers, and lets this user submit")
+    yield Finding("Ray jobs", "ok", f"{one_line(address)} answers, and accepts jobs of this user")
 
 
 def look_at_machines(arguments: str) -> Iterator[Finding]:
@@ -118,7 +120,7 @@ def _same_software(answers: dict[str, Any]) -> Finding:
     if not others:
         return Finding("Ray's machines", "ok", f"{here} on each of {len(answers)}")
     seen = "; ".join(f"{host} says {answer}" for host, answer in others.items())
-    remedy = _missing_carray(seen) or f"give all machines one image: here is {here}"
+    remedy = _missing_carray(seen) or f"use the same image on all machines: here is {here}"
     return Finding("Ray's machines", "fail", seen, remedy)
 
 

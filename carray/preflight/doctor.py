@@ -111,14 +111,14 @@ def look_in_process(name: str, *arguments: str, title: str, seconds: float) -> I
             check=False,
         )
     except subprocess.TimeoutExpired:
-        yield Finding(title, "fail", f"no end within {seconds:.0f} s", "look whether it hangs by itself")
+        yield Finding(title, "fail", f"not finished within {seconds:.0f} s", "run it alone to see whether it hangs")
         return
     lines = done.stdout.splitlines()
     if done.returncode == 0 and lines:
         yield from (Finding(**values) for values in json.loads(lines[-1]))
         return
     said = [line for line in done.stderr.splitlines() if line.strip()]
-    reason = one_line(said[-1]) if said else "it said nothing"
+    reason = one_line(said[-1]) if said else "no message"
     if done.returncode < 0:
         name_of = {number.value: number.name for number in signal.Signals}
         reason = f"its process died of {name_of.get(-done.returncode, -done.returncode)}"
@@ -129,15 +129,15 @@ def _remedy(reason: str) -> str:
     """Suggest a remedy for a failed import or a process that died."""
     module = re.search(r"No module named '([\w]+)", reason)
     if module:
-        return f"install what brings {module[1]}: pip install carray"
-    return next((remedy for word, remedy in _REMEDIES.items() if word in reason), "reinstall what it names")
+        return f"install the package of {module[1]}: pip install carray"
+    return next((remedy for word, remedy in _REMEDIES.items() if word in reason), "reinstall that package")
 
 
 _REMEDIES = {
     "libGL": "keep opencv-python-headless and uninstall opencv-python, or install Debian's libgl1",
     "libgthread": "keep opencv-python-headless and uninstall opencv-python, or install Debian's libglib2.0-0",
-    "libcud": "install the torch that belongs to this machine: pytorch.org tells the index for its CUDA, or for CPUs",
-    "GLIBC": "the package is built for a newer Linux: take a newer base image",
-    "SIGILL": "the package is built for a newer processor: take another machine, or an older build",
-    "SIGKILL": "it was killed, most likely for its memory: free some",
+    "libcud": "install the torch build for this machine's CUDA, or for CPUs; see pytorch.org",
+    "GLIBC": "the package is built for a newer Linux: use a newer base image",
+    "SIGILL": "the package is built for a newer processor: use another machine, or an older build",
+    "SIGKILL": "it was killed, probably for lack of memory: free some",
 }

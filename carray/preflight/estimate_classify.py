@@ -67,10 +67,10 @@ _FEW = 30
 _RETRIED = 0.01
 """Share of requests that a busy store makes a job ask again."""
 _MEANING = f"""\
-Times: from what the processor was busy here to what passed here, of the middle 80 % of what other samples would
-show, moved outwards by a factor of {MACHINE_FACTOR:g} for other machines of this one's kind, with the start of Ray and
-its workers. Machines of another kind, their booting, and those that leave in between are not in it.
-Requests: by the job's own rules, with up to 1 % asked again."""
+Times: from processor time to wall-clock time measured here, of the middle 80 % of resamples, widened by a factor of
+{MACHINE_FACTOR:g} for other machines of this type, with the start of Ray and its workers. Not included: other types of
+machines, their booting, and machines that leave.
+Requests: by the job's own rules, with up to 1 % retried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,9 @@ def estimate_classify(
         raise SettingsError("device is 'cuda', but an estimate measures on cpu; set device to cpu or auto.")
     if settings.since or settings.retry_failed:
         named = "since" if settings.since else "retry_failed"
-        raise SettingsError(f"{named} is set, but an estimate is of a whole run; leave it out, and take its share.")
+        raise SettingsError(
+            f"{named} is set, but only a whole run can be estimated; leave it out, and scale the result."
+        )
     probe, threads = probe or Probe(), settings.threads or 1
     bundle, source = (absolute(uri).rstrip("/") or "/" for uri in (bundle, source))
     settings = settings.model_copy(update={"device": "cpu", "threads": threads})
@@ -375,9 +377,7 @@ def _rows(found: ClassifyEstimate) -> list[tuple[str, str, str, str]]:
         table_row("machine-hours", found.machine_hours, number_text),
         table_row("core-hours", found.core_hours, number_text),
         table_row("LIST requests", whole(least.lists, most.lists), _count),
-        table_row(
-            "GET requests", whole(least.gets, most.gets), _count, "one an image; HEADs of a job's records among them"
-        ),
+        table_row("GET requests", whole(least.gets, most.gets), _count, "one for each image; includes HEADs"),
         table_row("PUT requests", whole(least.puts, most.puts), _count),
         table_row("money, requests", found.request_money, money_text),
     ]
@@ -397,11 +397,11 @@ def _meaning(found: ClassifyEstimate) -> list[str]:
     lines += busy_text(found.cost.load)
     if found.throttled:
         lines.append(
-            f"So many machines read over {PREFIX_GETS_A_SECOND:,} images a second, where S3 says SlowDown under one "
-            "prefix: more machines help only if the keys have several."
+            f"These machines would read over {PREFIX_GETS_A_SECOND:,} images a second, S3's limit under one "
+            "prefix (SlowDown): more machines help only if the keys have several prefixes."
         )
     if not found.listed:
-        lines.append("Not all was listed: for the whole, say how many images there are with --total-images.")
+        lines.append("The listing is incomplete: give the number of images with --total-images.")
     if found.workers < found.machines.count * found.machines.cores:
         lines.append(
             f"Only {found.workers:,} of {found.machines.count * found.machines.cores:,} cores have work, with so many "

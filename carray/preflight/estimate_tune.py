@@ -50,9 +50,9 @@ PACK_SECONDS = Range(10.0, 120.0)
 TRIAL_SECONDS, EPOCH_SECONDS = Range(0.3, 2.0), Range(0.05, 0.5)
 """Overhead of a trial and of an epoch (results/tune.csv, fixed)."""
 _MEANING = f"""\
-Times: from what the processor was busy here to what passed here, by images and epochs; moved outwards by a factor of
-{MACHINE_FACTOR:g} for other machines of this one's kind. Machines of another kind, their booting, and those that leave
-in between are not in it, nor a cache that is full already."""
+Times: from processor time to wall-clock time measured here, by images and epochs; widened by a factor of
+{MACHINE_FACTOR:g} for other machines of this type. Not included: other types of machines, their booting, machines that
+leave, and a cache that is already full."""
 Hyper = CnnHyper | TransferHyper
 
 
@@ -194,8 +194,8 @@ def _epochs(search: SearchSettings, trials: int, earlier_run: str | None) -> tup
     if earlier_run is None:
         first = first_stop(search)
         return whole(trials * first, full), (
-            f"Epochs: from every trial stopped where the scheduler first may, after epoch {first}, to none stopped. An "
-            "earlier run with such a scheduler narrows that: --earlier-run RUN."
+            f"Epochs: from every trial stopped as early as possible, after epoch {first}, to none stopped. An "
+            "earlier run with the same scheduler narrows the range: --earlier-run RUN."
         )
     run, taken = absolute(earlier_run), _epochs_taken(absolute(earlier_run), search)
     values, counts = np.unique(taken, return_counts=True)
@@ -220,7 +220,7 @@ def _epochs_taken(run: str, search: SearchSettings) -> npt.NDArray[np.int64]:
     trials = run_folder.read_trials(run)
     ended = trials[~trials["status"].isin(["out_of_time", "not_started"])]
     if ended.empty:
-        raise SettingsError(f"no trial of {run} has ended, so it does not show how many epochs are run; name another.")
+        raise SettingsError(f"no trial of {run} has ended, so the number of epochs is unknown; name another.")
     return ended["epochs"].to_numpy(np.int64)
 
 
@@ -231,8 +231,8 @@ def _device(share: Share) -> str:
 
     if not torch.cuda.is_available():
         raise SettingsError(
-            f"a trial is to have {share.gpus:g} GPUs, but torch sees none on this machine, where epochs are measured; "
-            "run carray estimate tune on a machine with such a GPU."
+            f"a trial needs {share.gpus:g} GPUs, but torch sees none on this machine, where epochs are measured; run "
+            "carray estimate tune on a machine with such a GPU."
         )
     return "cuda"
 
@@ -415,7 +415,7 @@ def _rows(found: TuneEstimate) -> list[tuple[str, str, str, str]]:
     cut = f"; {found.ended_by} ends the search" if found.ended_by else ""
     rows = [
         table_row("epochs, of all trials", found.epochs, note=f"{full:,} if no trial is stopped ({found.scheduler})"),
-        _seconds("decoding, once a machine", found.decode_seconds),
+        _seconds("decoding, once for each machine", found.decode_seconds),
         _seconds("rung 0", found.rung0_seconds),
         _seconds("trials", found.search_seconds),
         _seconds("refit", found.refit_seconds),
@@ -424,7 +424,7 @@ def _rows(found: TuneEstimate) -> list[tuple[str, str, str, str]]:
         table_row("GPU-hours" if cluster.gpus else "core-hours", found.device_hours),
     ]
     if found.get_requests:
-        rows.append(("GET requests", "", f"{found.get_requests:,}", "each image, once a machine"))
+        rows.append(("GET requests", "", f"{found.get_requests:,}", "each image, once for each machine"))
     if found.machine_money is None:
         return [*rows, ("money, machines", "", "", "not priced: --price-per-machine-hour")]
     return [*rows, table_row("money, machines", found.machine_money, money_text)]
@@ -438,6 +438,6 @@ def _meaning(found: TuneEstimate) -> list[str]:
     lines = [found.epochs_meaning, _MEANING]
     if len(found.cost.nets) < found.networks:
         lines.append(
-            "A network that was not measured may cost whatever its family's measured ones do: --networks measures more."
+            "Networks that were not measured have the range of their family's measured ones: --networks measures more."
         )
     return lines + busy_text(found.cost.load)

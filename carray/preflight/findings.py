@@ -68,8 +68,8 @@ def run_checks(checks: Sequence[Check]) -> Iterator[Finding]:
         try:
             found[number] = list(check.run())
         except Exception as err:  # a broken machine may raise anything, and the other findings still count
-            reason = f"could not be looked at ({type(err).__name__}: {one_line(err)})"
-            found[number] = [_broken(check, reason, "mend what it names, and ask again")]
+            reason = f"could not be checked ({type(err).__name__}: {one_line(err)})"
+            found[number] = [_broken(check, reason, "fix that, and run doctor again")]
 
     threads = [threading.Thread(target=run, args=pair, daemon=True) for pair in enumerate(checks)]
     for thread in threads:
@@ -77,7 +77,7 @@ def run_checks(checks: Sequence[Check]) -> Iterator[Finding]:
     for number, (thread, check) in enumerate(zip(threads, checks, strict=True)):
         thread.join(max(0.0, started + check.seconds - time.monotonic()))
         late = f"no answer within {check.seconds:.0f} s"
-        yield from found.get(number) or [_broken(check, late, "look whether it hangs by itself")]
+        yield from found.get(number) or [_broken(check, late, "run it alone to see whether it hangs")]
 
 
 def _broken(check: Check, seen: str, remedy: str) -> Finding:

@@ -103,7 +103,7 @@ def look_at_decoders() -> Iterator[Finding]:
             wrong.append(f"{name}: colours are off by {off} of 255")
     versions = f"OpenCV {cv2.__version__}, simplejpeg {_version(simplejpeg)}, Pillow {PIL.__version__}"
     if wrong:
-        remedy = "their images would be decode_error rows: reinstall simplejpeg, Pillow and opencv-python-headless"
+        remedy = "such images would become decode_error rows: reinstall simplejpeg, Pillow and opencv-python-headless"
         yield Finding("decoders", "fail", "; ".join(wrong), remedy)
     else:
         yield Finding("decoders", "ok", f"{', '.join(PICTURES)} decode to the right pixels ({versions})")
@@ -128,7 +128,7 @@ def look_at_training() -> Iterator[Finding]:
     """Train one step with torch, if it is installed, name its GPUs, and look for pretrained weights."""
     missing = [name for name in ("torch", "torchvision", "timm") if not _is_installed(name)]
     if missing:
-        yield Finding("training", "ok", f"not here: {', '.join(missing)}; scoring needs none of them", absent=True)
+        yield Finding("training", "ok", f"not installed: {', '.join(missing)}; scoring needs none of them", absent=True)
         return
     import timm
     import torch
@@ -140,10 +140,10 @@ def look_at_training() -> Iterator[Finding]:
     works = layer.weight.grad is not None and bool(torch.isfinite(layer.weight.grad).all())
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}"
     if not works:
-        yield Finding("training", "fail", f"a gradient is no number ({versions})", "reinstall torch")
+        yield Finding("training", "fail", f"a gradient is not finite ({versions})", "reinstall torch")
     elif device.type == "cpu" and list(Path("/dev").glob("nvidia[0-9]*")):
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-        remedy = "install the torch that belongs to the driver; pytorch.org tells the index"
+        remedy = "install the torch build for the driver; see pytorch.org"
         yield Finding("training", "warn", f"there is a GPU that torch does not see ({versions}, {built})", remedy)
     else:
         where = torch.cuda.get_device_name() if device.type == "cuda" else "the processor"

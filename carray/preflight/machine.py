@@ -60,7 +60,7 @@ def check_cores() -> Iterator[Finding]:
     limits += [f"{quota:g} by the container's quota"] if quota is not None and quota < machine else []
     why = f" of the machine's {machine} ({', '.join(limits)})" if limits else ""
     if cores < 1:
-        remedy = "give the container at least one CPU: a worker is one"
+        remedy = "give the container at least one CPU: a worker needs one"
         yield Finding("cores", "warn", f"{cores:g}{why}", remedy)
         return
     yield Finding("cores", "ok", f"{cores:g}{why}")
@@ -91,10 +91,12 @@ def check_memory() -> Iterator[Finding]:
     wanted = DRIVER_BYTES + WORKER_BYTES * max(1, int(usable_cores()))
     seen = f"{_gb(free)} free of {_gb(total)}"
     if free < DRIVER_BYTES + WORKER_BYTES:
-        yield Finding("memory", "fail", seen, f"free memory: even one worker wants {_gb(DRIVER_BYTES + WORKER_BYTES)}")
+        yield Finding(
+            "memory", "fail", seen, f"free some memory: even one worker needs {_gb(DRIVER_BYTES + WORKER_BYTES)}"
+        )
     elif free < wanted:
         fewer = int((free - DRIVER_BYTES) / WORKER_BYTES)
-        remedy = f"a worker on each core may want {_gb(wanted)} in all: say --workers {fewer}"
+        remedy = f"a worker on each core may need {_gb(wanted)} in all: use --workers {fewer}"
         yield Finding("memory", "warn", seen, remedy)
     else:
         yield Finding("memory", "ok", seen)
@@ -177,8 +179,8 @@ def check_instructions() -> Iterator[Finding]:
         yield Finding("processor", "ok", seen)
     else:
         remedy = (
-            "it has no instructions for 8-bit products, so int8 may gain nothing here, or compute something else, "
-            "which a worker notices; score with --runtime fp32 then"
+            "it lacks instructions for 8-bit products, so int8 may not be faster here, or compute other results, "
+            "which workers detect; then use --runtime fp32"
         )
         yield Finding("processor", "warn", seen, remedy)
 
@@ -199,14 +201,14 @@ def check_gpus() -> Iterator[Finding]:
             remedy = "install the driver's tools, or give the container the utility capability"
             yield Finding("GPUs", "warn", f"{len(devices)} in /dev, but no nvidia-smi", remedy)
         else:
-            yield Finding("GPUs", "ok", "none: the processor trains and scores")
+            yield Finding("GPUs", "ok", "none: training and scoring run on the processor")
         return
     asked = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=8, check=False)
     cards = [one_line(line) for line in done.stdout.splitlines() if line.strip()]
     if done.returncode or not cards:
         reason = one_line(done.stdout or done.stderr) or f"exit code {done.returncode}"
-        remedy = "mend the driver (a reboot after its update often does), or give the container the GPU"
+        remedy = "repair the driver (a reboot after its update often helps), or give the container the GPU"
         yield Finding("GPUs", "warn", f"nvidia-smi finds none ({reason})", remedy)
     else:
         yield Finding("GPUs", "ok", f"{len(cards)}: {'; '.join(dict.fromkeys(cards))}")
@@ -265,7 +267,7 @@ def check_packages() -> Iterator[Finding]:
     wanted = requirements()
     if not wanted:
         remedy = "install carray with pip, or run it in its clone"
-        yield Finding("packages", "warn", f"what carray needs is not known in {ROOT}", remedy)
+        yield Finding("packages", "warn", f"the requirements of carray are not known in {ROOT}", remedy)
         return
     scoring = {name: oldest for name, oldest in wanted.items() if name not in SEARCH_ONLY}
     yield _of_group("packages", scoring, optional=False)
@@ -297,14 +299,14 @@ def _of_group(name: str, wanted: dict[str, str], *, optional: bool) -> Finding:
         if distribution in _NAMED:
             seen.append(f"{distribution} {version}")
     if optional and missing and not old:
-        text = f"not here: {', '.join(missing)}; a search needs them, scoring does not"
+        text = f"not installed: {', '.join(missing)}; a search needs them, scoring does not"
         return Finding(name, "ok", text, absent=True)
     if missing or old:
         text = ", ".join([*old, *(f"{distribution} is missing" for distribution in missing)])
         names = [*missing, *(line.split()[0] for line in old)]
         install = " ".join(f"'{one}>={wanted[one]}'" if wanted[one] else one for one in names)
         return Finding(name, "fail", text, f"pip install {install}")
-    return Finding(name, "ok", f"{', '.join(seen)}; all {len(wanted)} are new enough")
+    return Finding(name, "ok", f"{', '.join(seen)}; all {len(wanted)} are recent enough")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -44,15 +44,15 @@ def run_in_parallel(work: Callable[..., T], arguments: Sequence[tuple[Any, ...]]
                 raise
             except BrokenProcessPool:
                 raise BudgetError(
-                    f"one of {len(arguments)} processes that were to measure died, most likely for its memory; free "
-                    "some, or measure with fewer (--probe-workers)."
+                    f"one of {len(arguments)} measuring processes died, probably for lack of memory; free some, or "
+                    "measure with fewer (--probe-workers)."
                 ) from None
             except BrokenBarrierError as err:  # another one failed, whose error is more useful
                 others.append(err)
     if others:
         raise BudgetError(
-            f"the {len(arguments)} processes that were to measure were not ready within {START_SECONDS} s; measure "
-            "with fewer (--probe-workers)."
+            f"the {len(arguments)} measuring processes were not ready within {START_SECONDS} s; measure with fewer "
+            "(--probe-workers)."
         )
     return results
 

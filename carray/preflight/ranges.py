@@ -87,8 +87,8 @@ def busy_text(load: float) -> list[str]:
     if load <= 1.5:
         return []
     return [
-        f"Other work was busy here (a load of {load:.1f} for each core), which raised the upper ends; ask again when "
-        "the machine is idle."
+        f"Other work kept this machine busy (a load of {load:.1f} for each core), which raised the upper ends; repeat "
+        "the estimate when it is idle."
     ]
 
 

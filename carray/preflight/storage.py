@@ -63,7 +63,7 @@ def _check_local(path: Path, title: str, *, write: bool) -> Finding:
     except OSError as err:
         remedy = "make it writable for this user, or give another place"
         return Finding(title, "fail", f"{path}: {there} cannot be written ({err.strerror})", remedy, storage=True)
-    made = "" if there == path else ", which will be made"
+    made = "" if there == path else ", which will be created"
     return Finding(title, "ok", f"{path}{made}: written and deleted, {free / 1e9:,.1f} GB free", storage=True)
 
 
@@ -111,7 +111,7 @@ class _Bucket:
                 self._read()
             seen = f"{self.uri}: {', '.join(self.done)} ({self._about()})"
             empty = "nothing there to read" in self.done
-            remedy = "check its spelling; s3:GetObject was not tried" if empty else ""
+            remedy = "check its spelling; s3:GetObject was not tested" if empty else ""
             yield Finding(self.title, "warn" if empty else "ok", seen, remedy, storage=True)
         except _Denied as err:
             before = f"{', '.join(self.done)}, but " if self.done else ""
@@ -189,11 +189,11 @@ class _Bucket:
             raise _Denied(str(err).rstrip("."), "give another place") from None
         except OSError as err:
             text = one_line(err)
-            remedy = "look at the endpoint's certificate and at AWS_CA_BUNDLE" if "SSL" in text.upper() else ""
+            remedy = "check the endpoint's certificate and AWS_CA_BUNDLE" if "SSL" in text.upper() else ""
             if "411" in text:
                 remedy = "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required, which older stores need"
             raise _Denied(
-                f"pyarrow, which writes the tables, is refused ({text})", remedy or "give it the rights of the others"
+                f"pyarrow, which writes the tables, is refused ({text})", remedy or "give it the same rights"
             ) from None
 
     def _ask(self, right: str, operation: str, **wanted: Any) -> Any:
@@ -257,7 +257,7 @@ def _connect() -> Any:
         seen, _, remedy = str(err).partition("; ")
         raise _Denied(seen, remedy) from None
     except (BotoCoreError, ValueError) as err:  # a profile that is not there, an endpoint that is no URL
-        raise _Denied(one_line(err), "mend AWS_PROFILE, AWS_REGION or AWS_ENDPOINT_URL") from None
+        raise _Denied(one_line(err), "correct AWS_PROFILE, AWS_REGION or AWS_ENDPOINT_URL") from None
 
 
 def _failure(err: Exception) -> _Denied:
@@ -267,7 +267,7 @@ def _failure(err: Exception) -> _Denied:
     elif "SSL" in kind:
         remedy = "name the store's certificates in AWS_CA_BUNDLE"
     else:
-        remedy = "look at AWS_ENDPOINT_URL, at proxies and at the way there"
+        remedy = "check AWS_ENDPOINT_URL, proxies and the network"
     return _Denied(one_line(err), remedy)
 
 

@@ -63,7 +63,7 @@ def there(head, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def test_a_ray_that_answers_takes_the_token_and_has_carray(there):
     ray, software = look_in_process("ray", title="Ray", seconds=100)
     assert (ray.status, software.status) == ("ok", "ok")
-    assert "1 machine, 1 CPU, the token is taken" in ray.seen
+    assert "1 machine, 1 CPU, the token is accepted" in ray.seen
     assert software.seen.endswith("on each of 1")
     (jobs,) = look_in_process("jobs", there["RAY_API_SERVER_ADDRESS"], title="Ray jobs", seconds=100)
     assert jobs.status == "ok"

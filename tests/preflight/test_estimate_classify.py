@@ -129,8 +129,8 @@ def test_a_bundle_that_is_damaged_is_its_own_error(small_bundle, image_folder, t
     ("wanted", "complaint"),
     [
         ({"device": "cuda"}, "an estimate measures on cpu"),
-        ({"since": "before"}, "since is set, but an estimate is of a whole run"),
-        ({"retry_failed": True}, "retry_failed is set, but an estimate is of a whole run"),
+        ({"since": "before"}, "since is set, but only a whole run can be estimated"),
+        ({"retry_failed": True}, "retry_failed is set, but only a whole run can be estimated"),
     ],
 )
 def test_what_is_not_measured_is_refused(small_bundle, image_folder, wanted, complaint):

@@ -58,7 +58,7 @@ def test_an_estimate_trains_the_spaces_networks(manifest):
     assert said["device_hours"][1] == pytest.approx(said["machine_hours"][1] * 2, rel=0.01)
     text = tune_text(found)
     assert "81 if no trial is stopped (asha)" in text
-    assert "from every trial stopped where the scheduler first may, after epoch 1, to none stopped" in text
+    assert "from every trial stopped as early as possible, after epoch 1, to none stopped" in text
     assert "--networks measures more" in text
 
 

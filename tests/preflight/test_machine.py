@@ -60,8 +60,8 @@ def test_cores_are_those_of_the_quota_of_version_one(container):
     ("available_kb", "status", "words"),
     [
         (12_000_000, "ok", ""),
-        (2_000_000, "warn", "say --workers 3"),
-        (500_000, "fail", "even one worker wants 0.8 GB"),
+        (2_000_000, "warn", "use --workers 3"),
+        (500_000, "fail", "even one worker needs 0.8 GB"),
     ],
 )
 def test_memory_is_enough_low_or_none(container, available_kb, status, words):

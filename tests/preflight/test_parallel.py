@@ -22,5 +22,5 @@ def test_an_error_of_carrays_comes_through_as_what_it_is():
 
 
 def test_a_process_that_dies_is_a_sentence():
-    with pytest.raises(BudgetError, match="one of 1 processes that were to measure died.*--probe-workers"):
+    with pytest.raises(BudgetError, match="one of 1 measuring processes died.*--probe-workers"):
         run_in_parallel(os._exit, [(1,)])

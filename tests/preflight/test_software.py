@@ -53,7 +53,7 @@ def test_a_scoring_image_without_torch_is_no_failure(versions):
     packages, search = machine.check_packages()
     assert packages.status == search.status == "ok"
     assert search.absent
-    assert search.seen.startswith("not here: torch, torchvision, timm")
+    assert search.seen.startswith("not installed: torch, torchvision, timm")
 
 
 def test_an_old_torch_fails(versions):
@@ -118,7 +118,7 @@ def test_a_decoder_that_makes_other_colours_fails(monkeypatch, tmp_path):
 def test_a_part_that_hangs_is_killed(monkeypatch, tmp_path):
     shadow(tmp_path, monkeypatch, onnxruntime="import time; time.sleep(60)")
     (found,) = doctor.look_in_process("scoring", title="scoring", seconds=1.5)
-    assert (found.status, found.seen) == ("fail", "no end within 2 s")
+    assert (found.status, found.seen) == ("fail", "not finished within 2 s")
 
 
 def test_weights_are_looked_for_in_packages_and_on_the_hub(monkeypatch):

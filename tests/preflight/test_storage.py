@@ -223,7 +223,7 @@ def test_local_places(tmp_path: Path):
     assert "does not exist" in lines[0]
     statuses, lines = look(str(tmp_path / "new" / "out"), write=True)
     assert statuses == ["ok"]
-    assert "which will be made" in lines[0]
+    assert "which will be created" in lines[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
     statuses, lines = look("/proc/out", write=True)
     assert statuses == ["fail"]
