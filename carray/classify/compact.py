@@ -43,8 +43,8 @@ def compact(out: str, *, to: str, rows_per_file: int = 1_000_000) -> dict[str, A
     with Progress("compact", total=run["rows"], unit="rows") as progress:
         for table in _merged(parts, rows_per_file):
             provenance = {"run_id": run["run_id"], "bundle_id": run["bundle_id"]}
-            place = join(to, f"compact-{files:06d}.parquet")
-            write_table(table, place, kind=KIND, version=VERSION, provenance=provenance)
+            target = join(to, f"compact-{files:06d}.parquet")
+            write_table(table, target, kind=KIND, version=VERSION, provenance=provenance)
             files += 1
             progress.advance(table.num_rows)
     written = sum(file_rows(uri) for uri in list_files(to) if uri.endswith(".parquet"))
@@ -59,25 +59,27 @@ def compact(out: str, *, to: str, rows_per_file: int = 1_000_000) -> dict[str, A
 
 
 def _finished_run(out: str) -> dict[str, Any]:
-    place = record_place(out, "done.json")
-    if not exists(place):
+    note_uri = record_place(out, "done.json")
+    if not exists(note_uri):
         raise SettingsError(f"{out} is no finished run of carray classify; give one, or finish it first.")
-    return dict(read_json(place))
+    return dict(read_json(note_uri))
 
 
 def _check_target(out: str, to: str, run: dict[str, Any]) -> dict[str, Any] | None:
     """Give what `to` holds if that is this run already; empty it of what an interrupted call left."""
     if f"{to}/".startswith(f"{out}/"):
         raise SettingsError(f"{to} lies in {out}, whose rows would then be there twice; give a folder outside it.")
-    place = record_place(to, "compact.json")
-    note = dict(read_json(place)) if exists(place) else None
+    note_uri = record_place(to, "compact.json")
+    note = dict(read_json(note_uri)) if exists(note_uri) else None
     if note and note["run_id"] == run["run_id"] and note["rows"] == run["rows"]:
         note.pop("from")
         return note
     there = [uri for uri in list_files(to) if uri.endswith(".parquet")]
     foreign = [uri for uri in there if not uri.rsplit("/", 1)[-1].startswith("compact-")]
     if note or foreign:
-        raise SettingsError(f"{to} already holds something else, as {(foreign or [place])[0]!r}; give an empty folder.")
+        raise SettingsError(
+            f"{to} already holds something else, as {(foreign or [note_uri])[0]!r}; give an empty folder."
+        )
     for uri in there:
         delete(uri)
     return None

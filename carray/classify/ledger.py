@@ -1,4 +1,4 @@
-"""Keeps a run's books: what it is, which shards are done, whether rows out are images in.
+"""The records of a run: what it is, which shards are done, whether rows out are images in.
 
 From, to: small JSON files under `OUT/_carray/`.
 A shard's Parquet file is created once and carries its ledger entry; the entry is created after it, from it. Whoever
@@ -103,8 +103,8 @@ def read_run(out: str) -> RunRecord | None:
         StorageError: the record cannot be read.
         SettingsError: it is of another version of carray.
     """
-    place = record_place(out, "run.json")
-    return parse_settings(RunRecord, read_json(place)) if exists(place) else None
+    uri = record_place(out, "run.json")
+    return parse_settings(RunRecord, read_json(uri)) if exists(uri) else None
 
 
 def write_run(out: str, record: RunRecord) -> None:
@@ -119,8 +119,8 @@ def read_totals(out: str) -> PlanTotals | None:
         StorageError: the record cannot be read.
         SettingsError: it is of another version of carray.
     """
-    place = record_place(out, "listing.json")
-    return parse_settings(PlanTotals, read_json(place)) if exists(place) else None
+    uri = record_place(out, "listing.json")
+    return parse_settings(PlanTotals, read_json(uri)) if exists(uri) else None
 
 
 def write_totals(out: str, totals: PlanTotals) -> None:

@@ -117,8 +117,8 @@ def open_plan(
 def _check_resumable(out: str, source: Source, notes: dict[int, ShardNote]) -> None:
     if not notes:
         return
-    place = record_place(out, "source.json")
-    before = read_json(place) if exists(place) else None
+    uri = record_place(out, "source.json")
+    before = read_json(uri) if exists(uri) else None
     if before != source.mark:
         raise SettingsError(
             f"{source.uri} has changed since its listing into {out} was interrupted ({source.mark} instead of "

@@ -162,7 +162,7 @@ class ClassifySettings(Settings):
 
 @dataclass(frozen=True, slots=True)
 class PlannedImage:
-    """Is one image to score. `escaped` says that `uri` percent-escapes a local name that is not UTF-8."""
+    """One image to score. `escaped` says that `uri` percent-escapes a local name that is not UTF-8."""
 
     uri: str
     escaped: bool = False

@@ -119,7 +119,7 @@ class _Part:
 
 
 class SharedLock:
-    """Lets many threads work beside each other, or one alone."""
+    """A lock that many threads hold together, or one alone."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -295,9 +295,9 @@ class ShardScorer:
 
     def _finish(self, arrived: list[Arrival]) -> list[tuple[int, ReadImage]]:
         if self._decoders is None:
-            return [(place, finish()) for place, finish in arrived]
+            return [(index, finish()) for index, finish in arrived]
         seen = self._decoders.map(lambda arrival: arrival[1](), arrived)
-        return list(zip([place for place, _ in arrived], seen, strict=True))
+        return list(zip([index for index, _ in arrived], seen, strict=True))
 
     def _score(self, images: list[PlannedImage], batch: list[tuple[int, ReadImage]]) -> dict[int, dict[str, Any]]:
         pixels_BHWC = np.stack([one.pixels_HWC for _, one in batch if one.pixels_HWC is not None])
@@ -355,14 +355,14 @@ class ShardScorer:
         return entry
 
 
-def _ranges(places: Sequence[int]) -> list[list[int]]:
-    """Pack sorted places into [first, end) pairs: what an earlier run knows comes in long stretches."""
+def _ranges(indices: Sequence[int]) -> list[list[int]]:
+    """Pack sorted indices into [first, end) pairs: what an earlier run knows comes in long stretches."""
     ranges: list[list[int]] = []
-    for place in places:
-        if ranges and ranges[-1][1] == place:
-            ranges[-1][1] = place + 1
+    for index in indices:
+        if ranges and ranges[-1][1] == index:
+            ranges[-1][1] = index + 1
         else:
-            ranges.append([place, place + 1])
+            ranges.append([index, index + 1])
     return ranges
 
 

@@ -56,7 +56,7 @@ _NOTE = b"carray"
 
 @dataclass
 class ShardNote:
-    """Is what a shard's file says of itself."""
+    """What a shard's file says of itself."""
 
     images: int = 0
     covers: list[Gap] = field(default_factory=list)
@@ -68,7 +68,7 @@ class ShardNote:
 
 
 class _Note(Settings):
-    """Is a ShardNote in its file."""
+    """A ShardNote as it is stored."""
 
     images: int
     covers: list[Gap]
@@ -146,10 +146,10 @@ class ShardCutter:
         wanted = pc.match_substring_regex(rows["uri"], _IMAGE_NAME) if self._by_suffix else None
         if wanted is not None and pc.all(wanted).as_py():
             wanted = None
-        places = np.arange(rows.num_rows) if wanted is None else np.flatnonzero(wanted.to_numpy(zero_copy_only=False))
-        while len(places) - used >= (needed := self._next_size() - shard.images):
+        indices = np.arange(rows.num_rows) if wanted is None else np.flatnonzero(wanted.to_numpy(zero_copy_only=False))
+        while len(indices) - used >= (needed := self._next_size() - shard.images):
             used += needed
-            end = int(places[used - 1]) + 1
+            end = int(indices[used - 1]) + 1
             upto = piece.upto if end == rows.num_rows else piece.keys[end - 1]
             shard.add(rows.slice(start, end - start), _part(wanted, start, end), after, upto)
             self._write(shard)
@@ -192,7 +192,7 @@ class ShardCutter:
             number = next(self._numbers)
             self.cut_images += shard.images
             self.skipped.update(shard.skipped)
-        write_bytes(_place(self._out, number), _pack(shard))
+        write_bytes(_shard_uri(self._out, number), _pack(shard))
         with self._lock:
             self._written.add(number)
             self._advance()
@@ -215,10 +215,10 @@ def read_shard(out: str, shard: int) -> list[PlannedImage]:
     Raises:
         StorageError: the run has no such shard, or it cannot be read.
     """
-    place = _place(out, shard)
-    found = read_version(place)
+    uri = _shard_uri(out, shard)
+    found = read_version(uri)
     if found is None:
-        raise StorageError(f"{place} does not exist; check its spelling.")
+        raise StorageError(f"{uri} does not exist; check its spelling.")
     data = found[0]
     try:
         with pa.ipc.open_file(io.BytesIO(data)) as reader:
@@ -227,9 +227,9 @@ def read_shard(out: str, shard: int) -> list[PlannedImage]:
         table.validate(full=True)
         rows = table.select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA).to_pylist()
     except (pa.ArrowException, ValueError, LookupError, OSError) as err:
-        raise StorageError(f"{place} is damaged ({' '.join(str(err).split())[:200]}); give another folder.") from None
+        raise StorageError(f"{uri} is damaged ({' '.join(str(err).split())[:200]}); give another folder.") from None
     if any(row["uri"] is None for row in rows):
-        raise StorageError(f"{place} is damaged (an image has no uri); give another folder.")
+        raise StorageError(f"{uri} is damaged (an image has no uri); give another folder.")
     return [
         PlannedImage(row["uri"], bool(row["escaped"]), row_box(row), row["etag"], row["size_bytes"]) for row in rows
     ]
@@ -241,10 +241,10 @@ def read_notes(out: str) -> dict[int, ShardNote]:
     Raises:
         StorageError: they cannot be listed or read.
     """
-    places = [place for place in list_files(record_place(out, "shards")) if place.endswith(".arrow")]
+    uris = [uri for uri in list_files(record_place(out, "shards")) if uri.endswith(".arrow")]
     with ThreadPoolExecutor(max_workers=16) as pool:
-        notes = list(pool.map(_read_note, places))
-    return {int(place[-len("000000.arrow") : -len(".arrow")]): note for place, note in zip(places, notes, strict=True)}
+        notes = list(pool.map(_read_note, uris))
+    return {int(uri[-len("000000.arrow") : -len(".arrow")]): note for uri, note in zip(uris, notes, strict=True)}
 
 
 def uncovered(notes: Iterable[ShardNote]) -> list[Gap]:
@@ -268,7 +268,7 @@ def _part(wanted: pa.Array | None, start: int, end: int) -> pa.Array | None:
     return None if wanted is None else wanted.slice(start, end - start)
 
 
-def _place(out: str, shard: int) -> str:
+def _shard_uri(out: str, shard: int) -> str:
     return record_place(out, "shards", f"{shard:06d}.arrow")
 
 
@@ -286,8 +286,8 @@ def _pack(shard: _Growing) -> bytes:
     return sink.getvalue()
 
 
-def _read_note(place: str) -> ShardNote:
-    fs, path = filesystem(place)
+def _read_note(uri: str) -> ShardNote:
+    fs, path = filesystem(uri)
 
     def read() -> bytes:
         with fs.open_input_file(path) as file, pa.ipc.open_file(file) as reader:
@@ -295,7 +295,7 @@ def _read_note(place: str) -> ShardNote:
             return note
 
     try:
-        note = _Note.model_validate_json(retry(read, what=f"reading {place}"))
+        note = _Note.model_validate_json(retry(read, what=f"reading {uri}"))
     except (pa.ArrowException, LookupError, ValueError) as err:
-        raise StorageError(f"{place} is damaged ({type(err).__name__}); give another folder.") from None
+        raise StorageError(f"{uri} is damaged ({type(err).__name__}); give another folder.") from None
     return ShardNote(note.images, note.covers, Counter(note.skipped), note.ordered)

@@ -24,7 +24,7 @@ _COLUMNS = ["uri", "etag"]
 
 
 class EarlierRun:
-    """Is a folder of earlier predictions, asked for a shard at a time; safe to call from several threads."""
+    """A folder of earlier predictions, asked for a shard at a time; safe to call from several threads."""
 
     def __init__(self, uri: str, bundle_id: str) -> None:
         """Open the folder.
@@ -47,7 +47,7 @@ class EarlierRun:
             )
 
     def known(self, images: Sequence[PlannedImage]) -> set[int]:
-        """Give the places of the images that the earlier run has scored as they are now.
+        """Give the indices of the images that the earlier run has scored as they are now.
 
         Raises:
             StorageError: the earlier run cannot be read.
@@ -62,7 +62,7 @@ class EarlierRun:
             for uri, etag in zip(table["uri"].to_pylist(), table["etag"].to_pylist(), strict=True)
             if etag is not None and etags.get(uri) == etag
         }
-        return {place for place, image in enumerate(images) if image.etag is not None and image.uri in scored}
+        return {index for index, image in enumerate(images) if image.etag is not None and image.uri in scored}
 
     def _between(self, uris: Sequence[str]) -> Any:
         import pyarrow.dataset as ds

@@ -162,30 +162,32 @@ class TableSource(Source):
         connection = duckdb.connect(
             f"{folder}/rows.duckdb", config={"memory_limit": "512MB", "temp_directory": folder, "threads": 2}
         )
-        columns = ["place BIGINT", "uri VARCHAR", *(f"{name} INTEGER" for name in self._boxes)]
+        columns = ["number BIGINT", "uri VARCHAR", *(f"{name} INTEGER" for name in self._boxes)]
         connection.execute(f"CREATE TABLE rows ({', '.join(columns)})")
-        place = 0
+        number = 0
         for batch in self._batches():
             if stop.is_set():
                 break
-            arrays = [pa.array(np.arange(place, place + batch.num_rows)), *(batch[name] for name in names)]
-            connection.register("batch", pa.Table.from_arrays(arrays, names=["place", *names]))
+            arrays = [pa.array(np.arange(number, number + batch.num_rows)), *(batch[name] for name in names)]
+            connection.register("batch", pa.Table.from_arrays(arrays, names=["number", *names]))
             connection.execute("INSERT INTO rows SELECT * FROM batch")
-            place += batch.num_rows
+            number += batch.num_rows
             self.boxes |= any(batch[name].null_count < batch.num_rows for name in self._boxes)
-        nth = f"row_number() OVER (PARTITION BY {', '.join(names)} ORDER BY place)"
-        found = connection.sql(f"SELECT place FROM (SELECT place, {nth} AS nth FROM rows) WHERE nth > 1 ORDER BY place")
-        return (batch["place"].to_numpy() for batch in found.to_arrow_reader(BATCH_ROWS))
+        nth = f"row_number() OVER (PARTITION BY {', '.join(names)} ORDER BY number)"
+        found = connection.sql(
+            f"SELECT number FROM (SELECT number, {nth} AS nth FROM rows) WHERE nth > 1 ORDER BY number"
+        )
+        return (batch["number"].to_numpy() for batch in found.to_arrow_reader(BATCH_ROWS))
 
     def _unrepeated(self, repeats: Iterator[npt.NDArray[np.int64]]) -> Iterator[pa.RecordBatch]:
-        self.repeated, place = 0, 0
+        self.repeated, number = 0, 0
         ahead = next(repeats, None)
         for batch in self._batches():
-            end, here = place + batch.num_rows, []
+            end, here = number + batch.num_rows, []
             while ahead is not None and ahead[0] < end:
-                here.append(ahead[ahead < end] - place)
+                here.append(ahead[ahead < end] - number)
                 ahead = ahead[ahead >= end] if ahead[-1] >= end else next(repeats, None)
-            place = end
+            number = end
             kept = np.ones(batch.num_rows, bool)
             if here:
                 kept[np.concatenate(here)] = False

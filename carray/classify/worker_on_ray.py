@@ -122,7 +122,7 @@ def _is_lost(machine: str) -> bool:
 
 
 class _Worker:
-    """Is one scoring process."""
+    """A Ray actor that scores shards."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         os.environ.update(job["environment"])

@@ -50,16 +50,11 @@ KEYS_A_PAGE = 1_000
 PREFIX_GETS_A_SECOND = 5_500
 """S3's limit under one prefix."""
 
-_PUTS_A_SHARD = (4, 5)
-"""At least, at most: its list of images, its Parquet file, its ledger entry, and what pyarrow puts in a deleted note's
-place; notes of what is in hand come on top."""
-_GETS_A_SHARD = (15, 18)
-"""Its list of images, its file's footer and its entry in the end, each with a HEAD, looks for what is there, and
-whether the shard is still this worker's, before its file, its entry and its end."""
-_GETS_A_NOTE = 3
-"""Whether the shard is still this worker's, before each note of what is in hand."""
-_LISTS_A_SHARD = (1, 2)
-"""Of looks for a note that is not there."""
+_PUTS_A_SHARD = 3
+"""Its list of images, its Parquet file and its ledger entry; notes of what is in hand come on top."""
+_GETS_A_SHARD = (6, 8)
+"""At least, at most: its list of images, a look for a note; in the end its file's footer and its entry, each with a
+HEAD."""
 _GETS_A_WORKER = 10
 """bundle.json, the network and the probe images, each with a HEAD."""
 _FEW = 30
@@ -330,12 +325,8 @@ def count_requests(
     pages = math.ceil(keys / KEYS_A_PAGE) if listed else 0
     lists = pages + shards // KEYS_A_PAGE
     notes = notes if out_on_s3 else 0
-    gets, puts = (images if images_on_s3 else 0) + notes * _GETS_A_NOTE, notes
-    least = Requests(
-        lists=lists + shards * _LISTS_A_SHARD[0],
-        gets=gets + shards * _GETS_A_SHARD[0],
-        puts=puts + shards * _PUTS_A_SHARD[0],
-    )
+    gets, puts = images if images_on_s3 else 0, notes + shards * _PUTS_A_SHARD
+    least = Requests(lists=lists, gets=gets + shards * _GETS_A_SHARD[0], puts=puts)
     if not (images_on_s3 or out_on_s3):
         return least, least
     few = _FEW if out_on_s3 else 0
@@ -343,9 +334,9 @@ def count_requests(
     cuts = settings.listing_threads * 8 if pages > settings.listing_threads else 2
     again = 1 + _RETRIED
     most = Requests(
-        lists=math.ceil((lists + shards * _LISTS_A_SHARD[1]) * again) + cuts + few,
+        lists=math.ceil(lists * again) + cuts + few,
         gets=math.ceil((gets + shards * _GETS_A_SHARD[1]) * again) + workers * _GETS_A_WORKER + few,
-        puts=math.ceil((puts + shards * _PUTS_A_SHARD[1]) * again) + few,
+        puts=math.ceil(puts * again) + workers + few,
     )
     return least, most
 

@@ -1,11 +1,12 @@
-"""Lets one driver at a time work on a run's folder: two would write its books against each other.
+"""Keeps a run to one driver at a time, by a note that the driver renews.
 
     RUN/driver.json            of carray tune and carray train: who works here, and when it last said so
     OUT/_carray/driver.json    the same of carray classify
 
-Invariants: a driver that finds another's note waits until the note stands still for PATIENCE_SECONDS, then takes over;
-one whose note was taken stops. A note of a process of this very machine that is gone is taken at once. Where two take
-over in the same moment, the last to write has it, and both read it back to see who that was.
+A search needs this; the files of a classification are right without it (classify.ledger). A driver that finds
+another's note waits until the note stands still for PATIENCE_SECONDS, then takes over; one whose note was taken stops.
+A note of a process of this very machine that is gone is taken at once. Where two take over in the same moment, the last
+to write has it, and both read it back to see who that was.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SETTLE_SECONDS = {"local": 0.1, "s3": 1.0}
 
 
 class _Note(Settings):
-    """Is what driver.json holds."""
+    """What driver.json holds."""
 
     token: str
     host: str
@@ -48,10 +49,10 @@ class _Note(Settings):
 class Lease:
     """One driver's right to work on a run, kept alive by a thread until it is given back; see `hold_run`."""
 
-    def __init__(self, out: str, place: str, *, what: str) -> None:
+    def __init__(self, out: str, uri: str, *, what: str) -> None:
         self.token = secrets.token_hex(8)
         """Tells this driver from every other, also in the notes that its workers leave."""
-        self._out, self._place, self._what = out, place, what
+        self._out, self._uri, self._what = out, uri, what
         self._lost = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
@@ -87,7 +88,7 @@ class Lease:
         with suppress(StorageError):  # what ended the job says more, and whoever comes next waits a little
             self._look()
             if not self._lost:
-                delete(self._place)
+                delete(self._uri)
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
@@ -97,35 +98,35 @@ class Lease:
                     return
                 self._write()
             except StorageError as err:  # an outage: whoever takes over meanwhile is seen at the next beat
-                say(f"{self._what}: the note {self._place} could not be renewed ({err})")
+                say(f"{self._what}: the note {self._uri} could not be renewed ({err})")
 
     def _look(self) -> None:
-        found = _read(self._place)
+        found = _read(self._uri)
         if found is not None and found.token != self.token:
             self._lost = f"{self._out} was taken over by {_name(found)}, so this one stopped; let that one finish."
 
     def _write(self) -> None:
         now = datetime.now(UTC).isoformat()
         note = _Note(token=self.token, host=socket.gethostname(), pid=os.getpid(), space=process_space(), at=now)
-        write_json(self._place, note.model_dump())
+        write_json(self._uri, note.model_dump())
 
 
 @contextmanager
-def hold_run(out: str, place: str | None = None, *, what: str) -> Iterator[Lease]:
+def hold_run(out: str, uri: str | None = None, *, what: str) -> Iterator[Lease]:
     """Give the right to work on a run, once nobody else has it.
 
     Args:
         out: The run's folder.
-        place: Of the note; OUT/driver.json if unset.
+        uri: Of the note; OUT/driver.json if unset.
         what: The command, for what is said.
 
     Raises:
         BudgetError: another driver works on it.
         StorageError: the folder cannot be read or written.
     """
-    place = place or join(out, "driver.json")
-    _wait_for_silence(out, place, what)
-    lease = Lease(out, place, what=what)
+    uri = uri or join(out, "driver.json")
+    _wait_for_silence(out, uri, what)
+    lease = Lease(out, uri, what=what)
     try:
         lease.take()  # in here, since a stop may come as soon as the note is written
         yield lease
@@ -133,15 +134,15 @@ def hold_run(out: str, place: str | None = None, *, what: str) -> Iterator[Lease
         lease.give_back()
 
 
-def _wait_for_silence(out: str, place: str, what: str) -> None:
-    found = _read(place)
+def _wait_for_silence(out: str, uri: str, what: str) -> None:
+    found = _read(uri)
     if found is None or _is_gone(found):
         return
     say(f"{what}: waiting {PATIENCE_SECONDS:.0f} s to see whether {_name(found)} still works on {out}")
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         time.sleep(min(1.0, PATIENCE_SECONDS / 10))
-        now = _read(place)
+        now = _read(uri)
         if now is None or _is_gone(now):
             return
         if now != found:
@@ -167,10 +168,10 @@ def _name(note: _Note) -> str:
     return f"another driver (process {note.pid} on {note.host})"
 
 
-def _read(place: str) -> _Note | None:
+def _read(uri: str) -> _Note | None:
     try:
-        return read_record(_Note, place) if exists(place) else None
+        return read_record(_Note, uri) if exists(uri) else None
     except StorageError:
-        if exists(place):
+        if exists(uri):
             raise
         return None  # given back between the two looks

@@ -30,7 +30,7 @@ _PIECE_KEYS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class ListedImage:
-    """Is one key of a listing. `escaped` says that `uri` percent-escapes a local name that is not UTF-8."""
+    """One key of a listing. `escaped` says that `uri` percent-escapes a local name that is not UTF-8."""
 
     uri: str
     size_bytes: int

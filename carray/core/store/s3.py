@@ -104,11 +104,11 @@ _OWN_CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 
 
 class FastUnsure(Exception):
-    """Says that a read failed in a way that may pass."""
+    """A read failed in a way that may pass."""
 
 
 class FastRefusal(Exception):
-    """Says that the store refused an object, or does not have it: botocore knows the words."""
+    """The store refused an object, or does not have it: botocore explains why."""
 
 
 def fast_read(bucket: str, key: str, admit: Callable[[int], None]) -> tuple[bytes, str] | None:
@@ -203,7 +203,7 @@ def _make_store(bucket: str, client: Any) -> Any:
         return keys | {"token": frozen.token, "expires_at": until}
 
     endpoint = s3_endpoint()
-    place: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
+    address: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
     return S3Store(
         bucket,
         region=client.meta.region_name,
@@ -216,7 +216,7 @@ def _make_store(bucket: str, client: Any) -> Any:
         },
         retry_config={"max_retries": 0},
         credential_provider=cast(Any, provide),  # its type is known to stubs only
-        **place,
+        **address,
     )
 
 
