@@ -159,6 +159,18 @@ def image_folder(tmp_path: Path, make_image: Callable[..., bytes]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Draw 12 vehicles a class and prepare their manifest; gives its file. No test may change the images."""
+    from carray.manifest.prepare import prepare
+    from carray.testing.drawing import draw_dataset
+
+    folder = tmp_path_factory.mktemp("drawn")
+    draw_dataset(folder / "images", images_per_class=12)
+    prepare(str(folder / "images"), out=str(folder / "manifest.parquet"))
+    return str(folder / "manifest.parquet")
+
+
+@pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory, quick_exports: Callable[..., bytes]) -> str:
     """Pack a tiny untrained CNN with five vehicle classes, exported as a user's; gives the bundle's folder."""
     with pytest.MonkeyPatch.context() as patch:

@@ -73,14 +73,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, ray_cluster: object) -> 
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("drawn")
-    draw_dataset(folder / "images", images_per_class=12)
-    prepare(str(folder / "images"), out=str(folder / "manifest.parquet"))
-    return str(folder / "manifest.parquet")
-
-
-@pytest.fixture(scope="module")
 def whole(manifest: str, tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> str:
     """Run the search once without any disturbance."""
     run = str(tmp_path_factory.mktemp("whole") / "run")

@@ -47,14 +47,6 @@ def small_settings(*, trials: int = 3, space: dict[str, object] | None = None) -
     )
 
 
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("drawn")
-    draw_dataset(folder / "images", images_per_class=12)
-    prepare(str(folder / "images"), out=str(folder / "manifest.parquet"))
-    return str(folder / "manifest.parquet")
-
-
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, ray_cluster: object) -> None:
     monkeypatch.setenv("CARRAY_CACHE", str(tmp_path_factory.getbasetemp() / "search-cache"))

@@ -14,13 +14,11 @@ from carray.core.errors import BudgetError, SearchError, SettingsError
 from carray.core.settings import parse_settings
 from carray.core.store.files import join, list_files, read_json
 from carray.core.store.lease import hold_run
-from carray.manifest.prepare import prepare
 from carray.search.run_folder import read_log, read_trials, trial_id
 from carray.search.run_log import SearchLog
 from carray.search.train.fit import Fit
 from carray.search.train.hyperparameters import CnnHyper
 from carray.search.train_one import TrainSettings, read_settings, settings_of_row, train
-from carray.testing.drawing import draw_dataset
 
 CNN = {"family": "cnn", "input_size": 32, "stages": 2, "width": 8, "batch_images": 16, "learning_rate": 0.003}
 FIGURES = ["epoch", "train_loss", "val_loss", "val_top1", "val_top5", "learning_rate"]
@@ -39,14 +37,6 @@ def recipe(*, epochs: int = 3, seed: int = 0, **changes: object) -> TrainSetting
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CARRAY_CACHE", str(tmp_path_factory.getbasetemp() / "train-cache"))
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("drawn")
-    draw_dataset(folder / "images", images_per_class=12)
-    prepare(str(folder / "images"), out=str(folder / "manifest.parquet"))
-    return str(folder / "manifest.parquet")
 
 
 @pytest.fixture(scope="module")
