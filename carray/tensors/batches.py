@@ -21,7 +21,7 @@ Weights = npt.NDArray[np.float64]
 
 
 def balanced_weights(labels_N: Rows) -> Weights:
-    """Weight images, float64 (N,) of sum 1, so that every class that occurs weighs the same."""
+    """Weight images, float64 (N,) of sum 1, so that all classes that occur have equal weight."""
     classes, class_N, counts = np.unique(labels_N, return_inverse=True, return_counts=True)
     return 1.0 / (len(classes) * counts[class_N])
 
@@ -71,7 +71,7 @@ def view_batches(
 
 
 def view_batch(block: Block, rows_B: Rows, pixels: PixelSettings) -> Pixels:
-    """Give the network's input for some rows: pixels_BHWC, uint8, input_size."""
+    """Compute the network's input for rows: pixels_BHWC, uint8, input_size."""
     size = pixels.input_size
     views = [view(block.pixels_NHWC[i], pixels) for i in rows_B]
     return np.stack(views) if views else np.empty((0, size, size, 3), dtype=np.uint8)

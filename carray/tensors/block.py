@@ -1,15 +1,14 @@
-"""A manifest's training and validation images, decoded once a machine into a folder that every process maps.
+"""A manifest's training and validation images, decoded once per machine into a folder that all processes map.
 
     pixels.npy    uint8 (N, decode_size, decode_size, 3), mapped read-only by every process of the machine
     labels.npy    int64 (N,), index into the manifest's classes
     splits.npy    int8 (N,), index into manifest SPLITS
     tensors.json  the marker: counts, pixel settings, manifest fingerprint
 
-It lies in `$CARRAY_CACHE/tensors/KEY` (default `~/.cache/carray`), KEY hashing the manifest's content and what decides
-decoded pixels; beside it `KEY.lock`, held while it is built. It is only a cache: delete it while nothing runs.
-Rows are in the order of `Manifest.by_content("train", "val")`, so that manifests of one fingerprint share a block; it
-never changes once its marker exists. An image that changed stops the build, since such a search could not be repeated.
-Cost: 970 photographs of Stanford Cars a second on two cores, decode_size^2 x 3 bytes an image. Version 2.
+The folder is `$CARRAY_CACHE/tensors/KEY` (default `~/.cache/carray`), KEY a hash of the manifest's content and of the
+settings of decoding; `KEY.lock` is held while it is built. It is a cache: delete it while nothing runs. Rows are in the
+order of `Manifest.by_content("train", "val")`, so manifests of one fingerprint share a block. A changed image stops the
+build. Cost: 970 photographs of Stanford Cars a second on two cores, decode_size^2 x 3 bytes an image.
 """
 
 from __future__ import annotations
@@ -42,33 +41,33 @@ _UNFINISHED = ".building-"
 
 @dataclass(frozen=True)
 class Block:
-    """One machine's decoded images, as read-only maps of files that processes share."""
+    """A machine's decoded images, memory-mapped read-only from files that processes share."""
 
     pixels_NHWC: npt.NDArray[np.uint8]
     labels_N: npt.NDArray[np.int64]
     splits_N: npt.NDArray[np.int8]
     key: str = ""
-    """Names what the pixels are (block_key); empty for a block that lies on no disk."""
+    """The `block_key` of its pixels; empty for a block in memory only."""
 
     def of_split(self, split: str) -> npt.NDArray[np.int64]:
-        """Give the row numbers of a split, int64, in the order of `Manifest.by_content`."""
+        """List the row numbers of a split, int64, in the order of `Manifest.by_content`."""
         return np.flatnonzero(self.splits_N == SPLITS.index(split))
 
 
 def block_key(fingerprint: str, pixels: PixelSettings) -> str:
-    """Hash the manifest's fingerprint with the settings that decide decoded pixels: 16 hex digits."""
+    """Hash the manifest's fingerprint and the settings of decoding: 16 hex digits."""
     decided_by = pixels.model_dump(include={"decode_size", "aspect", "interpolation", "reduced_scale"})
     text = json.dumps([VERSION, fingerprint, decided_by], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def block_folder(key: str) -> Path:
-    """Give a block's folder on this machine, whether or not it exists."""
+    """Name a block's folder on this machine, whether or not it exists."""
     return cache_home() / "tensors" / key
 
 
 def open_block(folder: Path) -> Block | None:
-    """Map a finished block; None when its marker is absent."""
+    """Map a finished block; None if its marker is absent."""
     if not (folder / MARKER).exists():
         return None
     return Block(
@@ -121,7 +120,7 @@ def _build(manifest: Manifest, pixels: PixelSettings, folder: Path) -> None:
     try:
         shape = (len(rows), size, size, 3)
         target_NHWC = np.lib.format.open_memmap(unfinished / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
-        # Read in the table's order, which is that of its storage; written to where each row belongs.
+        # Read in the table's order, which is that of the storage, and written in the block's.
         order = np.argsort(rows.index.to_numpy(), kind="stable")
         read = partial(require_row, settings=pixels, crop_boxes=manifest.crop_boxes)
         listed = rows.iloc[order].to_dict("records")
@@ -133,7 +132,7 @@ def _build(manifest: Manifest, pixels: PixelSettings, folder: Path) -> None:
         np.save(unfinished / "splits.npy", np.array([SPLITS.index(split) for split in rows["split"]], dtype=np.int8))
         note = {"images": len(rows), "manifest": manifest.fingerprint, "pixels": pixels.model_dump(mode="json")}
         (unfinished / MARKER).write_text(json.dumps(note, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)  # a folder without its marker is the rest of a crash
+        shutil.rmtree(folder, ignore_errors=True)  # left by a crash, as it has no marker
         os.replace(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
