@@ -93,7 +93,8 @@ def test_resume_computes_only_what_is_missing(ray_cluster, small_bundle, image_f
     third = classify(small_bundle, str(image_folder), out=out, settings=settings(shard_images_first=1))
     assert [third[name] for name in same] == [first[name] for name in same]
     rewritten = {path.name for path, stamp in parts.items() if path.stat().st_mtime_ns != stamp}
-    assert rewritten == {"part-000001.parquet", "part-000002.parquet"}
+    assert rewritten == {"part-000001.parquet"}
+    assert exists(join(out, "_carray", "ledger", "000002.json")), "entered again from its file"
     pd.testing.assert_frame_equal(before.drop(columns="scored_at"), read_predictions(out).drop(columns="scored_at"))
 
 
