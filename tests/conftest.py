@@ -93,16 +93,13 @@ def ray_cluster() -> Iterator[object]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_exports() -> Iterator[Callable[..., bytes]]:
-    """Export networks with torch's older exporter, ten times as fast, and each of the same weights and size once.
-
-    Gives the real function, for the tests that use the newer exporter.
-    """
+def exports_once() -> Iterator[Callable[..., bytes]]:
+    """Export networks of the same weights and size once; gives the real function, for tests of the export itself."""
     import torch
 
     from carray.search.train import export
 
-    real, made = export._export, dict[tuple[str, int], bytes]()
+    real, made = export._export, dict[tuple[str, int, bool], bytes]()
 
     def export_once(net: Any, input_size: int, *, older: bool) -> bytes:
         network = hashlib.sha256(str(net).encode())
@@ -111,9 +108,9 @@ def quick_exports() -> Iterator[Callable[..., bytes]]:
             network.update(
                 name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
             )
-        key = network.hexdigest(), input_size
+        key = network.hexdigest(), input_size, older
         if key not in made:
-            made[key] = real(net, input_size, older=True)
+            made[key] = real(net, input_size, older=older)
         return made[key]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -122,11 +119,11 @@ def quick_exports() -> Iterator[Callable[..., bytes]]:
 
 
 @pytest.fixture
-def real_export(quick_exports: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def real_export(exports_once: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a test's networks be exported as a user's are."""
     from carray.search.train import export
 
-    monkeypatch.setattr(export, "_export", quick_exports)
+    monkeypatch.setattr(export, "_export", exports_once)
 
 
 @pytest.fixture(scope="session")
@@ -171,10 +168,10 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def small_bundle(tmp_path_factory: pytest.TempPathFactory, quick_exports: Callable[..., bytes]) -> str:
+def small_bundle(tmp_path_factory: pytest.TempPathFactory, exports_once: Callable[..., bytes]) -> str:
     """Pack a tiny untrained CNN with five vehicle classes, exported as a user's; gives the bundle's folder."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("carray.search.train.export._export", quick_exports)
+        patch.setattr("carray.search.train.export._export", exports_once)
         folder = tmp_path_factory.mktemp("bundle") / "small"
         return pack_small(folder, SMALL_CLASSES, temperature=1.5, metrics={"val": {"top1": 0.2}})
 

@@ -15,7 +15,7 @@ Appends rows to results/tune.csv, one per measured arm, and writes curves to res
     accuracy   one search by jobs/configs/cars-cpu.yaml with its final fit, measured on cars_test once
 
 Cost on two cores: fixed to all 30 minutes, curves and live 10, rung0 5, accuracy 55. `--quick` runs every part on a
-few images in minutes, and writes to the work folder only. Ends with one JSON line; `epochs_times_recipe` is the smaller
+few images in minutes, and writes to the work folder only, whatever `--results` names. Ends with one JSON line; `epochs_times_recipe` is the smaller
 of cnn and frozen.
 """
 
@@ -55,12 +55,12 @@ def main() -> None:
     shutil.rmtree(work / "measured", ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     manifest = _manifest(arguments, work)
-    results = (work / "results") if arguments.quick else ROOT / "results"
-    arguments.results = results / "tune.csv"
+    if arguments.quick:
+        arguments.results = work / "results" / "tune.csv"
     done: list[dict[str, Any]] = []
     for part in program.parts("parts", [*PARTS, *MORE_PARTS]):
         print(f"== {part}", flush=True)
-        rows = _measure(part, arguments, manifest, work / "measured", results / "tune")
+        rows = _measure(part, arguments, manifest, work / "measured", arguments.results.parent / "tune")
         program.record(rows)
         done += rows
     print(json.dumps(_summary(done)))
