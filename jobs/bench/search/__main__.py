@@ -14,9 +14,9 @@ Appends rows to results/tune.csv, one per measured arm, and writes curves to res
     rung0      rung 0's ranking of backbones and sizes beside the one after training, on half of the classes
     accuracy   one search by jobs/configs/cars-cpu.yaml with its final fit, measured on cars_test once
 
-Cost on two cores: fixed to all 30 minutes, curves and live 10, rung0 5, accuracy 55. `--quick` runs every part on a
-few images in minutes, and writes to the work folder only, whatever `--results` names. Ends with one JSON line; `epochs_times_recipe` is the smaller
-of cnn and frozen.
+Cost on two cores: fixed to all 30 minutes, curves and live 10, rung0 5, accuracy 55. `--quick` runs every part on a few
+images in minutes, and writes to the work folder only, whatever `--results` names. Ends with one JSON line;
+`epochs_times_recipe` is the smaller of cnn and frozen.
 """
 
 from __future__ import annotations
