@@ -84,7 +84,7 @@ def test_who_may_only_read_is_told_so_where_results_are_to_go(s3, s3_server, mon
     [
         ({"AWS_ACCESS_KEY_ID": "AKIAUNKNOWN"}, ["InvalidAccessKeyId", "unknown to this store"]),
         ({"AWS_SECRET_ACCESS_KEY": "not the secret"}, ["SignatureDoesNotMatch", "AWS_SECRET_ACCESS_KEY again"]),
-        ({"AWS_PROFILE": "nobody"}, ["nobody", "mend AWS_PROFILE"]),
+        ({"AWS_PROFILE": "nobody"}, ["nobody", "correct AWS_PROFILE"]),
     ],
 )
 def test_credentials_that_are_wrong_are_named_and_not_shown(s3, monkeypatch, environment, words):

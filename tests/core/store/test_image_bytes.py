@@ -190,6 +190,8 @@ class _Store(http.server.BaseHTTPRequestHandler):
             self._answer(503, b"<Error><Code>SlowDown</Code></Error>")
         elif fault == "expired":
             self._answer(400, b"<Error><Code>ExpiredToken</Code></Error>")
+        elif fault == "denied":
+            self._answer(403, b"<Error><Code>AccessDenied</Code></Error>")
         elif fault == "cut":
             self._answer(200, self.objects[key], sent=3)
         elif key in self.objects:
@@ -261,9 +263,16 @@ def test_plain_keys_come_by_the_fast_way_and_the_others_by_botocore_s(store):
     assert store.asked == [(key, "obstore" if key in keys[:2] else "botocore") for key in keys]
 
 
-def test_what_the_fast_way_refuses_botocore_explains_at_once(store):
+def test_an_absent_object_costs_one_request(store):
     with pytest.raises(FetchError, match=r"does not exist \(NoSuchKey\)"):
         fetch_image("s3://bucket/absent.jpg")
+    assert [way for _, way in store.asked] == ["obstore"]
+
+
+def test_what_the_fast_way_refuses_botocore_explains_at_once(store):
+    store.faults.extend(["denied"] * 2)
+    with pytest.raises(FetchError, match=r"refused the object \(AccessDenied\); s3:GetObject is needed"):
+        fetch_image("s3://bucket/a.jpg")
     assert [way for _, way in store.asked] == ["obstore", "botocore"]
 
 
