@@ -249,7 +249,9 @@ class ShardScorer:
     def _begin(self, notes: AttemptFile, before: Attempt | None, shard: int) -> Attempt:
         note = Attempt(shard=shard, pid=0, images=[])
         if before is not None:
-            note = before.after_death(self._driver, machine_lost=self._is_lost(before.machine))
+            # A worker whose own machine was given up comes late: the note is its successor's, who is alive.
+            lost = self._is_lost(before.machine) or self._is_lost(self._machine)
+            note = before.after_death(self._driver, machine_lost=lost)
         here = {"pid": os.getpid(), "worker": self._token, "machine": self._machine, "driver": self._driver}
         note = note.model_copy(update=here)
         if before or self._scorer is None:  # opening the bundle may be what kills: that must be counted, too

@@ -301,6 +301,21 @@ def test_an_image_in_hand_when_its_machine_was_lost_twice_is_scored(begin_run, i
     )
 
 
+def test_a_worker_that_was_given_up_before_it_began_blames_no_image_of_the_next(begin_run, image_folder, small_bundle):
+    _, _, out = begin_run(image_folder)
+    AttemptFile(out, 0).write(Attempt(shard=0, pid=1, machine="there", driver="d", images=[3], alone=True, deaths=1))
+    late = score_shard.ShardScorer(
+        small_bundle,
+        out=out,
+        run=read_run(out),
+        settings=ClassifySettings(),
+        driver="d",
+        machine="cut off",
+        is_lost=lambda machine: machine == "cut off",
+    )
+    assert late.score_shard(0).ok == 12
+
+
 def test_a_worker_that_was_given_up_leaves_what_another_finished(begin_run, image_folder, small_bundle, monkeypatch):
     """Its machine was cut off in the middle of a shard, which another scores; then it is back."""
     _, lost, out = begin_run(image_folder)
