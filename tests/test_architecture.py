@@ -12,7 +12,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -65,7 +65,7 @@ class Source:
         return (node for node in ast.walk(self.tree) if isinstance(node, Function))
 
 
-@lru_cache
+@cache
 def read_source(path: str) -> Source:
     text = (ROOT / path).read_text()
     return Source(path, text, ast.parse(text))
@@ -196,7 +196,7 @@ def raised_names(function: Function) -> Iterator[str]:
             yield node.exc.func.id
 
 
-@lru_cache
+@cache
 def carray_errors() -> frozenset[str]:
     tree = read_source("carray/core/errors.py").tree
     return frozenset(node.name for node in tree.body if isinstance(node, ast.ClassDef))
@@ -253,7 +253,7 @@ def imports_are_declared(source: Source) -> list[str]:
     return complaints
 
 
-@lru_cache
+@cache
 def declared_dependencies() -> dict[str, str]:
     """Give each distribution that carray needs, and the comment behind its line."""
     text = (ROOT / "pyproject.toml").read_text()
