@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -92,26 +93,46 @@ def ray_cluster() -> Iterator[object]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder that all processes of this run of the tests share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Let the first process that needs a folder make it, and the others wait for it."""
+    done = folder.with_suffix(".made")
+    with FileLock(folder.with_suffix(".lock")):
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def exports_once() -> Iterator[Callable[..., bytes]]:
+def exports_once(run_folder: Path) -> Iterator[Callable[..., bytes]]:
     """Export networks of the same weights and size once; gives the real function, for tests of the export itself."""
     import torch
 
     from carray.search.train import export
 
-    real, made = export._export, dict[tuple[str, int, bool], bytes]()
+    real, exports = export._export, run_folder / "exports"
+    exports.mkdir(exist_ok=True)
 
     def export_once(net: Any, input_size: int, *, older: bool) -> bytes:
-        network = hashlib.sha256(str(net).encode())
+        network = hashlib.sha256(f"{net} {input_size} {older}".encode())
         network.update(repr({name: value for name, value in vars(net).items() if name[0] != "_"}).encode())
         for name, value in sorted(net.state_dict().items()):
             network.update(
                 name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
             )
-        key = network.hexdigest(), input_size, older
-        if key not in made:
-            made[key] = real(net, input_size, older=older)
-        return made[key]
+        made = exports / f"{network.hexdigest()}.onnx"
+        if not made.exists():
+            unfinished = made.with_suffix(f".{os.getpid()}")
+            unfinished.write_bytes(real(net, input_size, older=older))
+            unfinished.rename(made)
+        return made.read_bytes()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "_export", export_once)
@@ -156,24 +177,28 @@ def image_folder(tmp_path: Path, make_image: Callable[..., bytes]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+def manifest(run_folder: Path) -> str:
     """Draw 12 vehicles a class and prepare their manifest; gives its file. No test may change the images."""
     from carray.manifest.prepare import prepare
     from carray.testing.drawing import draw_dataset
 
-    folder = tmp_path_factory.mktemp("drawn")
-    draw_dataset(folder / "images", images_per_class=12)
-    prepare(str(folder / "images"), out=str(folder / "manifest.parquet"))
-    return str(folder / "manifest.parquet")
+    def make(folder: Path) -> None:
+        draw_dataset(folder / "images", images_per_class=12)
+        prepare(str(folder / "images"), out=str(folder / "manifest.parquet"))
+
+    return str(made_once(run_folder / "drawn", make) / "manifest.parquet")
 
 
 @pytest.fixture(scope="session")
-def small_bundle(tmp_path_factory: pytest.TempPathFactory, exports_once: Callable[..., bytes]) -> str:
+def small_bundle(run_folder: Path, exports_once: Callable[..., bytes]) -> str:
     """Pack a tiny untrained CNN with five vehicle classes, exported as a user's; gives the bundle's folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("carray.search.train.export._export", exports_once)
-        folder = tmp_path_factory.mktemp("bundle") / "small"
-        return pack_small(folder, SMALL_CLASSES, temperature=1.5, metrics={"val": {"top1": 0.2}})
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("carray.search.train.export._export", exports_once)
+            pack_small(folder, SMALL_CLASSES, temperature=1.5, metrics={"val": {"top1": 0.2}})
+
+    return str(made_once(run_folder / "small-bundle", make))
 
 
 @pytest.fixture(scope="module")
