@@ -34,9 +34,9 @@ from carray.core.exit_lines import advise, stopping_in_order
 from carray.core.progress import Progress, breaking_silence, say
 from carray.core.ray.connect import RunningRay, is_cluster, start_ray, used_text
 from carray.core.ray.metrics import Meter
-from carray.core.store.aws import aws_environment
 from carray.core.store.files import absolute, delete, write_json
 from carray.core.store.lease import Lease, hold_run
+from carray.core.store.s3 import aws_environment
 
 __all__ = ["FailureWatch", "classify"]
 

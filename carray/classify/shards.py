@@ -26,9 +26,10 @@ from carray.classify.predictions_folder import ClassifySettings, PlannedImage, r
 from carray.core.errors import StorageError
 from carray.core.settings import Settings
 from carray.core.store.conditional import read_version
-from carray.core.store.files import filesystem, list_files, retry, write_bytes
+from carray.core.store.files import list_files, retry, write_bytes
 from carray.core.store.image_bytes import IMAGE_SUFFIXES, key_suffix
 from carray.core.store.listing import Gap, Piece
+from carray.core.store.random_access import open_file
 from carray.manifest.manifest_file import row_box
 
 __all__ = ["ShardCutter", "ShardNote", "read_notes", "read_shard", "shard_images", "uncovered"]
@@ -287,10 +288,9 @@ def _pack(shard: _Growing) -> bytes:
 
 
 def _read_note(uri: str) -> ShardNote:
-    fs, path = filesystem(uri)
 
     def read() -> bytes:
-        with fs.open_input_file(path) as file, pa.ipc.open_file(file) as reader:
+        with open_file(uri) as file, pa.ipc.open_file(file) as reader:
             note: bytes = (reader.schema.metadata or {})[_NOTE]
             return note
 

@@ -27,7 +27,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from carray.core.errors import SchemaError, SettingsError, StorageError
-from carray.core.store.files import absolute, filesystem, is_s3, join, retry
+from carray.core.store.files import absolute, is_s3, join
+from carray.core.store.random_access import open_file
 from carray.core.tables import table_metadata
 from carray.core.text import one_line, readable
 
@@ -401,14 +402,12 @@ def _nth_row(first: int, row: int) -> str:
 
 def _parquet_names(uri: str) -> list[str]:
     table_metadata(uri)  # raises a sentence where it is not Parquet
-    fs, path = filesystem(uri)
-    return list(retry(lambda: pq.read_schema(path, filesystem=fs), what=f"reading {uri}").names)
+    return list(pq.read_schema(open_file(uri)).names)
 
 
 def _parquet_batches(uri: str, names: Sequence[str]) -> Iterator[tuple[list[pa.Array], Callable[[int], str]]]:
-    fs, path = filesystem(uri)
     first = 1
-    with _sentences(uri), pq.ParquetFile(path, filesystem=fs) as file:
+    with _sentences(uri), pq.ParquetFile(open_file(uri)) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=list(names)):
             batch.validate(full=True)  # Parquet's reader does not check that texts are UTF-8
             yield [batch[name] for name in names], partial(_nth_row, first)
@@ -429,9 +428,8 @@ def _sentences(uri: str) -> Iterator[None]:
 
 
 def _open(uri: str) -> Any:
-    fs, path = filesystem(uri)
     try:
-        return fs.open_input_stream(path, compression=None, buffer_size=_BYTES_AT_ONCE)
+        return pa.BufferedInputStream(open_file(uri), _BYTES_AT_ONCE)
     except FileNotFoundError:
         raise StorageError(f"{uri} does not exist; check its spelling.") from None
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from carray.core.errors import SettingsError
-from carray.core.store.files import absolute, filesystem, is_s3, join
-from carray.core.store.s3 import make_client, split_uri
+from carray.core.store.files import absolute, artifact_uri, is_s3, join
+from carray.core.store.objects import delete_object, put_object, split_uri
+from carray.core.store.s3 import BotocoreBucket, bucket_client, make_client
 from carray.preflight.findings import Finding, one_line
 
 __all__ = ["SECONDS", "check_uri"]
@@ -139,20 +140,10 @@ class _Bucket:
         return [entry["Key"] for entry in found.get("Contents", []) if entry["Key"] == self.prefix]
 
     def _fast_way(self, key: str) -> str:
-        """Tell which client will read the images: core.store.s3 uses obstore if that works."""
-        from carray.core.store.s3 import FastRefusal, FastUnsure, fast_read
-
-        def admit(size: int) -> None:
-            if size > 1 << 20:
-                raise FastRefusal  # that it works is known before the bytes come
-
-        try:
-            came = fast_read(self.bucket, key, admit) is not None
-        except FastRefusal:
-            came = True
-        except FastUnsure:
-            came = False
-        return "through obstore" if came else "through botocore alone, at four times the processor time"
+        """Tell which client will read the images."""
+        if isinstance(bucket_client(self.bucket, key), BotocoreBucket):
+            return "through botocore alone, at four times the processor time"
+        return "through obstore"
 
     def _write(self) -> None:
         key = join(f"{self.prefix}/_carray" if self.prefix else "_carray", f"doctor-{secrets.token_hex(6)}")
@@ -178,23 +169,16 @@ class _Bucket:
         return False
 
     def _write_as_artifact(self) -> None:
-        """Write a probe through pyarrow, the client that writes tables."""
+        """Write a probe as tables are written."""
         try:
-            fs, path = filesystem(join(self.uri, "_carray", f"doctor-{secrets.token_hex(6)}"))
-            with fs.open_output_stream(path) as stream:
-                stream.write(b"carray doctor")
-            # pyarrow would leave an object for the folder, which it takes for empty.
-            self._ask("s3:DeleteObject", "delete_object", Key=path.partition("/")[2])
+            uri = artifact_uri(join(self.uri, "_carray", f"doctor-{secrets.token_hex(6)}"))
+            put_object(uri, b"carray doctor")
+            delete_object(uri)
         except SettingsError as err:  # an empty part of a key, where no artifact can lie
             raise _Denied(str(err).rstrip("."), "give another place") from None
         except OSError as err:
-            text = one_line(err)
-            remedy = "check the endpoint's certificate and AWS_CA_BUNDLE" if "SSL" in text.upper() else ""
-            if "411" in text:
-                remedy = "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required, which older stores need"
-            raise _Denied(
-                f"pyarrow, which writes the tables, is refused ({text})", remedy or "give it the same rights"
-            ) from None
+            remedy = "check the endpoint's certificate and AWS_CA_BUNDLE, and give obstore the same rights"
+            raise _Denied(f"obstore, which writes the tables, is refused ({one_line(err)})", remedy) from None
 
     def _ask(self, right: str, operation: str, **wanted: Any) -> Any:
         from botocore.exceptions import BotoCoreError, ClientError
