@@ -12,10 +12,11 @@ import io
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,11 +31,11 @@ from carray.core.store.files import list_files, retry, write_bytes
 from carray.core.store.image_bytes import IMAGE_SUFFIXES, key_suffix
 from carray.core.store.listing import Gap, Piece
 from carray.core.store.random_access import open_file
-from carray.manifest.manifest_file import row_box
+from carray.core.uri_tables import BOX
+from carray.images.pixels import Box
 
 __all__ = ["ShardCutter", "ShardNote", "read_notes", "read_shard", "shard_images", "uncovered"]
 
-BOX = ("x1", "y1", "x2", "y2")
 SHARD_SCHEMA = pa.schema(
     [
         *(("uri", pa.string()), ("escaped", pa.bool_()), ("etag", pa.string()), ("size_bytes", pa.int64())),
@@ -231,9 +232,12 @@ def read_shard(out: str, shard: int) -> list[PlannedImage]:
         raise StorageError(f"{uri} is damaged ({' '.join(str(err).split())[:200]}); give another folder.") from None
     if any(row["uri"] is None for row in rows):
         raise StorageError(f"{uri} is damaged (an image has no uri); give another folder.")
-    return [
-        PlannedImage(row["uri"], bool(row["escaped"]), row_box(row), row["etag"], row["size_bytes"]) for row in rows
-    ]
+    return [PlannedImage(row["uri"], bool(row["escaped"]), _box(row), row["etag"], row["size_bytes"]) for row in rows]
+
+
+def _box(row: Mapping[str, Any]) -> Box | None:
+    x1, y1, x2, y2 = (row[name] for name in BOX)
+    return None if None in (x1, y1, x2, y2) else (x1, y1, x2, y2)
 
 
 def read_notes(out: str) -> dict[int, ShardNote]:

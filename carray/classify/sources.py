@@ -30,7 +30,6 @@ from carray.core.store.files import absolute, exists, file_state, is_s3, join, r
 from carray.core.store.listing import Gap, Piece, Take, list_pieces
 from carray.core.store.random_access import open_file
 from carray.core.uri_tables import BATCH_ROWS, BOX, TABLE_SUFFIXES, UriTable
-from carray.manifest.tables import table_splits
 
 __all__ = ["Source", "open_source"]
 
@@ -196,6 +195,8 @@ class TableSource(Source):
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         """Give the table's rows of the split, in the columns of a shard that it has."""
+        from carray.manifest.tables import table_splits  # imports pandas, which other sources do without
+
         for rows in self._table.batches():
             columns = {"uri": rows.uris(), "escaped": rows.flags("escaped")}
             for name in ("etag", "size_bytes"):

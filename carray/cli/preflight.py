@@ -150,9 +150,9 @@ def estimate_classify(
     Example: `carray estimate classify run/bundle s3://photos/2026 --machines 10 --cores 16`
     """
     from carray.classify.predictions_folder import ClassifySettings
+    from carray.core.cgroups import usable_cores
     from carray.core.settings import load_settings
     from carray.preflight import estimate_classify as classify
-    from carray.preflight.machine import usable_cores
 
     overrides = short_for(settings, all_files=all_files or None, split=split, runtime=runtime)
     found = classify.estimate_classify(
@@ -200,9 +200,9 @@ def estimate_tune(
 
     Example: `carray estimate tune --manifest manifest.parquet --config jobs/configs/cars-cpu.yaml --machines 4`
     """
+    from carray.core.cgroups import usable_cores
     from carray.core.settings import load_settings
     from carray.preflight import estimate_tune as tune
-    from carray.preflight.machine import usable_cores
     from carray.search.space import TuneSettings
 
     overrides = short_for(settings, search__trials=trials, search__epochs=epochs, search__seed=seed)

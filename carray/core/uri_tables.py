@@ -18,10 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -31,6 +30,9 @@ from carray.core.store.files import absolute, is_s3, join
 from carray.core.store.random_access import open_file
 from carray.core.tables import table_metadata
 from carray.core.text import one_line, readable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["BOX", "COLUMNS", "TABLE_SUFFIXES", "TableRows", "UriTable", "parse_columns"]
 
@@ -298,6 +300,8 @@ class TableRows:
         )
 
     def _numbers(self, name: str, most: int) -> tuple[pd.Series, Any]:
+        import pandas as pd
+
         """Read a column's whole numbers, null elsewhere, and a mask of values that are none or exceed `most`."""
         values = pd.Series(self.columns[name].to_pylist(), dtype=object).replace("", None)
         try:

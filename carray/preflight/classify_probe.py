@@ -26,11 +26,12 @@ from carray.classify.plan import open_plan
 from carray.classify.predictions_folder import ClassifySettings, PlannedImage
 from carray.classify.read_images import Arrival, ImageReader
 from carray.classify.score_shard import ShardScorer
-from carray.classify.shards import BOX, SHARD_SCHEMA, ShardCutter, ShardNote, read_notes, read_shard
+from carray.classify.shards import SHARD_SCHEMA, ShardCutter, ShardNote, read_notes, read_shard
 from carray.core.errors import SettingsError
 from carray.core.progress import say
 from carray.core.store.files import is_s3
 from carray.core.store.listing import Piece
+from carray.core.uri_tables import BOX
 from carray.images.read import ReadImage
 from carray.preflight.parallel import run_in_parallel, wait_for_others
 from carray.preflight.ranges import Range, middle

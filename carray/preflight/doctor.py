@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from carray.core.cgroups import usable_cores
 from carray.preflight import machine, storage
 from carray.preflight.findings import Check, Finding, one_line, run_checks
 
@@ -76,7 +77,7 @@ def _of_ray() -> list[Check]:
 
 
 def _private() -> Iterator[Finding]:
-    cores = machine.usable_cores()
+    cores = usable_cores()
     seen = f"RAY_ADDRESS is not set: a private Ray would start on this machine, with {max(1, int(cores))} CPUs"
     yield Finding("Ray", "ok", seen)
 

@@ -20,11 +20,11 @@ from carray.classify.plan import describe_run
 from carray.classify.predictions_folder import ClassifySettings
 from carray.classify.read_images import NOTE_IMAGES
 from carray.classify.shards import shard_images
+from carray.core.cgroups import usable_cores
 from carray.core.errors import SettingsError
 from carray.core.progress import say
 from carray.core.store.files import absolute, is_s3
 from carray.preflight.classify_probe import Cost, Sample, draw_images, measure_scoring
-from carray.preflight.machine import usable_cores
 from carray.preflight.ranges import (
     MACHINE_FACTOR,
     START_SECONDS,

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from carray.core.cgroups import usable_cores
 from carray.core.errors import SettingsError
 from carray.core.progress import say
 from carray.core.store.files import absolute, is_s3
 from carray.manifest.manifest_file import Manifest, read_manifest
-from carray.preflight.machine import usable_cores
 from carray.preflight.ranges import (
     MACHINE_FACTOR,
     START_SECONDS,

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import carray
+from carray.core.cgroups import PROC, control_groups, cpu_quota, read_number, read_text, usable_cores
 from carray.preflight.findings import Finding, one_line
 
 __all__ = [
@@ -35,11 +36,8 @@ __all__ = [
     "check_python",
     "check_shared_memory",
     "requirements",
-    "usable_cores",
 ]
 
-CGROUPS = Path("/sys/fs/cgroup")
-PROC = Path("/proc")
 SHARED = Path("/dev/shm")
 GB = 1e9
 
@@ -66,25 +64,6 @@ def check_cores() -> Iterator[Finding]:
     yield Finding("cores", "ok", f"{cores:g}{why}")
 
 
-def usable_cores() -> float:
-    """Count the cores that this process may use, by affinity and by a container's quota."""
-    allowed, quota = len(os.sched_getaffinity(0)), cpu_quota()
-    return min(float(allowed), quota) if quota is not None else float(allowed)
-
-
-def cpu_quota() -> float | None:
-    """Read the CPU quota of the control groups; None without a limit."""
-    quotas = []
-    for folder in _groups("cpu"):
-        whole = _text(folder / "cpu.max").split()  # version 2: quota and period, or max
-        if len(whole) == 2 and whole[0] != "max":
-            quotas.append(int(whole[0]) / int(whole[1]))
-        quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
-        if quota and period and quota > 0:
-            quotas.append(quota / period)
-    return min(quotas, default=None)
-
-
 def check_memory() -> Iterator[Finding]:
     """Check total and free memory."""
     total, free = memory_bytes()
@@ -104,12 +83,12 @@ def check_memory() -> Iterator[Finding]:
 
 def memory_bytes() -> tuple[int, int]:
     """Measure (total, free) memory in bytes, within a container's limits."""
-    lines = dict(line.split(":", 1) for line in _text(PROC / "meminfo").splitlines() if ":" in line)
+    lines = dict(line.split(":", 1) for line in read_text(PROC / "meminfo").splitlines() if ":" in line)
     total, free = (int(lines.get(name, "0").split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    for folder in _groups("memory"):
-        limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
-        used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes") or 0
-        stats = dict(line.split() for line in _text(folder / "memory.stat").splitlines() if len(line.split()) == 2)
+    for folder in control_groups("memory"):
+        limit = read_number(folder / "memory.max") or read_number(folder / "memory.limit_in_bytes")
+        used = read_number(folder / "memory.current") or read_number(folder / "memory.usage_in_bytes") or 0
+        stats = dict(line.split() for line in read_text(folder / "memory.stat").splitlines() if len(line.split()) == 2)
         used -= int(stats.get("inactive_file", stats.get("total_inactive_file", 0)))  # reclaimable
         if limit and limit < total:
             total, free = limit, max(0, min(free, limit - used))
@@ -170,7 +149,7 @@ def check_disks() -> Iterator[Finding]:
 
 def check_instructions() -> Iterator[Finding]:
     """Check whether the processor has the instructions for fast int8 scoring."""
-    pairs = [line.split(":", 1) for line in _text(PROC / "cpuinfo").splitlines() if ":" in line]
+    pairs = [line.split(":", 1) for line in read_text(PROC / "cpuinfo").splitlines() if ":" in line]
     about = {key.strip(): value.strip() for key, value in reversed(pairs)}
     name, flags = about.get("model name", "of unknown name"), set(about.get("flags", about.get("Features", "")).split())
     has = [title for flag, title in _INSTRUCTIONS.items() if flag in flags]
@@ -212,29 +191,6 @@ def check_gpus() -> Iterator[Finding]:
         yield Finding("GPUs", "warn", f"nvidia-smi finds none ({reason})", remedy)
     else:
         yield Finding("GPUs", "ok", f"{len(cards)}: {'; '.join(dict.fromkeys(cards))}")
-
-
-def _groups(controller: str) -> Iterator[Path]:
-    """List the folders of this process's control groups and their parents, of cgroup versions 1 and 2."""
-    for line in _text(PROC / "self" / "cgroup").splitlines():
-        number, names, path = line.split(":", 2)
-        if number == "0" or controller in names.split(","):
-            root = CGROUPS if number == "0" else CGROUPS / controller
-            own = root / path.strip("/")
-            # A container sees its own group as the root, whatever the path says.
-            yield from (folder for folder in (own, *own.parents) if folder == root or root in folder.parents)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path).strip()
-    return int(text) if text.lstrip("-").isdecimal() else None
 
 
 def _gb(size: float) -> str:

@@ -140,7 +140,7 @@ def test_ood_score_is_measured_by_kind_and_is_the_one_that_classification_writes
 ) -> None:
     from sklearn.metrics import roc_auc_score
 
-    from carray.classify.classify_on_ray import classify
+    from carray.classify.job import classify
     from carray.classify.predictions_folder import ClassifySettings
 
     out = tmp_path / "out"

@@ -242,7 +242,7 @@ def test_local_files_cost_no_request():
 
 def test_a_real_jobs_requests_lie_within(ray_cluster, s3, s3_server, small_bundle, make_image, monkeypatch):
     """Sixty images in shards of eight, from bucket to bucket, through a proxy that counts."""
-    from carray.classify.classify_on_ray import classify
+    from carray.classify.job import classify
 
     for i in range(60):
         write_bytes(f"{s3}/photos/{i:03d}.jpg", make_image(i % 7))

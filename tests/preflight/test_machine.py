@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from carray.core import cgroups
 from carray.preflight import machine
 
 Usage = namedtuple("Usage", "total used free")
@@ -16,8 +17,9 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.fixture
 def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Give a function that writes files of /proc and of the control groups, and lets the checks read those."""
+    monkeypatch.setattr(cgroups, "PROC", tmp_path / "proc")
     monkeypatch.setattr(machine, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroups, "CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr(machine.os, "cpu_count", lambda: 16)
 
@@ -40,7 +42,7 @@ def test_cores_are_those_of_the_affinity(container):
 def test_cores_are_those_of_the_quota_of_version_two_and_of_a_group_above(container):
     container(proc__self__cgroup="0::/pod/box\n", cgroup__pod__cpu_DOT_max="150000 100000\n")
     container(proc__self__cgroup="0::/pod/box\n", cgroup__cpu_DOT_max="max 100000\n")
-    assert machine.usable_cores() == 1.5
+    assert cgroups.usable_cores() == 1.5
     assert "1.5 by the container's quota" in next(machine.check_cores()).seen
 
 
