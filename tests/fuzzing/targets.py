@@ -39,7 +39,7 @@ from carray.manifest import matlab
 from carray.manifest.devkit import _annotation, read_devkit
 from carray.manifest.manifest_file import read_manifest
 from carray.manifest.tables import read_source_table
-from carray.pages.bucket import readable
+from carray.pages.templates import readable
 from carray.queries.reading import open_labels, open_predictions, read_predictions
 from carray.queries.sql import check_sql, connect
 from carray.search.run_folder import read_log, read_search, read_trial_ends, read_trials
