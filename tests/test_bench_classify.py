@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -15,12 +14,11 @@ from jobs.bench.classify.watch import (
     JobFailed,
     fit_line,
     headline,
-    parse_process,
-    parse_size,
     run_watched,
     spread,
     steady_rate,
 )
+from jobs.processes import size_of, times_of
 
 
 def test_steady_rate_leaves_start_up_and_end_out() -> None:
@@ -43,9 +41,7 @@ def test_steady_rate_of_too_little_is_none(finished: list[tuple[float, int]]) ->
 
 def test_line_takes_the_start_up_off() -> None:
     line = fit_line((1000, 12.0 + 8.0), (10_000, 12.0 + 80.0))
-    assert line.startup_seconds == pytest.approx(12.0)
-    assert line.seconds_per_image == pytest.approx(0.008)
-    assert line.seconds_of(100_000) == pytest.approx(812.0)
+    assert line == pytest.approx((12.0, 0.008))
     with pytest.raises(ValueError, match="two sizes"):
         fit_line((10, 1.0), (10, 2.0))
 
@@ -65,21 +61,19 @@ def test_spread_is_of_the_largest_over_the_smallest() -> None:
 
 def test_process_whose_name_has_brackets() -> None:
     rest = "S 41 7 7 0 -1 4194560 10 0 0 0 250 50 9999 9999 20 0 8 0 123456 1000 100"
-    process = parse_process(f"42 (ray::(odd) name) {rest}")
-    assert process == (41, 3.0, 123456)
+    assert times_of(f"42 (ray::(odd) name) {rest}") == (123456, 3.0)
 
 
 def test_sizes_are_in_millions_of_bytes() -> None:
     status = "Name:\tpython\nVmHWM:\t  400000 kB\nVmRSS:\t  1 kB\n"
-    assert parse_size(status, "VmHWM") == pytest.approx(409.6)
-    assert parse_size(status, "Pss") == 0.0
+    assert size_of(status, "VmHWM") == pytest.approx(409.6)
+    assert size_of(status, "Pss") == 0.0
 
 
 def test_own_process_is_read_right() -> None:
-    process = parse_process(Path("/proc/self/stat").read_text())
-    assert process.parent == os.getppid()
-    assert process.cpu_seconds == pytest.approx(time.process_time(), abs=0.2)
-    assert parse_size(Path("/proc/self/status").read_text(), "VmHWM") > 10
+    _, cpu_seconds = times_of(Path("/proc/self/stat").read_text())
+    assert cpu_seconds == pytest.approx(time.process_time(), abs=0.2)
+    assert size_of(Path("/proc/self/status").read_text(), "VmHWM") > 10
 
 
 def test_a_watched_job_counts_its_children(tmp_path: Path) -> None:

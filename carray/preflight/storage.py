@@ -22,7 +22,7 @@ from typing import Any
 from carray.core.errors import SettingsError
 from carray.core.store.files import absolute, filesystem, is_s3, join
 from carray.core.store.s3 import make_client, split_uri
-from carray.preflight.findings import Finding, one_line
+from carray.preflight.findings import Finding, judge, one_line
 
 __all__ = ["SECONDS", "check_uri"]
 
@@ -62,9 +62,9 @@ def _check_local(path: Path, title: str, *, write: bool) -> Finding:
             free = shutil.disk_usage(there).free
     except OSError as err:
         remedy = "make it writable for this user, or give another place"
-        return Finding(title, "fail", f"{path}: {there} cannot be written ({err.strerror})", remedy, storage=True)
+        return judge(title, f"{path}: {there} cannot be written ({err.strerror})", fail=remedy, storage=True)
     made = "" if there == path else ", which will be created"
-    return Finding(title, "ok", f"{path}{made}: written and deleted, {free / 1e9:,.1f} GB free", storage=True)
+    return judge(title, f"{path}{made}: written and deleted, {free / 1e9:,.1f} GB free", storage=True)
 
 
 def _read_local(path: Path, title: str) -> Finding:
@@ -75,13 +75,13 @@ def _read_local(path: Path, title: str) -> Finding:
         # Checks run side by side: another one's probe is skipped.
         file = next((one for one in files if one.is_file() and not one.name.startswith(_PROBE)), None)
         if file is None:
-            return Finding(title, "warn", f"{path}: no file in it", "check its spelling", storage=True)
+            return judge(title, f"{path}: no file in it", warn="check its spelling", storage=True)
         with file.open("rb") as opened:
             opened.read(1)
     except OSError as err:
         remedy = "check its spelling and this user's rights"
-        return Finding(title, "fail", f"{path}: cannot be read ({err.strerror or err})", remedy, storage=True)
-    return Finding(title, "ok", f"{path}: listed and read", storage=True)
+        return judge(title, f"{path}: cannot be read ({err.strerror or err})", fail=remedy, storage=True)
+    return judge(title, f"{path}: listed and read", storage=True)
 
 
 class _Denied(Exception):
@@ -112,11 +112,11 @@ class _Bucket:
             seen = f"{self.uri}: {', '.join(self.done)} ({self._about()})"
             empty = "nothing there to read" in self.done
             remedy = "check its spelling; s3:GetObject was not tested" if empty else ""
-            yield Finding(self.title, "warn" if empty else "ok", seen, remedy, storage=True)
+            yield judge(self.title, seen, warn=remedy, storage=True)
         except _Denied as err:
             before = f"{', '.join(self.done)}, but " if self.done else ""
             seen = f"{self.uri}: {before}{err.seen} ({self._about()})"
-            yield Finding(self.title, "fail", seen, err.remedy, storage=True)
+            yield judge(self.title, seen, fail=err.remedy, storage=True)
         if self.skew_seconds is not None:
             yield self._clock()
 
@@ -225,13 +225,11 @@ class _Bucket:
 
     def _clock(self) -> Finding:
         skew, store = self.skew_seconds or 0.0, one_line(self.client.meta.endpoint_url)
-        seen = f"{abs(skew):,.0f} s {'ahead of' if skew > 0 else 'behind'} {store}"
-        remedy = "set it right (chrony, systemd-timesyncd): S3 refuses requests that are 15 minutes off"
-        if abs(skew) > SKEW_FAIL_SECONDS:
-            return Finding("clock", "fail", seen, remedy)
-        if abs(skew) > SKEW_WARN_SECONDS:
-            return Finding("clock", "warn", seen, remedy)
-        return Finding("clock", "ok", f"within {max(1.0, abs(skew)):,.0f} s of {store}")
+        off, remedy = abs(skew), "set it right (chrony, systemd-timesyncd): S3 refuses requests that are 15 minutes off"
+        if off <= SKEW_WARN_SECONDS:
+            return judge("clock", f"within {max(1.0, off):,.0f} s of {store}")
+        seen = f"{off:,.0f} s {'ahead of' if skew > 0 else 'behind'} {store}"
+        return judge("clock", seen, warn=remedy, fail=remedy if off > SKEW_FAIL_SECONDS else "")
 
 
 _SOURCES: dict[Any, str] = {

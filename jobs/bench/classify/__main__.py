@@ -30,7 +30,7 @@ from jobs.bench.classify import parts
 from jobs.bench.classify.peers import measure_peers
 from jobs.bench.classify.setup import Bench
 from jobs.bench.classify.watch import spread
-from jobs.bench.rows import CARS, ROOT, Program, check_devkit
+from jobs.bench.rows import Program
 
 PARTS: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
     "peers": measure_peers,
@@ -45,16 +45,15 @@ PARTS: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
 def main() -> None:
     """Measure what the arguments ask for, and write the results."""
     program = Program(__doc__, "classify.csv")
-    program.option("--data", default=CARS, type=Path, help="Stanford Cars in its devkit's layout")
+    program.cars_options("bench-classify")
     program.option("--bundle", type=Path, help="a finished bundle of a timm network; one is trained without it")
-    program.option("--work", default=ROOT / "runs" / "bench-classify", type=Path, help="folder for everything")
     program.option("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     program.option("--images", type=int, help="for a try, the first so many photographs")
     program.option("--peer-images", type=int, help="at most so many for the peers; all for timm, 2,000 for Ray's")
     program.option("--sizes", default="1000,10000,100000", help="images of the part scaling, ascending")
     program.option("--input-size", default=224, type=int, help="of networks made here, pixels")
     given = program.parse()
-    check_devkit(program.parser, given.data)
+    program.check_cars()
     bench = Bench(
         data=given.data.resolve(),
         work=given.work.resolve(),

@@ -48,9 +48,9 @@ def measure_scaling(bench: Bench) -> list[dict[str, Any]]:
     for size in bench.sizes:
         row = classify(bench, bundle, bench.folder(size), runtime=runtime, name=f"scaling-{size}").row
         if rows:
-            line = fit_line((rows[-1]["images"], rows[-1]["wall_seconds"]), (size, row["wall_seconds"]))
-            row["startup_seconds"] = round(line.startup_seconds, 2)
-            row["milliseconds_per_image"] = round(1e3 * line.seconds_per_image, 3)
+            startup, slope = fit_line((rows[-1]["images"], rows[-1]["wall_seconds"]), (size, row["wall_seconds"]))
+            row["startup_seconds"] = round(startup, 2)
+            row["milliseconds_per_image"] = round(1e3 * slope, 3)
         elif row["steady_images_per_second"]:
             row["milliseconds_per_image"] = round(1e3 / row["steady_images_per_second"], 3)
         rows.append(_about(bundle) | row | {"part": "scaling"})
