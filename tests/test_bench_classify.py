@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bench.classify.__main__ import summarise
 from jobs.bench.classify.peers import median_row, scale_up
 from jobs.bench.classify.setup import few, link_images
 from jobs.bench.classify.watch import (
@@ -15,7 +14,6 @@ from jobs.bench.classify.watch import (
     fit_line,
     headline,
     run_watched,
-    spread,
     steady_rate,
 )
 from jobs.processes import size_of, times_of
@@ -53,10 +51,6 @@ def test_headline_units() -> None:
         "images_per_second_per_core": 60.0,
         "core_hours_per_million": round(90 / 7200 * 1e6 / 3600, 1),
     }
-
-
-def test_spread_is_of_the_largest_over_the_smallest() -> None:
-    assert spread([5.0, 5.5, 5.2]) == pytest.approx(0.1)
 
 
 def test_process_whose_name_has_brackets() -> None:
@@ -110,18 +104,6 @@ def test_a_peer_that_had_fewer_images_is_scaled_at_its_steady_rate() -> None:
 def test_rows_of_one_arm_are_joined() -> None:
     rows = [{"arm": "carray", "images": 7, "wall_seconds": seconds, "ray_seconds": None} for seconds in (3.0, 5.0)]
     assert median_row(rows) == {"repeats": 2, "arm": "carray", "images": 7, "wall_seconds": 4.0, "ray_seconds": None}
-
-
-def test_summary_speaks_of_int8_where_there_is_one() -> None:
-    fp32 = {"part": "peers", "arm": "carray", "runtime": "fp32", "storage": "local", "times_timm": 2.0}
-    int8 = fp32 | {"runtime": "int8", "times_timm": 6.0}
-    assert summarise([fp32])["times_timm"] == 2.0
-    both = summarise(
-        [int8, fp32, {"part": "scaling", "arm": "carray", "runtime": "int8", "milliseconds_per_image": 5.0}]
-    )
-    assert (both["runtime"], both["times_timm"], both["times_timm_fp32"]) == ("int8", 6.0, 2.0)
-    assert both["cost_spread"] is None
-    assert both["fraction_of_ceiling"] is None
 
 
 def test_folders_of_links(tmp_path: Path) -> None:

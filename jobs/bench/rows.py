@@ -80,11 +80,15 @@ class Program:
             value = getattr(self.given, option.dest, option.default)
             if value == option.default or option.dest == "results":
                 continue
-            words += [option.option_strings[-1]] if option.option_strings else []
-            if isinstance(value, Path):
-                words.append(option.dest.upper())
-            elif not isinstance(value, bool):
-                words += map(str, value) if isinstance(value, list | tuple) else [str(value)]
+            name = option.option_strings[-1:]
+            if isinstance(option, argparse._AppendAction):
+                words += [word for one in value for word in (*name, str(one))]
+            elif isinstance(value, bool):
+                words += name
+            elif isinstance(value, list):
+                words += [*name, *map(str, value)]
+            else:
+                words += [*name, option.dest.upper() if isinstance(value, Path) else str(value)]
         return " ".join(words)
 
     def record(self, rows: Sequence[Mapping[str, Any]], *, hidden: Sequence[str] = ()) -> None:

@@ -12,7 +12,7 @@ from carray.manifest.manifest_file import read_manifest
 from jobs.bench.classify.arms import Arm, TimmSettings, classify, count_images
 from jobs.bench.classify.ceiling import bare_rate, measure_ceiling
 from jobs.bench.classify.peers import measure_local, median_row
-from jobs.bench.classify.setup import Bench, few, full_decode_bundle, pack_random, runtimes_of
+from jobs.bench.classify.setup import Bench, few, full_decode_bundle, pack_random, runtimes_of, whole_folder
 from jobs.bench.classify.watch import fit_line
 from jobs.bench.rows import cores
 
@@ -117,11 +117,8 @@ def _enlarge(bench: Bench) -> str:
     photographs = sorted((bench.data / "cars_test").iterdir())[: bench.images]
     folder = bench.work / f"enlarged-{len(photographs)}"
     if not folder.exists():
-        making = folder.with_name(f"{folder.name}.making")
-        making.mkdir(parents=True, exist_ok=True)
-        with ProcessPoolExecutor(cores()) as pool:
+        with whole_folder(folder) as making, ProcessPoolExecutor(cores()) as pool:
             list(pool.map(_enlarge_one, photographs, [making] * len(photographs)))
-        making.rename(folder)
     return str(folder)
 
 

@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,37 +74,40 @@ class Bench:
         return path
 
 
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that gets its name when it is filled, so that it is there whole or not at all."""
+    making = folder.with_name(f"{folder.name}.making")
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    yield making
+    making.rename(folder)
+
+
 def link_images(photographs: Sequence[Path], folder: Path, count: int) -> Path:
     """Fill a folder with `count` photographs, repeated if there are too few; whole or not at all.
 
     The first of each photograph is a copy, and repetitions are hard links to it.
     """
-    if folder.exists():
-        return folder
-    making = folder.with_name(f"{folder.name}.making")
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
-    for i in range(count):
-        photograph = photographs[i % len(photographs)]
-        file = making / f"{i // len(photographs)}-{photograph.parent.name}-{photograph.name}"
-        first = making / f"0-{photograph.parent.name}-{photograph.name}"
-        if i < len(photographs):
-            shutil.copyfile(photograph, file)
-        else:
-            os.link(first, file)
-    return making.rename(folder)
+    if not folder.exists():
+        with whole_folder(folder) as making:
+            for i in range(count):
+                photograph = photographs[i % len(photographs)]
+                name = f"{photograph.parent.name}-{photograph.name}"
+                if i < len(photographs):
+                    shutil.copyfile(photograph, making / f"0-{name}")
+                else:
+                    os.link(making / f"0-{name}", making / f"{i // len(photographs)}-{name}")
+    return folder
 
 
 def few(folder: str, count: int) -> str:
     """Return a folder with the first `count` photographs of another, as hard links."""
     part = Path(f"{folder}-first-{count}")
     if not part.exists():
-        making = part.with_name(f"{part.name}.making")
-        shutil.rmtree(making, ignore_errors=True)
-        making.mkdir()
-        for path in sorted(Path(folder).iterdir())[:count]:
-            os.link(path, making / path.name)
-        making.rename(part)
+        with whole_folder(part) as making:
+            for path in sorted(Path(folder).iterdir())[:count]:
+                os.link(path, making / path.name)
     return str(part)
 
 

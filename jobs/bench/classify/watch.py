@@ -88,10 +88,12 @@ def run_watched(command: Sequence[object], *, log: Path, environment: Mapping[st
         )
 
         def keep_lines() -> None:
-            for line in process.stderr or ():
-                lines.append((time.monotonic() - started, line.rstrip("\n")))
-                err.write(line)
-                err.flush()
+            assert process.stderr is not None
+            with process.stderr as stream:
+                for line in stream:
+                    lines.append((time.monotonic() - started, line.rstrip("\n")))
+                    err.write(line)
+                    err.flush()
 
         reader = threading.Thread(target=keep_lines, daemon=True)
         reader.start()
@@ -168,8 +170,3 @@ def headline(images: int, *, wall_seconds: float, core_seconds: float, cores: in
         "images_per_second_per_core": round(images / wall_seconds / cores, 2),
         "core_hours_per_million": round(core_seconds / images * 1e6 / 3600, 1),
     }
-
-
-def spread(values: Sequence[float]) -> float:
-    """Return by how much the largest value exceeds the smallest: 0.1 is 10 %."""
-    return max(values) / min(values) - 1

@@ -14,8 +14,7 @@ Appends rows to results/tune.csv, one per measured arm, and writes curves to res
     accuracy   one search by jobs/configs/cars-cpu.yaml with its final fit, measured on cars_test once
 
 Cost on two cores: fixed to all 30 minutes, curves and live 10, rung0 5, accuracy 55. `--quick` runs every part on a few
-images in minutes, and writes to the work folder only, whatever `--results` names. Ends with one JSON line;
-`epochs_times_recipe` is the smaller of cnn and frozen.
+images in minutes, and writes to the work folder only, whatever `--results` names. Ends with the rows as one JSON line.
 """
 
 from __future__ import annotations
@@ -60,14 +59,15 @@ def main() -> None:
         rows = _measure(part, arguments, manifest, work / "measured", arguments.results.parent / "tune")
         program.record(rows)
         done += rows
-    print(json.dumps(_summary(done)))
+    print(json.dumps(done))
 
 
 def _manifest(arguments: argparse.Namespace, work: Path) -> str:
     manifest = arguments.manifest.resolve() if arguments.manifest else prepare_cars(arguments.data.resolve(), work)
     if not arguments.quick:
         return str(manifest)
-    return rates.first_classes(str(manifest), 6, work / "quick.parquet", train=12, val=4, test=4).uri
+    most = {"train": 12, "val": 4, "test": 4}
+    return rates.keep_images(str(manifest), work / "quick.parquet", classes=6, most=most).uri
 
 
 def _measure(
@@ -88,24 +88,6 @@ def _measure(
         return [rates.measure_rung0(manifest, work, results, quick=quick)]
     config, extra = (_QUICK_CONFIG, _QUICK_SEARCH) if quick else (CONFIG, [])
     return [measure_accuracy(manifest, work, config=config, extra=extra)]
-
-
-def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the main figures; null where the part was not run."""
-
-    def of(part: str, arm: str, name: str) -> Any:
-        return next((row.get(name) for row in rows if row["part"] == part and row["arm"] == arm), None)
-
-    times = [of(part, "carray", "times_recipe") for part in ("cnn", "frozen")]
-    return {
-        "epochs_times_recipe": None if None in times else min(times),
-        "sooner_live": of("live", "asha", "sooner_times"),
-        "all_times_recipe": of("all", "carray", "times_recipe"),
-        "fixed_seconds_per_trial": of("fixed_frozen", "carray", "fixed_seconds_per_trial"),
-        "rung0_spearman": of("rung0", "carray", "spearman"),
-        "test_top1": of("accuracy", "carray", "test_top1"),
-        "total_minutes": of("accuracy", "carray", "total_minutes"),
-    }
 
 
 def measure_accuracy(manifest: str, work: Path, *, config: str, extra: Sequence[str] = ()) -> dict[str, Any]:

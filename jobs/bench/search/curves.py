@@ -15,7 +15,7 @@ import pandas as pd
 from carray.manifest.manifest_file import Manifest
 from jobs.bench.rows import write_rows
 from jobs.bench.search.arms import Arm, measure
-from jobs.bench.search.rates import first_classes
+from jobs.bench.search.rates import keep_images
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Plan:
 
     def images(self, manifest: str, work: Path) -> Manifest:
         """Write a manifest of the classes that are trained on."""
-        return first_classes(manifest, self.classes, work / "curves.parquet")
+        return keep_images(manifest, work / "curves.parquet", classes=self.classes)
 
     def configurations(self) -> list[dict[str, Any]]:
         """Draw the configurations at random, without the default, which a search would try first."""
