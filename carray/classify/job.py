@@ -38,7 +38,6 @@ from carray.core.ray.metrics import Meter
 from carray.core.ray.resources import is_cluster
 from carray.core.store.files import absolute, delete, write_json
 from carray.core.store.lease import Lease, hold_run
-from carray.core.store.s3 import aws_environment
 
 __all__ = ["FailureWatch", "classify"]
 

@@ -22,7 +22,7 @@ from carray.classify.ledger import LedgerEntry
 from carray.core.errors import SettingsError
 from carray.core.ray.connect import start_ray, used_text
 from carray.core.ray.resources import Resources
-from carray.core.store.aws import aws_environment
+from carray.core.store.s3 import aws_environment
 
 __all__ = ["RayEngine", "run_shards", "start_on_ray"]
 

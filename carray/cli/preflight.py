@@ -153,18 +153,19 @@ def estimate_classify(
     from carray.core.cgroups import usable_cores
     from carray.core.settings import load_settings
     from carray.preflight import estimate_classify as classify
+    from carray.preflight import estimates
 
     overrides = short_for(settings, all_files=all_files or None, split=split, runtime=runtime)
     found = classify.estimate_classify(
         bundle,
         source,
         settings=load_settings(ClassifySettings, config=config, overrides=overrides),
-        machines=classify.Machines(machines, cores or max(1, int(usable_cores()))),
-        prices=classify.Prices(list_price, get_price, put_price, machine_price),
+        machines=estimates.Machines(machines, cores or max(1, int(usable_cores())), hour_price=machine_price),
+        prices={"list": list_price, "get": get_price, "put": put_price},
         probe=classify.Probe(probe_images, probe_workers, total_images, listing_seconds),
         out=out,
     )
-    typer.echo(classify.classify_text(found))
+    typer.echo(found.as_text())
     print_result(found.as_json())
 
 
@@ -203,16 +204,17 @@ def estimate_tune(
     from carray.core.cgroups import usable_cores
     from carray.core.settings import load_settings
     from carray.preflight import estimate_tune as tune
+    from carray.preflight import estimates
     from carray.search.space import TuneSettings
 
     overrides = short_for(settings, search__trials=trials, search__epochs=epochs, search__seed=seed)
     found = tune.estimate_tune(
         manifest,
         settings=load_settings(TuneSettings, config=config, overrides=overrides),
-        cluster=tune.Cluster(machines, cores or max(1, int(usable_cores())), gpus, machine_price),
+        machines=estimates.Machines(machines, cores or max(1, int(usable_cores())), gpus, machine_price),
         most_networks=networks,
         probe_workers=probe_workers,
         earlier_run=earlier_run,
     )
-    typer.echo(tune.tune_text(found))
+    typer.echo(found.as_text())
     print_result(found.as_json())
