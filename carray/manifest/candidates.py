@@ -18,7 +18,7 @@ from carray.core.text import readable
 from carray.core.uri_tables import BOX, TABLE_SUFFIXES
 from carray.manifest.manifest_file import SPLITS
 
-__all__ = ["CANDIDATE_TYPES", "Candidates", "Source", "count_text", "is_picture", "shown"]
+__all__ = ["CANDIDATE_TYPES", "Candidates", "Source", "count_text", "counts", "is_picture", "shown"]
 
 SHOWN = 5
 
@@ -104,20 +104,17 @@ class Candidates:
     @property
     def skipped(self) -> dict[str, int]:
         """Counts of files that are no images by name, by suffix."""
-        return self._counts("skipped")
+        return counts(self.others.loc[self.others["kind"] == "skipped", "what"])
 
     @property
     def left_out(self) -> dict[str, int]:
         """Counts of hidden files, tools' files and masks, by name."""
-        return self._counts("left out")
+        return counts(self.others.loc[self.others["kind"] == "left out", "what"])
 
     @property
     def unlabelled_in(self) -> dict[str, int]:
         """Counts of images without a label, by folder."""
-        return self.rows.loc[self.rows["label"].isna(), "folder"].value_counts().to_dict()
-
-    def _counts(self, kind: str) -> dict[str, int]:
-        return self.others.loc[self.others["kind"] == kind, "what"].value_counts().to_dict()
+        return counts(self.rows.loc[self.rows["label"].isna(), "folder"])
 
     def text(self) -> str:
         """Format how the source was read, several lines."""
@@ -145,9 +142,14 @@ def is_picture(what: str) -> bool:
     return what not in _NO_PICTURES
 
 
-def count_text(counts: Mapping[str, int]) -> str:
+def counts(texts: pd.Series) -> dict[str, int]:
+    """Count how often each text occurs."""
+    return {str(text): int(count) for text, count in texts.value_counts().items()}
+
+
+def count_text(numbers: Mapping[str, int]) -> str:
     """Format the largest counts, by name, for a sentence."""
-    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    ordered = sorted(numbers.items(), key=lambda pair: (-pair[1], pair[0]))
     more = f" and {len(ordered) - SHOWN:,} more" if len(ordered) > SHOWN else ""
     return ", ".join(f"{shown([name])} {count:,}" for name, count in ordered[:SHOWN]) + more
 

@@ -143,8 +143,8 @@ def wrapping_folders(files: pd.DataFrame) -> Folder:
 def _count_pictures(files: pd.DataFrame) -> dict[Folder, int]:
     """Count the files that are, or may be, pictures in each folder of `Source.files`."""
     is_one = (files["kind"] == "image") | ((files["kind"] == "skipped") & files["what"].map(is_picture).astype(bool))
-    counts = is_one.groupby(files["folder"]).sum()
-    return {tuple(folder.split("/")) if folder else (): int(count) for folder, count in counts.items()}
+    pictures = is_one.groupby(files["folder"]).sum()
+    return {tuple(str(folder).split("/")) if folder else (): int(count) for folder, count in pictures.items()}
 
 
 def check_label_from(text: str) -> None:

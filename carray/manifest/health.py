@@ -10,7 +10,7 @@ import pandas as pd
 
 from carray.core.text import readable
 from carray.core.uri_tables import BOX
-from carray.manifest.candidates import Candidates, shown
+from carray.manifest.candidates import Candidates, counts, shown
 from carray.manifest.labels import similar_labels, unsure_labels
 from carray.manifest.manifest_file import SPLITS
 from carray.manifest.splits import SET_ASIDE
@@ -216,7 +216,7 @@ def report_health(
         rows=len(rows),
         ok=len(ok),
         unlabelled=len(ok) - len(labelled),
-        errors=failed["error_code"].value_counts().to_dict(),
+        errors=counts(failed["error_code"]),
         error_examples=[f"{row.uri}: {row.error}" for row in failed.head(EXAMPLES).itertuples()],
         classes=classes.reindex(candidates.classes).fillna(0).astype(int),
         sizes=_sizes(ok),
@@ -243,7 +243,7 @@ def _sizes(ok: pd.DataFrame) -> dict[str, dict[str, float]]:
     columns = ok[["width", "height", "size_bytes"]].astype("float64")
     columns["aspect"] = (columns["width"] / columns["height"]).round(3)
     quantiles = columns.quantile(list(_QUANTILES.values()), interpolation="nearest").set_axis(list(_QUANTILES))
-    return {str(name): values.to_dict() for name, values in quantiles.items()}
+    return {str(name): {str(share): float(value) for share, value in one.items()} for name, one in quantiles.items()}
 
 
 def _boxes(ok: pd.DataFrame) -> dict[str, int]:

@@ -27,7 +27,7 @@ import pandas as pd
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.store.files import absolute
 from carray.core.uri_tables import TABLE_SUFFIXES
-from carray.manifest.candidates import CANDIDATE_TYPES, Candidates, Source, count_text, is_picture, shown
+from carray.manifest.candidates import CANDIDATE_TYPES, Candidates, Source, count_text, counts, is_picture, shown
 from carray.manifest.folders import check_label_from, read_folders
 from carray.manifest.labels import normalise_labels
 from carray.manifest.manifest_file import SPLITS, check_unique
@@ -152,21 +152,20 @@ def _loss_warnings(rows: pd.DataFrame, others: pd.DataFrame) -> list[str]:
     per_class = rows["label"].value_counts()
     skipped = others[others["kind"] == "skipped"]
     if emptied := sorted(set(others["label"].dropna()) - set(per_class.index)):
-        suffixes = [skipped.loc[skipped["label"] == label, "what"].value_counts().to_dict() for label in emptied]
-        named = [f"{label}: {count_text(counts) or 'empty'}" for label, counts in zip(emptied, suffixes, strict=True)]
+        held = {label: counts(skipped.loc[skipped["label"] == label, "what"]) for label in emptied}
+        named = [f"{label}: {count_text(suffixes) or 'empty'}" for label, suffixes in held.items()]
         folders = "folder" if len(emptied) == 1 else "folders"
         found.append(f"{len(emptied):,} class {folders} without any image file ({shown(named)})")
     pictures = skipped[skipped["what"].map(is_picture).astype(bool)]
     count, total = len(pictures), len(pictures) + len(rows)
-    lost = pictures["label"].value_counts().sort_index()
-    whole = lost + per_class.reindex(lost.index, fill_value=0)
-    lost = lost[lost > _LOST_SHARE * whole].sort_values(ascending=False, kind="stable")
-    if count > _LOST_SHARE * total or len(lost):
-        worst = shown([f"{number:,} of {whole[label]:,} in {label}" for label, number in lost.items()])
-        suffixes = pictures["what"].value_counts().to_dict()
+    lost, suffixes = counts(pictures["label"]), counts(pictures["what"])
+    whole = {label: number + int(per_class.get(label, 0)) for label, number in lost.items()}
+    worst = sorted((label for label in lost if lost[label] > _LOST_SHARE * whole[label]), key=lambda x: (-lost[x], x))
+    if count > _LOST_SHARE * total or worst:
+        named = [f"{lost[label]:,} of {whole[label]:,} in {label}" for label in worst]
         found.append(
             f"{count:,} of {total:,} files ({count / total:.1%}) were skipped since their names are no image's: "
-            f"{count_text(suffixes)}{f' ({worst})' if worst else ''}; {_remedy(suffixes)}"
+            f"{count_text(suffixes)}{f' ({shown(named)})' if named else ''}; {_remedy(suffixes)}"
         )
     return found
 
