@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from carray.core.errors import DecodeError
 from carray.core.text import one_line
-from carray.images.jpegs import MAX_SCANS, count_scans, decode_samples, has_several_scans
+from carray.images.jpegs import check_scans, decode_samples, has_several_scans
 
 __all__ = ["MAX_PIXELS", "Opened", "Pixels", "open_image"]
 
@@ -142,7 +142,8 @@ def open_image(data: bytes) -> Opened:
         raise DecodeError("empty", "the file has zero bytes")
     if data.startswith(_PNG):
         data = _check_chunks(data)
-    factory = _find_decoder(data)
+    # An `accept` that returns text means that Pillow was built without the format.
+    factory = next((factory for factory, accept in _decoders() if accept(data[:16]) is True), None)
     if factory is None:
         raise DecodeError("unsupported", "the bytes are not an image in a known format")
     try:
@@ -159,10 +160,8 @@ def open_image(data: bytes) -> Opened:
         _check_integers(image)
     elif image.format in ("JPEG", "MPO"):
         several_scans = has_several_scans(data)
-        if several_scans and data.count(b"\xff\xda") > MAX_SCANS and count_scans(data) > MAX_SCANS:
-            raise DecodeError(
-                "unsupported", f"the JPEG has over {MAX_SCANS} scans, each of which costs a whole decoding"
-            )
+        if several_scans:
+            check_scans(data)
     return Opened(data, image, width, height, _orientation(image), several_scans)
 
 
@@ -185,11 +184,6 @@ def _decoders() -> list[tuple[Callable[[io.BytesIO, str], Any], Callable[[bytes]
     # Pillow's default blocks of 16 MB stay in the C library's arena of each thread; larger ones go back to the system.
     Image.core.set_block_size(_PILLOW_BLOCK_BYTES)
     return [Image.OPEN[name] for name in FORMATS]  # type: ignore[misc]
-
-
-def _find_decoder(data: bytes) -> Callable[[io.BytesIO, str], Any] | None:
-    # An `accept` that returns text means that Pillow was built without the format.
-    return next((factory for factory, accept in _decoders() if accept(data[:16]) is True), None)
 
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -337,9 +331,7 @@ def _read_pillow(image: Any, data: bytes) -> Pixels:
 
 
 def _check_strips(image: Any, data: bytes) -> None:
-    """Check a TIFF's strips or tiles for damage that libtiff does not report."""
-    if image.format != "TIFF":
-        return
+    """Check a TIFF's strips or tiles, if it is one, for damage that libtiff does not report."""
     offsets, sizes = _tag(image, 273) or _tag(image, 324), _tag(image, 279) or _tag(image, 325)
     compression, tables = _tag(image, 259, 1)[0], _tag(image, 347, b"")[0]
     for offset, size in zip(offsets, sizes, strict=False):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from carray.core.errors import DecodeError
 
-__all__ = ["MAX_SCANS", "Samples", "count_scans", "decode_samples", "has_several_scans"]
+__all__ = ["MAX_SCANS", "Samples", "check_scans", "decode_samples", "has_several_scans"]
 
 Samples = npt.NDArray[np.uint8]
 
@@ -79,9 +79,15 @@ def decode_samples(data: bytes, colorspace: str, *, height: int, width: int, sev
     return samples_HWC
 
 
-def count_scans(data: bytes) -> int:
-    """Count a JPEG's scans up to its end marker, after which cameras append films and pictures (ITU T.81, B.1)."""
-    return sum(marker == _SCAN for marker, _, _ in _segments(data))
+def check_scans(data: bytes) -> None:
+    """Check the number of a JPEG's scans up to its end marker, after which cameras append films (ITU T.81, B.1).
+
+    Raises:
+        DecodeError: code unsupported: over MAX_SCANS.
+    """
+    is_suspect = data.count(b"\xff\xda") > MAX_SCANS
+    if is_suspect and sum(marker == _SCAN for marker, _, _ in _segments(data)) > MAX_SCANS:
+        raise DecodeError("unsupported", f"the JPEG has over {MAX_SCANS} scans, each of which costs a whole decoding")
 
 
 def has_several_scans(data: bytes) -> bool:

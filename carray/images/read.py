@@ -65,15 +65,10 @@ def read_image(
     sha256: str | None = None,
     as_input: bool = False,
 ) -> ReadImage:
-    """Fetch and decode one image.
+    """Fetch and decode one image, cut to `box` if given; bytes of another `sha256` are a fetch_error, code changed.
 
-    Args:
-        uri: A local path or s3://bucket/key.
-        settings: How to decode it.
-        escaped: Whether `uri` percent-escapes a local name that is not UTF-8.
-        box: Crop the image to this box.
-        sha256: The expected hash; other bytes are a fetch_error with code changed.
-        as_input: Give the network's input instead of the decoded square.
+    `escaped` says that `uri` percent-escapes a local name that is not UTF-8; `as_input` asks for the network's input
+    instead of the decoded square.
     """
     fetched = fetch_original(uri, escaped=escaped, sha256=sha256)
     if isinstance(fetched, ReadImage):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +10,9 @@ import pandas as pd
 
 from carray.core.text import readable
 from carray.core.uri_tables import BOX
+from carray.manifest.candidates import Candidates, counts, shown
 from carray.manifest.labels import similar_labels, unsure_labels
-from carray.manifest.layouts import shown
 from carray.manifest.manifest_file import SPLITS
-from carray.manifest.sources import Candidates
 from carray.manifest.splits import SET_ASIDE
 
 __all__ = ["HealthReport", "report_health"]
@@ -41,12 +40,8 @@ class HealthReport:
     errors: dict[str, int]
     """Unreadable images by error code."""
     error_examples: list[str]
-    images_per_class: dict[str, float]
-    """min, median and max over the classes with a readable image, without those set aside."""
-    empty_classes: list[str]
-    single_image_classes: list[str]
-    classes_without_train: list[str]
-    classes_without_val: list[str]
+    classes: pd.DataFrame
+    """A class a row: counts of its readable images, of those not set aside (used), and of those in train and val."""
     sizes: dict[str, dict[str, float]]
     """Quantiles of width, height (pixels), aspect (width / height) and size_bytes."""
     splits: dict[str, int]
@@ -54,20 +49,10 @@ class HealthReport:
     """Groups of rows with equal bytes (and box, where images are cut to it)."""
     near_groups: int
     """Groups of different bytes that look like one picture."""
-    crossing_groups: int
-    """Duplicate groups with images in more than one split."""
-    crossing_examples: list[dict[str, str]]
-    """Each maps uri to split."""
-    conflicting_groups: int
-    """Exact duplicates that carry different labels."""
-    conflicting_examples: list[dict[str, str]]
-    """Each maps uri to label."""
-    label_changes: dict[str, int] = field(default_factory=dict)
-    """Counts of normalised labels, by what changed: blank (no label at all), blanks, unicode form."""
-    similar_classes: list[list[str]] = field(default_factory=list)
-    """Groups of classes whose names differ only by case, compatible letters or the writing of a number."""
-    unsure_classes: list[str] = field(default_factory=list)
-    """Classes whose names look like a missing label: None, NULL, nan."""
+    crossing: list[dict[str, str]]
+    """Groups of duplicates in more than one split, each as uri to split."""
+    conflicting: list[dict[str, str]]
+    """Groups of exact duplicates that carry different labels, each as uri to label."""
     boxes: dict[str, int] = field(default_factory=dict)
     """Counts of readable images cut to a box, and of boxes that were clamped, or are one pixel wide or high."""
     empty_boxes: int = 0
@@ -84,6 +69,17 @@ class HealthReport:
     """Readable, labelled images above that limit: rows without a split."""
 
     @property
+    def images_per_class(self) -> dict[str, float]:
+        """The min, median and max over the classes with a readable image, without those set aside."""
+        used = self.classes.loc[self.classes["used"] > 0, "used"]
+        return {} if used.empty else {"min": int(used.min()), "median": float(used.median()), "max": int(used.max())}
+
+    def _classes_without(self, what: str) -> list[str]:
+        """List the classes without any such image; of those with a readable one, where that is not what is asked."""
+        rows = self.classes if what == "images" else self.classes[self.classes["images"] > 0]
+        return list(rows.index[rows[what] == 0])
+
+    @property
     def unusable(self) -> str | None:
         """The reason why `tune` cannot use this manifest; None when it can."""
         if self.empty_boxes == self.rows:
@@ -92,55 +88,47 @@ class HealthReport:
             return f"none of its {self.rows:,} images could be read"
         if self.unlabelled == self.ok:
             return "no readable image has a label; put images into class folders, or give a table with labels"
-        if len(self.candidates.classes) - len(self.empty_classes) < 2:
+        if (self.classes["images"] > 0).sum() < 2:
             return "it has one class with readable images; two or more are needed"
-        missing = [split for split in ("train", "val") if not self.splits[split]]
-        if missing and missing[0] == "train":
+        if not self.splits["train"]:
             return "split train has no image; give a source that holds training images, too"
-        return f"split {missing[0]} has no image" if missing else None
+        return None if self.splits["val"] else "split val has no image"
 
     @property
     def concerns(self) -> list[str]:
         """List what to look at before training, the worst first, a sentence each."""
-        failed = self.rows - self.ok
-        unlabelled_in = dict(list(self.candidates.unlabelled_in.items())[:EXAMPLES])
-        folders = f" ({_pairs(unlabelled_in)})" if unlabelled_in else ""
-        found = [
+        failed, classes = self.rows - self.ok, self.candidates.classes
+        per_class, single = self.images_per_class, list(self.classes.index[self.classes["images"] == 1])
+        no_image, no_train, no_val = (self._classes_without(what) for what in ("images", "train", "val"))
+        alike, unsure = similar_labels(classes), unsure_labels(classes)
+        folders = dict(list(self.candidates.unlabelled_in.items())[:EXAMPLES])
+        found: list[tuple[object, str]] = [
             *((True, warning) for warning in self.candidates.warnings),
-            (self.conflicting_groups, f"copies carry different labels in {_count(self.conflicting_groups, 'group')}"),
-            (
-                self.crossing_groups,
-                f"duplicates cross splits in {_count(self.crossing_groups, 'group')}, so scores flatter",
-            ),
+            (self.conflicting, f"copies carry different labels in {_count(self.conflicting, 'group')}"),
+            (self.crossing, f"duplicates cross splits in {_count(self.crossing, 'group')}, so scores flatter"),
             (failed > 0.01 * self.rows, f"{failed / self.rows:.1%} of the images cannot be read"),
+            (no_train, f"{_count(no_train, 'class')} without a train image ({shown(no_train)})"),
+            (self.changed_labels, f"{_count(self.changed_labels, 'image')} labelled otherwise in {self.extended}"),
             (
-                self.classes_without_train,
-                f"{_count(len(self.classes_without_train), 'class')} without a train image "
-                f"({shown(self.classes_without_train)})",
+                alike,
+                f"{_count(alike, 'group')} of classes whose names look alike "
+                f"({'; '.join(shown(group) for group in alike[:EXAMPLES])})",
             ),
-            (self.changed_labels, f"{_count(len(self.changed_labels), 'image')} labelled otherwise in {self.extended}"),
-            (
-                self.similar_classes,
-                f"{_count(len(self.similar_classes), 'group')} of classes whose names look alike "
-                f"({'; '.join(shown(group) for group in self.similar_classes[:EXAMPLES])})",
-            ),
-            (self.unsure_classes, f"classes that look like a missing label ({shown(self.unsure_classes)})"),
+            (unsure, f"classes that look like a missing label ({shown(unsure)})"),
             (self.empty_boxes, self._empty_boxes_text()),
             *self._box_concerns(),
+            (no_image, f"{_count(no_image, 'class')} without a readable image ({shown(no_image)})"),
+            (single, f"{_count(single, 'class')} with one image"),
+            (no_val, f"{_count(no_val, 'class')} without a val image"),
             (
-                self.empty_classes,
-                f"{_count(len(self.empty_classes), 'class')} without a readable image ({shown(self.empty_classes)})",
-            ),
-            (self.single_image_classes, f"{_count(len(self.single_image_classes), 'class')} with one image"),
-            (self.classes_without_val, f"{_count(len(self.classes_without_val), 'class')} without a val image"),
-            (
-                self.images_per_class and self.images_per_class["max"] > 10 * self.images_per_class["median"],
+                per_class and per_class["max"] > 10 * per_class["median"],
                 "the largest class has over 10 times the images of the median class",
             ),
             (not self.splits["test"], "no test split, so no final score can be given"),
             (
                 self.unlabelled,
-                f"{_count(self.unlabelled, 'readable image')} without a label, left out of every split{folders}",
+                f"{_count(self.unlabelled, 'readable image')} without a label, left out of every split"
+                + (f" ({_pairs(folders)})" if folders else ""),
             ),
         ]
         return [text for present, text in found if present]
@@ -152,41 +140,43 @@ class HealthReport:
             warnings = f" Look at: {'; '.join(self.candidates.warnings)}." if self.candidates.warnings else ""
             return f"Not usable for tune: {self.unusable}.{warnings}"
         if self.concerns:
-            return f"Usable, with {_count(len(self.concerns), 'thing')} to look at: {'; '.join(self.concerns)}."
+            return f"Usable, with {_count(self.concerns, 'thing')} to look at: {'; '.join(self.concerns)}."
         return "Healthy: ready for tune."
 
     def text(self) -> str:
         """Format the report, several lines."""
-        source = self.candidates
+        source, classes = self.candidates, self.classes
+        unreadable = f"; unreadable {_pairs(self.errors)}" if self.errors else ""
         lines = [
-            f"{self.out}: {_count(self.rows, 'row')} from {source.source} (layout {source.layout})",
-            f"  readable     {self.ok:,}" + (f"; unreadable {_pairs(self.errors)}" if self.errors else ""),
-            *(f"               {readable(example)}" for example in self.error_examples),
-            f"  skipped      {_pairs(source.skipped)} (not images by name)" if source.skipped else "",
-            f"  left out     {_pairs(source.left_out)} (hidden, left by tools, or masks)" if source.left_out else "",
-            f"  classes      {len(source.classes):,}; images a class {_pairs(self.images_per_class)}"
-            if source.classes
-            else "",
-            f"  labels       normalised: {_pairs(self.label_changes)}" if self.label_changes else "",
-            f"  splits       {_pairs(self.splits)}",
-            f"  boxes        {_pairs(self.boxes)}" if self.boxes else "",
-            f"  boxes        left out: {readable(source.boxes_left_out)}" if source.boxes_left_out else "",
-            f"  set aside    {_count(self.set_aside, 'image')} over {self.balance:,} train images a class"
-            if self.balance is not None
-            else "",
-            *(f"  {name:<12} {_pairs(quantiles)}" for name, quantiles in self.sizes.items()),
-            f"  duplicates   {_count(self.exact_groups, 'exact group')}, {_count(self.near_groups, 'near group')}",
-            *_listed("crossing", self.crossing_groups, self.crossing_examples),
-            *_listed("conflicting", self.conflicting_groups, self.conflicting_examples),
-            *(_names("no image", self.empty_classes), _names("one image", self.single_image_classes)),
-            *(_names("not in train", self.classes_without_train), _names("not in val", self.classes_without_val)),
-            f"  extends      {self.extended}; {_count(self.old_rows_absent, 'old row')} not in this source"
-            if self.extended
-            else "",
-            *(f"  new label    {readable(change)}" for change in self.changed_labels[:EXAMPLES]),
-            self.verdict,
+            ("readable", f"{self.ok:,}{unreadable}"),
+            *(("", readable(example)) for example in self.error_examples),
+            ("classes", f"{len(classes):,}; images a class {_pairs(self.images_per_class)}" if len(classes) else ""),
+            ("labels", f"normalised: {_pairs(source.label_changes)}" if source.label_changes else ""),
+            ("splits", _pairs(self.splits)),
+            ("boxes", _pairs(self.boxes)),
+            ("boxes", f"left out: {readable(source.boxes_left_out)}" if source.boxes_left_out else ""),
+            (
+                "set aside",
+                f"{_count(self.set_aside, 'image')} over {self.balance:,} train images a class" if self.balance else "",
+            ),
+            *((name, _pairs(quantiles)) for name, quantiles in self.sizes.items()),
+            ("duplicates", f"{_count(self.exact_groups, 'exact group')}, {_count(self.near_groups, 'near group')}"),
+            *_listed("crossing", self.crossing),
+            *_listed("conflicting", self.conflicting),
+            ("no image", shown(self._classes_without("images"))),
+            ("one image", shown(classes.index[classes["images"] == 1])),
+            ("not in train", shown(self._classes_without("train"))),
+            ("not in val", shown(self._classes_without("val"))),
+            (
+                "extends",
+                f"{self.extended}; {_count(self.old_rows_absent, 'old row')} not in this source"
+                if self.extended
+                else "",
+            ),
+            *(("new label", readable(change)) for change in self.changed_labels[:EXAMPLES]),
         ]
-        return "\n".join(line for line in lines if line)
+        head = f"{self.out}: {_count(self.rows, 'row')} from {source.source} (layout {source.layout})"
+        return "\n".join([head, *(f"  {name:<12} {text}" for name, text in lines if text), self.verdict])
 
     def _box_concerns(self) -> list[tuple[bool, str]]:
         """Report what is wrong with many boxes; a few that reach beyond the edge are usual."""
@@ -202,75 +192,65 @@ class HealthReport:
         ]
 
     def _empty_boxes_text(self) -> str:
-        return (
-            f"{_count(self.empty_boxes, 'box')} of no pixel of their image (x2 and y2 are the far corner, not width "
-            "and height)"
-        )
+        corner = "x2 and y2 are the far corner, not width and height"
+        return f"{_count(self.empty_boxes, 'box')} of no pixel of their image ({corner})"
 
 
 def report_health(
     rows: pd.DataFrame, groups: Sequence[int], *, candidates: Candidates, crop_boxes: bool, **context: Any
 ) -> HealthReport:
     """Report on a manifest's rows; `groups` numbers duplicates, `context` holds the report's remaining fields."""
-    classes = candidates.classes
-    ok = rows[rows["status"] == "ok"].assign(
-        group=[g for g, s in zip(groups, rows["status"], strict=True) if s == "ok"]
-    )
-    failed = rows[rows["status"] != "ok"]
+    rows = rows.assign(group=groups)
+    ok, failed = rows[rows["status"] == "ok"], rows[rows["status"] != "ok"]
     labelled = ok[ok["label"].notna()]
-    per_class = labelled["label"].value_counts()
-    is_aside = (labelled["error_code"] == SET_ASIDE).fillna(False).astype(bool)
-    split_of = {split: set(labelled.loc[labelled["split"] == split, "label"]) for split in SPLITS}
-    present = sorted(per_class.index, key=classes.index) if len(per_class) else []
+    is_aside = labelled["error_code"].fillna("") == SET_ASIDE
+    counted = {"images": labelled, "used": labelled[~is_aside]}
+    counted |= {split: labelled[labelled["split"] == split] for split in SPLITS}
+    classes = pd.DataFrame({what: one["label"].value_counts() for what, one in counted.items()})
+    content = ["sha256", *BOX] if crop_boxes else ["sha256"]
+    exact = [group for _, group in ok[ok.duplicated(content, keep=False)].groupby(content, dropna=False, sort=False)]
+    by_group = ok.groupby("group")
+    straddling = ok[by_group["split"].transform("nunique") > 1]
     return HealthReport(
+        candidates=candidates,
         rows=len(rows),
         ok=len(ok),
         unlabelled=len(ok) - len(labelled),
-        errors={str(code): int(count) for code, count in failed["error_code"].value_counts().items()},
+        errors=counts(failed["error_code"]),
         error_examples=[f"{row.uri}: {row.error}" for row in failed.head(EXAMPLES).itertuples()],
-        candidates=candidates,
-        images_per_class=_spread(labelled.loc[~is_aside, "label"].value_counts()),
-        empty_classes=[name for name in classes if name not in per_class.index],
-        single_image_classes=[name for name in present if per_class[name] == 1],
-        classes_without_train=[name for name in present if name not in split_of["train"]],
-        classes_without_val=[name for name in present if name not in split_of["val"]],
+        classes=classes.reindex(candidates.classes).fillna(0).astype(int),
         sizes=_sizes(ok),
-        splits={split: int((labelled["split"] == split).sum()) for split in SPLITS},
+        splits={split: len(counted[split]) for split in SPLITS},
+        exact_groups=len(exact),
+        near_groups=int((by_group["sha256"].nunique() > 1).sum()),
+        crossing=[_values(group, "split") for _, group in straddling.groupby("group", sort=False)],
+        conflicting=[_values(group, "label") for group in exact if group["label"].nunique() > 1],
         set_aside=int(is_aside.sum()),
-        similar_classes=similar_labels(classes),
-        unsure_classes=unsure_labels(classes),
         boxes=_boxes(ok) if crop_boxes else {},
         empty_boxes=int((failed["error_code"] == "bad_box").sum()),
-        **_duplicates(ok, crop_boxes),
         **context,
     )
 
 
-def _spread(per_class: pd.Series) -> dict[str, float]:
-    if per_class.empty:
-        return {}
-    return {"min": int(per_class.min()), "median": float(per_class.median()), "max": int(per_class.max())}
+def _values(group: pd.DataFrame, column: str) -> dict[str, str]:
+    known = group[group[column].notna()]
+    return dict(zip(known["uri"], known[column], strict=True))
 
 
 def _sizes(ok: pd.DataFrame) -> dict[str, dict[str, float]]:
     if ok.empty:
         return {}
-    columns = {name: ok[name].astype("float64") for name in ("width", "height", "size_bytes")}
+    columns = ok[["width", "height", "size_bytes"]].astype("float64")
     columns["aspect"] = (columns["width"] / columns["height"]).round(3)
-    return {
-        name: {
-            quantile: float(values.quantile(share, interpolation="nearest")) for quantile, share in _QUANTILES.items()
-        }
-        for name, values in columns.items()
-    }
+    quantiles = columns.quantile(list(_QUANTILES.values()), interpolation="nearest").set_axis(list(_QUANTILES))
+    return {str(name): {str(share): float(value) for share, value in one.items()} for name, one in quantiles.items()}
 
 
 def _boxes(ok: pd.DataFrame) -> dict[str, int]:
     boxed = ok[ok["x1"].notna()]
     if boxed.empty:
         return {}
-    x1, y1, x2, y2 = (boxed[name].astype("int64") for name in BOX)
-    width, height = boxed["width"].astype("int64"), boxed["height"].astype("int64")
+    x1, y1, x2, y2, width, height = (boxed[name].astype("int64") for name in (*BOX, "width", "height"))
     across = x2.clip(upper=width) - x1.clip(lower=0)
     down = y2.clip(upper=height) - y1.clip(lower=0)
     return {
@@ -281,49 +261,17 @@ def _boxes(ok: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def _duplicates(ok: pd.DataFrame, crop_boxes: bool) -> dict[str, Any]:
-    content = ["sha256", *BOX] if crop_boxes else ["sha256"]
-    exact = ok[ok.duplicated(content, keep=False)]
-    exact_groups = [group for _, group in exact.groupby(content, dropna=False, sort=False)]
-    conflicting = [group for group in exact_groups if group["label"].nunique() > 1]
-    by_group = ok.groupby("group")
-    near = int((by_group["sha256"].nunique() > 1).sum())
-    straddling = by_group["split"].transform("nunique") > 1
-    crossing = [group for _, group in ok[straddling].groupby("group", sort=False)]
-    return {
-        "exact_groups": len(exact_groups),
-        "near_groups": near,
-        "crossing_groups": len(crossing),
-        "crossing_examples": _examples(crossing, "split"),
-        "conflicting_groups": len(conflicting),
-        "conflicting_examples": _examples(conflicting, "label"),
-    }
+def _count(things: int | Sequence[Any], noun: str) -> str:
+    number = things if isinstance(things, int) else len(things)
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "x")) else "s"
+    return f"{number:,} {noun}{ending}"
 
 
-def _examples(found: list[pd.DataFrame], column: str) -> list[dict[str, str]]:
-    return [
-        {str(uri): str(value) for uri, value in zip(group["uri"], group[column], strict=True) if pd.notna(value)}
-        for group in found[:EXAMPLES]
-    ]
-
-
-def _count(number: int, noun: str) -> str:
-    if number == 1:
-        return f"1 {noun}"
-    return f"{number:,} {noun}es" if noun.endswith(("s", "x")) else f"{number:,} {noun}s"
-
-
-def _pairs(values: dict[str, Any]) -> str:
+def _pairs(values: Mapping[str, float]) -> str:
     numbers = {name: f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" for name, value in values.items()}
     return ", ".join(f"{readable(name)} {number}" for name, number in numbers.items())
 
 
-def _names(what: str, names: list[str]) -> str:
-    return f"  {what:<12} {shown(names)}" if names else ""
-
-
-def _listed(what: str, number: int, examples: list[dict[str, str]]) -> list[str]:
-    if not number:
-        return []
-    shown = ["; ".join(f"{readable(uri)} ({value})" for uri, value in example.items()) for example in examples]
-    return [f"  {what:<12} {_count(number, 'group')}", *(f"               {line}" for line in shown)]
+def _listed(what: str, groups: list[dict[str, str]]) -> list[tuple[str, str]]:
+    shown_groups = ["; ".join(f"{readable(uri)} ({value})" for uri, value in group.items()) for group in groups]
+    return [(what, _count(groups, "group")), *(("", text) for text in shown_groups[:EXAMPLES])] if groups else []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -60,13 +60,6 @@ def similar_labels(labels: Iterable[str]) -> list[list[str]]:
 def unsure_labels(labels: Iterable[str]) -> list[str]:
     """Find the labels that look like a missing one, such as None, NULL or nan."""
     return [label for label in labels if label.casefold() in _NO_LABELS]
-
-
-def normalise_names(names: Sequence[str]) -> list[str]:
-    """Normalise class names, each once, in their order; sorted ones stay sorted."""
-    normalised, _ = normalise_labels(pd.Series(names, dtype="string"))
-    classes = list(dict.fromkeys(normalised.dropna()))
-    return sorted(classes) if list(names) == sorted(names) else classes
 
 
 def _comparison_key(label: str) -> str:

@@ -26,18 +26,11 @@ def read_variable(data: bytes, name: str) -> list[Any] | None:
     """
     # One thread: OpenBLAS reserves addresses for each.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", __name__, name, str(SECONDS)]
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, name, str(SECONDS)],
-            input=data,
-            capture_output=True,
-            env=environment,
-            timeout=3 * SECONDS,
-        )
+        done = subprocess.run(command, input=data, capture_output=True, env=environment, timeout=3 * SECONDS)
     except subprocess.TimeoutExpired:
         raise ValueError(f"it could not be read within {3 * SECONDS} s") from None
-    if done.returncode < 0:
-        raise ValueError(f"reading it ended a process by signal {-done.returncode}")
     try:
         found = json.loads(done.stdout)
         values, reason = found["values"], found["reason"]
@@ -46,14 +39,6 @@ def read_variable(data: bytes, name: str) -> list[Any] | None:
     if reason:
         raise ValueError(reason)
     return values if isinstance(values, list) else None
-
-
-def _read(data: bytes, name: str) -> list[Any] | None:
-    import numpy as np
-    from scipy.io import loadmat
-
-    values = loadmat(io.BytesIO(data), squeeze_me=True, variable_names=[name])
-    return [_plain(value) for value in np.atleast_1d(values[name])] if name in values else None
 
 
 def _plain(value: Any) -> Any:
@@ -67,11 +52,16 @@ def _plain(value: Any) -> Any:
 def _main() -> None:
     import resource
 
+    import numpy as np
+    from scipy.io import loadmat
+
+    name, seconds = sys.argv[1], int(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[2]), int(sys.argv[2])))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     found: dict[str, Any] = {"values": None, "reason": ""}
     try:
-        found["values"] = _read(sys.stdin.buffer.read(), sys.argv[1])
+        values = loadmat(io.BytesIO(sys.stdin.buffer.read()), squeeze_me=True, variable_names=[name])
+        found["values"] = [_plain(value) for value in np.atleast_1d(values[name])] if name in values else None
     except Exception as err:  # scipy's reader raises anything at all on damaged files
         found["reason"] = " ".join(str(err).split())[:200] or type(err).__name__
     sys.stdout.write(json.dumps(found))

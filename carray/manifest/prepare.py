@@ -9,20 +9,19 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
+from carray import __version__
 from carray.core.errors import SettingsError
 from carray.core.store.files import absolute, is_folder, is_s3
 from carray.images.pixels import PixelSettings
 from carray.images.read import ReadImage, decode_fetched, fetch_original, read_all
 from carray.manifest.duplicates import group_duplicates
 from carray.manifest.health import HealthReport, report_health
-from carray.manifest.labels import normalise_labels, normalise_names
 from carray.manifest.manifest_file import MANIFEST_SCHEMA, read_manifest, row_box, write_manifest
 from carray.manifest.sources import Candidates, list_candidates
 from carray.manifest.splits import SplitSettings, assign_splits, cap_classes, changed_labels, earlier_splits
@@ -54,18 +53,10 @@ def prepare(
 ) -> HealthReport:
     """Build the manifest of a source at `out`.
 
-    Args:
-        source: a folder, prefix, table or Stanford Cars.
-        out: the manifest's file.
-        layout: as in `list_candidates`.
-        label_from: as in `list_candidates`.
-        split: the fractions of the splits that the source does not give.
-        crop_boxes: crop images to their boxes.
-        workers: the number of threads.
-        extend: an older manifest, whose splits stay.
-        balance: how many training images a class may have, those of `extend` first; others are rows without a split.
-        column: a table's column names, such as {"uri": "path"}.
-        show: receives how the source was understood, before any image is read.
+    `source`, `layout`, `label_from` and `column` are as in `list_candidates`, `split` holds the fractions of the splits
+    that the source does not give. `extend` is an older manifest, whose splits stay; `balance` is how many training
+    images a class may have, those of `extend` first: others are rows without a split. `workers` counts threads, and
+    `show` receives how the source was understood, before any image is read.
 
     Raises:
         SettingsError: an unknown layout or `label_from`, a source not laid out so, `out` is a folder, or `workers` or
@@ -84,7 +75,6 @@ def prepare(
     # Before hours of decoding, in case it is no manifest.
     old = read_manifest(extend).rows if extend else None
     candidates = list_candidates(source, layout=layout, label_from=label_from, column=column, crop_boxes=crop_boxes)
-    candidates, label_changes = _normalise_labels(candidates)
     show(candidates.text())
     rows = _measure(candidates, crop_boxes=crop_boxes, workers=workers)
     earlier, absent = earlier_splits(rows, old) if old is not None else (None, None)
@@ -93,30 +83,31 @@ def prepare(
     rows["split"] = pd.array(assign_splits(rows, groups, split, earlier=old_splits), dtype="string")
     if balance is not None:
         rows = cap_classes(rows, groups, balance=balance, earlier=earlier)
-    _write(rows, out, candidates, split=split, crop_boxes=crop_boxes, extend=extend, balance=balance)
+    write_manifest(
+        rows,
+        out,
+        classes=candidates.classes,
+        crop_boxes=crop_boxes,
+        source=candidates.source,
+        layout=candidates.layout,
+        label_from=label_from,
+        split=split.model_dump(mode="json"),
+        extended=extend,
+        balance=balance,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        carray=__version__,
+    )
     return report_health(
         rows,
         groups[: len(rows)],
         crop_boxes=crop_boxes,
         out=out,
-        label_changes=label_changes,
         extended=extend,
         changed_labels=[] if old is None else changed_labels(rows, old),
         old_rows_absent=0 if absent is None else len(absent),
         balance=balance,
         candidates=candidates,
     )
-
-
-def _normalise_labels(candidates: Candidates) -> tuple[Candidates, dict[str, int]]:
-    """Normalise labels and count the changes; an image without a label has no split."""
-    labels, changes = normalise_labels(candidates.rows["label"])
-    rows = candidates.rows.assign(label=labels, split=candidates.rows["split"].mask(labels.isna()))
-    unlabelled_in = candidates.unlabelled_in | ({"blank labels": changes["blank"]} if changes.get("blank") else {})
-    normalised = replace(
-        candidates, rows=rows, classes=normalise_names(candidates.classes), unlabelled_in=unlabelled_in
-    )
-    return normalised, changes
 
 
 def _measure(candidates: Candidates, *, crop_boxes: bool, workers: int | None) -> pd.DataFrame:
@@ -160,31 +151,3 @@ def _group(rows: pd.DataFrame) -> list[int]:
         group_duplicates(rows.loc[readable, "sha256"].tolist(), rows.loc[readable, "phash"].tolist()).tolist()
     )
     return [next(numbers) if ok else -1 - i for i, ok in enumerate(readable)]
-
-
-def _write(
-    rows: pd.DataFrame,
-    out: str,
-    candidates: Candidates,
-    *,
-    split: SplitSettings,
-    crop_boxes: bool,
-    extend: str | None,
-    balance: int | None,
-) -> None:
-    from carray import __version__
-
-    write_manifest(
-        rows,
-        out,
-        classes=candidates.classes,
-        crop_boxes=crop_boxes,
-        source=candidates.source,
-        layout=candidates.layout,
-        label_from=candidates.label_from,
-        split=split.model_dump(mode="json"),
-        extended=extend,
-        balance=balance,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        carray=__version__,
-    )

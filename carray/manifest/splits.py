@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +67,15 @@ class SplitSettings(Settings):
         rest = 1 - self.val_fraction - self.test_fraction
         return rest if rest > 1e-9 else 0.0
 
+    def split_at(self, position: float, whole: Collection[str]) -> str:
+        """Determine the split of an image at a position in 0..1; train instead of one that the source gives whole."""
+        split = "train"
+        if position < self.test_fraction:
+            split = "test"
+        elif position < self.test_fraction + self.val_fraction:
+            split = "val"
+        return "train" if split in whole else split
+
 
 def parse_split(text: str, *, salt: str = "") -> SplitSettings:
     """Read `train/val/test` percentages, such as 70/15/15.
@@ -103,24 +112,27 @@ def assign_splits(
     `rows` needs sha256, label, status and split (as given); `groups` numbers duplicates; `earlier` holds splits of an
     older manifest. Both may be longer than `rows`: images that are not in it still attract their duplicates.
     """
-    labelled = ((rows["status"] == "ok") & rows["label"].notna()).tolist()
+    usable = ((rows["status"] == "ok") & rows["label"].notna()).tolist()
     given = [split if isinstance(split, str) else None for split in rows["split"]]
     whole = {split for split in given if split in ("val", "test")}
     earlier = list(earlier) if earlier is not None else [None] * len(rows)
-    fixed = [own if own in whole else old for own, old in zip(given, earlier, strict=False)]
-    splits = [split if usable else None for split, usable in zip(fixed, labelled, strict=True)]
-    free = [i for i, usable in enumerate(labelled) if usable and fixed[i] is None]
     attracted = _group_splits(earlier, groups, whole)
-    for i in free:
-        splits[i] = attracted.get(int(groups[i]))
-    free = [i for i in free if splits[i] is None]
+    splits: list[str | None] = [None] * len(rows)
+    free: dict[int, list[int]] = defaultdict(list)
     labels, sha256 = rows["label"].tolist(), rows["sha256"].tolist()
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for i, split in enumerate(splits):
-        if split is not None and given[i] != "test":
-            counts[labels[i]][split] += 1
-    units = _units(free, groups, labels, sha256, settings, whole)
-    for unit in units:
+    for i in (i for i in range(len(rows)) if usable[i]):
+        group = int(groups[i])
+        splits[i] = given[i] if given[i] in whole else earlier[i] or attracted.get(group)
+        if splits[i] is None:
+            free[group].append(i)
+        elif given[i] != "test":
+            counts[labels[i]][str(splits[i])] += 1
+    units = []
+    for members in free.values():
+        position = _position(min(sha256[i] for i in members), settings.salt)
+        unit = _Unit(members, Counter(labels[i] for i in members), position, settings.split_at(position, whole))
+        units.append(unit)
         for label, images in unit.labels.items():
             counts[label][unit.split] += images
     _fill_classes(units, counts, settings, whole)
@@ -211,30 +223,6 @@ def _group_splits(earlier: Sequence[str | None], groups: Sequence[int], whole: s
 
 def _position(sha256: str, salt: str) -> float:
     return int(hashlib.sha256(f"{salt}:{sha256}".encode()).hexdigest()[:13], 16) / 16**13
-
-
-def _units(
-    free: list[int],
-    groups: Sequence[int],
-    labels: list[str],
-    sha256: list[str],
-    settings: SplitSettings,
-    whole: set[str],
-) -> list[_Unit]:
-    members: dict[int, list[int]] = defaultdict(list)
-    for i in free:
-        members[int(groups[i])].append(i)
-    units = []
-    for indices in members.values():
-        position = _position(min(sha256[i] for i in indices), settings.salt)
-        split = "train"
-        if position < settings.test_fraction:
-            split = "test"
-        elif position < settings.test_fraction + settings.val_fraction:
-            split = "val"
-        split = "train" if split in whole else split
-        units.append(_Unit(indices, Counter(labels[i] for i in indices), position, split))
-    return units
 
 
 def _fill_classes(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from carray.images.pixels import PixelSettings, view
 from carray.tensors.block import Block
 
-__all__ = ["balanced_weights", "batch_rows", "epoch_order", "train_batches", "view_batch", "view_batches"]
+__all__ = ["balanced_weights", "batch_rows", "epoch_order", "view_batch", "view_batches"]
 
 Rows = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
@@ -51,14 +51,6 @@ def batch_rows(
     for i, start in enumerate(starts):
         stop = starts[i + 1] if i + 1 < len(starts) else len(order_N)
         yield np.sort(order_N[start:stop])  # in file order: the map is read forwards
-
-
-def train_batches(
-    block: Block, rows_N: Rows, *, batch_images: int, seed: int, epoch: int, weights_N: Weights | None = None
-) -> Iterator[tuple[Pixels, Rows]]:
-    """Yield decoded pixels_BHWC (uint8, decode_size) and labels_B (int64) of one shuffled epoch's batches."""
-    for rows_B in batch_rows(rows_N, batch_images=batch_images, seed=seed, epoch=epoch, weights_N=weights_N):
-        yield block.pixels_NHWC[rows_B], block.labels_N[rows_B]
 
 
 def view_batches(

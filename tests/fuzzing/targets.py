@@ -32,12 +32,13 @@ from carray.core.store.files import absolute, is_s3
 from carray.core.store.image_bytes import is_image_key, key_suffix
 from carray.core.store.lease import hold_run
 from carray.core.store.objects import StoreError, split_uri
+from carray.core.uri_tables import BOX
 from carray.images import decoding, pixels
 from carray.images.pixels import PixelSettings
 from carray.images.vehicles import parse_vehicle
 from carray.manifest import matlab
-from carray.manifest.devkit import _annotation, read_devkit
 from carray.manifest.manifest_file import read_manifest
+from carray.manifest.stanford_cars import _annotation, read_devkit
 from carray.manifest.tables import read_source_table
 from carray.pages.templates import readable
 from carray.queries.reading import open_labels, open_predictions, read_predictions
@@ -254,15 +255,15 @@ def fuzz_devkit(data: bytes) -> None:
         entries = json.loads(data)
         for entry in entries if isinstance(entries, list) else [entries]:
             with suppress(CarrayError):
-                name, _, box = _annotation(entry, ["a", "b"], "place")
-                assert "/" not in name and all(isinstance(corner, int) for corner in box or ())
+                found = _annotation(entry, ["a", "b"], "place")
+                assert "/" not in found["name"] and all(isinstance(found[corner], int) for corner in BOX)
 
 
 def replay_matlab(data: bytes) -> None:
     """Read a devkit whose two MATLAB files are both these bytes: a process an input, too slow to fuzz."""
     files = {"devkit/cars_meta.mat": data, "devkit/cars_train_annos.mat": data}
     with folder_with(files) as place, changed(matlab, SECONDS=2), suppress(CarrayError):
-        read_devkit(str(place))
+        read_devkit(str(place), f"{place}/devkit")
 
 
 @contextmanager
@@ -303,7 +304,7 @@ def read_table_everywhere(path: str) -> None:
     """Read a table of images as every command that takes one does."""
     with suppress(CarrayError):
         rows = read_source_table(path).rows
-        assert list(rows.columns) == ["uri", "escaped", "label", "split", "x1", "y1", "x2", "y2"]
+        assert list(rows.columns) == ["uri", "escaped", "label", "split", *BOX, "folder"]
     list_source(path)
     with suppress(CarrayError), connect({"labels": open_labels(path)}) as connection:
         connection.sql("SELECT label, count(*) FROM labels GROUP BY 1").fetchall()

@@ -154,11 +154,11 @@ def test_wrong_values_are_one_sentence(tmp_path):
     for source, layout, label_from, sentence in [
         (deep, "auto", "0", "label_from is '0'; allowed are auto, path"),
         (deep, "auto", "make", "label_from is 'make'"),
-        (flat, "auto", "1", "label_from is 1, but no folder below the source"),
+        (flat, "auto", "1", "label_from is 1, but layout images takes no label from folder names"),
         (deep, "images", "1", "label_from is 1, but layout images takes no label from folder names"),
         (str(tmp_path / "t.csv"), "auto", "-1", "label_from is -1, but layout table takes no label"),
-        (deep, "splits", "auto", "layout is splits, but no folder is called train"),
-        (flat, "splits", "auto", "layout is splits, but no folder is called train"),
+        (deep, "splits", "auto", "layout is splits, but .* has no folder called train"),
+        (flat, "splits", "auto", "layout is splits, but .* has no folder called train"),
     ]:
         with pytest.raises(SettingsError, match=sentence):
             list_candidates(source, layout=layout, label_from=label_from)

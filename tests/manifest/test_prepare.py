@@ -126,8 +126,8 @@ def test_crop_boxes_hash_the_box_and_refuse_a_box_outside(drawn, tmp_path):
     assert rows.rows["error_code"].fillna("").tolist() == ["", "", "bad_box"]
     assert rows.rows["phash"].iloc[0] != rows.rows["phash"].iloc[1]
     assert rows.rows["split"].iloc[0] == rows.rows["split"].iloc[1]
-    assert (whole.ok, whole.exact_groups, whole.conflicting_groups) == (3, 1, 1)
-    assert (cropped.ok, cropped.exact_groups, cropped.conflicting_groups) == (2, 0, 0)
+    assert (whole.ok, whole.exact_groups, len(whole.conflicting)) == (3, 1, 1)
+    assert (cropped.ok, cropped.exact_groups, len(cropped.conflicting)) == (2, 0, 0)
 
 
 def test_copies_and_shrunk_copies_share_a_split_and_are_reported(source, tmp_path):
@@ -142,8 +142,8 @@ def test_copies_and_shrunk_copies_share_a_split_and_are_reported(source, tmp_pat
     splits = {os.path.basename(row.uri): row.split for row in rows.itertuples() if DEMO_CLASSES[0] in row.uri}
     for i, path in enumerate(names):
         assert splits[path.name] == splits[f"copy {i}.jpg"] == splits[f"small {i}.png"]
-    assert (report.exact_groups, report.near_groups, report.crossing_groups, report.conflicting_groups) == (8, 8, 0, 1)
-    (conflict,) = report.conflicting_examples
+    assert (report.exact_groups, report.near_groups, report.crossing) == (8, 8, [])
+    (conflict,) = report.conflicting
     assert set(conflict.values()) == set(DEMO_CLASSES[:2])
     assert len(conflict) == 3
 
@@ -157,8 +157,8 @@ def test_duplicates_across_a_given_test_split_stay_and_are_reported(drawn, tmp_p
     shutil.copy(drawn / DEMO_CLASSES[0] / "0001.jpg", stray)
     report = prepare(str(tmp_path / "in"), out=str(tmp_path / "m.parquet"))
     assert report.splits["test"] == 6
-    assert (report.crossing_groups, report.exact_groups) == (1, 1)
-    (crossing,) = report.crossing_examples
+    assert report.exact_groups == 1
+    (crossing,) = report.crossing
     assert set(crossing) == {str(stray), str(tmp_path / "in" / "test" / DEMO_CLASSES[0] / "0001.jpg")}
     assert crossing[str(stray)] in ("train", "val")
     assert "duplicates cross splits in 1 group, so scores flatter" in report.verdict
@@ -218,10 +218,11 @@ def test_report_judges_rare_and_lopsided_classes(tmp_path):
         write(label, count)
     report = prepare(str(tmp_path / "in"), out=str(tmp_path / "m.parquet"))
     assert report.images_per_class == {"min": 1, "median": 2.5, "max": 45}
-    assert report.single_image_classes == ["single"]
-    assert report.classes_without_train == []
-    assert "few" not in report.classes_without_val
-    assert "single" in report.classes_without_val
+    assert report.classes["images"].to_dict() == {"common": 45, "few": 3, "single": 1, "two": 2}
+    assert (report.classes["train"] > 0).all()
+    assert report.classes.loc["few", "val"] > 0
+    assert report.classes.loc["single", "val"] == 0
+    assert "one image    single" in report.text()
     assert report.sizes["width"] == dict.fromkeys(["min", "p5", "median", "p95", "max"], 32.0)
     assert "the largest class has over 10 times" in report.verdict
     assert "1 class with one image" in report.verdict
@@ -274,7 +275,7 @@ def test_labels_get_one_spelling_and_what_looks_wrong_is_named(drawn, tmp_path):
     assert manifest.classes == ["01", "1", "1.0", "Audi A4", "Citroën", "N/A", "None", "audi a4"]
     assert manifest.rows["label"].value_counts()[["Audi A4", "Citroën"]].tolist() == [4, 2]
     assert manifest.rows.loc[manifest.rows["label"].isna(), "split"].isna().tolist() == [True, True]
-    assert (report.unlabelled, report.label_changes) == (2, {"blanks": 3, "unicode form": 1, "blank": 1})
+    assert (report.unlabelled, report.candidates.label_changes) == (2, {"blanks": 3, "unicode form": 1, "blank": 1})
     assert "normalised: " in report.text() and "blanks 3" in report.text()
     concerns = "; ".join(report.concerns)
     assert "2 groups of classes whose names look alike (01, 1, 1.0; Audi A4, audi a4)" in concerns
@@ -288,7 +289,7 @@ def test_folders_get_the_same_spelling_as_tables(drawn, tmp_path):
         shutil.copy(image, tmp_path / "in" / label)
     report = prepare(str(tmp_path / "in"), out=str(tmp_path / "m.parquet"))
     assert read_manifest(str(tmp_path / "m.parquet")).classes == ["CAT", "Cat", "Citroën"]
-    assert report.similar_classes == [["CAT", "Cat"]]
+    assert "1 group of classes whose names look alike (CAT, Cat)" in report.verdict
     assert read_manifest(str(tmp_path / "m.parquet")).rows["status"].eq("ok").all(), "a label is no path"
 
 

@@ -12,7 +12,8 @@ import pytest
 from carray.core.errors import SchemaError, SettingsError, StorageError
 from carray.core.store.files import write_bytes
 from carray.core.store.listing import ListedImage
-from carray.manifest.sources import _relative_path, list_candidates
+from carray.manifest.candidates import _relative_path
+from carray.manifest.sources import list_candidates
 
 
 def touch(folder: Path | str, *names: str) -> str:
@@ -102,10 +103,15 @@ def test_wrong_sources_are_one_sentence(tmp_path):
     cases = [
         (SchemaError, "holds no image .it is empty.", str(tmp_path / "empty"), "auto"),
         (SchemaError, "holds no image .it has only 2 of .txt.", text, "auto"),
-        (SettingsError, "layout is 'tree'; allowed are auto, folder", flat, "tree"),
-        (SettingsError, "layout is folder, but all 1 images lie directly in", flat, "folder"),
-        (SettingsError, "layout is stanford-cars, but .*cars_meta.mat does not exist", flat, "stanford-cars"),
-        (SettingsError, "layout is table, but .* ends in none of .parquet, .csv, .tsv", flat, "table"),
+        (SettingsError, "layout is 'tree'; allowed are auto, table", flat, "tree"),
+        (SettingsError, "layout is folder, but .* holds all its images directly", flat, "folder"),
+        (
+            SettingsError,
+            "layout is stanford-cars, but .* holds neither devkit/cars_meta.mat nor",
+            flat,
+            "stanford-cars",
+        ),
+        (SettingsError, "layout is table, but .* is no file that ends in one of .parquet, .csv, .tsv", flat, "table"),
         (SettingsError, "is a file, but layout auto needs a folder", f"{flat}/1.jpg", "auto"),
         (StorageError, "is not a folder", str(tmp_path / "absent"), "auto"),
         (StorageError, "does not exist", str(tmp_path / "absent.csv"), "auto"),

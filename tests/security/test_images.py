@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from carray.core.errors import DecodeError
-from carray.images.decoding import MAX_PIXELS, MAX_SCANS
+from carray.images.decoding import MAX_PIXELS
+from carray.images.jpegs import MAX_SCANS
 from carray.images.pixels import PixelSettings, decode
 
 ROOT = Path(__file__).resolve().parents[2]
