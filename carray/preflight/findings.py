@@ -121,28 +121,24 @@ def exit_code(findings: Iterable[Finding]) -> int:
 
 def merge_hosts(by_host: dict[str, list[Finding]]) -> list[Finding]:
     """Merge the findings of several machines: equal ones become one line that names its machines."""
+    hosts_of: dict[Finding, list[str]] = {}
+    for host, findings in by_host.items():
+        for found in findings:
+            hosts_of.setdefault(found, []).append(host)
     merged: list[Finding] = []
-    names = list(dict.fromkeys(found.name for findings in by_host.values() for found in findings))
-    for name in names:
-        groups: dict[Finding, list[str]] = {}
-        fine: list[str] = []
-        for host, findings in by_host.items():
-            for found in (one for one in findings if one.name == name):
-                if found.status == "ok":
-                    fine.append(host)
-                groups.setdefault(found, []).append(host)
-        well = [found for found in groups if found.status == "ok"]
-        if len(well) > 1:  # machines may differ where all is well: the first one is shown
-            merged.append(replace(well[0], host=_hosts([groups[well[0]][0]], others=len(set(fine)) - 1)))
-        elif well:
-            merged.append(replace(well[0], host=_hosts(groups[well[0]])))
-        merged += [replace(found, host=_hosts(hosts)) for found, hosts in groups.items() if found.status != "ok"]
+    for name in dict.fromkeys(found.name for found in hosts_of):
+        same = {found: hosts for found, hosts in hosts_of.items() if found.name == name}
+        fine = [found for found in same if found.status == "ok"]
+        if len(fine) > 1:  # machines may differ where all is well: the first one is shown
+            first, *others = dict.fromkeys(host for found in fine for host in same.pop(found))
+            more = f"; {len(others)} other{'s' if len(others) > 1 else ''} ok, too" if others else ""
+            merged.append(replace(fine[0], host=first + more))
+        in_order = sorted(same.items(), key=lambda item: item[0].status != "ok")
+        merged += [replace(found, host=_hosts_text(hosts)) for found, hosts in in_order]
     return merged
 
 
-def _hosts(hosts: Sequence[str], *, others: int = 0) -> str:
-    if others:
-        return f"{hosts[0]}; {others} other{'s' if others > 1 else ''} ok, too"
+def _hosts_text(hosts: Sequence[str]) -> str:
     return f"all {len(hosts)} machines" if len(hosts) > 3 else ", ".join(hosts)
 
 

@@ -24,7 +24,7 @@ Place = Callable[[Points], Corners]
 
 @dataclass(frozen=True, slots=True)
 class Silhouette:
-    """Is a silhouette in units of the car's length: x from rear 0 to front 1, y from the ground up."""
+    """A silhouette in units of the car's length: x from rear 0 to front 1, y from the ground up."""
 
     rear: Points
     """The outline, from below the rear bumper over the roof; `front` goes on from there, back to below the middle."""
@@ -110,7 +110,7 @@ SILHOUETTES = {
         seats=[(0.36, 0.235), (0.46, 0.235)],
     ),
 }
-"""Class names in the data set's grammar, and what each looks like; a make and a model occur twice, as in life."""
+"""Class names in the grammar of Stanford Cars, and their silhouettes; one make and one model occur twice."""
 
 _PAINTS = [(178, 24, 32), (28, 66, 140), (236, 236, 232), (38, 40, 44), (160, 166, 172), (214, 148, 28)]
 _PAINTS += [(30, 100, 70), (96, 28, 60), (92, 120, 150), (196, 188, 164), (226, 92, 30), (90, 70, 52)]

@@ -46,7 +46,7 @@ DRAWN = 30
 TILE_SIDE = 160
 """Least side of a tile, pixels: a smaller one would be recognised by its blur."""
 SIDE = 256
-"""Short side of every image, pixels: that of Stanford Cars, so that sharpness tells nothing."""
+"""Short side of every image, pixels: that of Stanford Cars, so that sharpness does not give them away."""
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import platform
@@ -13,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[2]
 ORIGIN = ["measured_at", "commit", "machine", "command"]
@@ -132,34 +133,21 @@ def prepare_cars(data: Path, work: Path) -> Path:
     return manifest
 
 
-def append_rows(table: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def append_rows(table: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Append rows to a table, and create it with these columns if it is missing; ends the program for other columns."""
-    wanted = list(columns)
-    if table.exists():
-        with table.open(newline="") as file:
-            header = next(csv.reader(file))
-        if header != wanted:
-            raise SystemExit(f"{table} has other columns than this program writes; rename the old table")
-    rows = [dict(row) for row in rows]
-    unknown = sorted({name for row in rows for name in row} - set(wanted))
-    if unknown:
+    wanted, fresh = list(columns), not table.exists()
+    if not fresh and pd.read_csv(table, nrows=0).columns.tolist() != wanted:
+        raise SystemExit(f"{table} has other columns than this program writes; rename the old table")
+    if unknown := sorted({name for row in rows for name in row} - set(wanted)):
         raise SystemExit(f"{table} has no column {', '.join(unknown)}")
-    fresh = not table.exists()
     table.parent.mkdir(parents=True, exist_ok=True)
-    with table.open("a", newline="") as file:
-        writer = csv.DictWriter(file, wanted, restval="")
-        if fresh:
-            writer.writeheader()
-        writer.writerows(rows)
+    pd.DataFrame(rows, columns=wanted, dtype=object).to_csv(table, mode="a", header=fresh, index=False)
 
 
 def write_rows(table: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a new table; its columns are those of the first row."""
+    """Write a new table; its columns are those of the rows."""
     table.parent.mkdir(parents=True, exist_ok=True)
-    with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    pd.DataFrame(rows, dtype=object).to_csv(table, index=False)
 
 
 def table_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -4,5 +4,5 @@ python -m jobs.drills.tune       searches that are killed and resumed
 python -m jobs.drills.classify   a classification under 16 kinds of fault
 python -m jobs.drills.cluster    both jobs on several hosts that are lost, cut off or slow
 python -m jobs.drills.stop       each long command, stopped by Ctrl-C and SIGTERM
-python -m jobs.drills.fuzz       bytes thrown at every reader of foreign files
+python -m jobs.drills.fuzz       every reader of foreign files, fuzzed
 """

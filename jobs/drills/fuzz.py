@@ -1,4 +1,4 @@
-"""Throws bytes at every reader of foreign files, and keeps what breaks one.
+"""Fuzzes every reader of foreign files, and keeps the inputs that break one.
 
     python -m jobs.drills.fuzz pixels --seconds 300
     python -m jobs.drills.fuzz all --seconds 60
@@ -69,7 +69,7 @@ def fuzz_target(name: str, *, seconds: int, corpus: Path | None) -> dict[str, An
             edges = max([edges, *(int(covered) for _, covered in counted)])
             found = list(artifacts.iterdir())
             if not found and not counted:
-                raise SystemExit(f"fuzzing {name} came to nothing:\n{text[-2000:]}")
+                raise SystemExit(f"fuzzing {name} ran no input:\n{text[-2000:]}")
             for path in found:
                 kinds.append(_kind(path.name, text))
                 found_folder.mkdir(parents=True, exist_ok=True)

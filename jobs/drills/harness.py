@@ -58,7 +58,7 @@ class Outcome:
     left: Sequence[str] = ()
     """Processes that outlived the command."""
     note: str = ""
-    """More to say of a drill that went well."""
+    """What is special about a drill that went well."""
     figures: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 

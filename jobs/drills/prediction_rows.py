@@ -1,7 +1,6 @@
 """Compares what a disturbed classification left with what is expected, and returns complaints in words.
 
-What is expected follows from an image's bytes, so from its etag: a row is right if it says what those bytes give, under
-whichever key they lie.
+A right row depends on the image's bytes alone, so rows are compared by etag, whatever key the bytes have.
 """
 
 from __future__ import annotations

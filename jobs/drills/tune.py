@@ -9,7 +9,8 @@ appends a row to results/drill_tune.csv, and ends with one JSON line; exit code 
 One trial runs at a time on one core, so an undisturbed search has one order of decisions only. The moment of a kill is
 a random number of logged epochs and a fraction of a second. After a trial's process alone is killed, Ray gives its core
 to the trial that waits, so ASHA sees the same epochs in another order and may decide otherwise. After such a kill each
-epoch must have the figures of the same epoch in a search that stops nobody, and each decision must follow from the log.
+epoch must have the figures of the same epoch in a search that stops no trial, and each decision must follow from the
+log.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def kills_of(number: int, dice: random.Random) -> list[str]:
 
 
 def run_references(undisturbed: Search, unpruned: Search) -> tuple[Reference, float]:
-    """Run an undisturbed search, and one that stops nobody; returns both logs and the seconds of the first."""
+    """Run an undisturbed search, and one that stops no trial; returns both logs and the seconds of the first."""
     started, seconds = time.monotonic(), 0.0
     for search in (undisturbed, unpruned):
         search.start()

@@ -24,7 +24,7 @@ from carray.preflight.estimate_classify import (
     longest_share,
     shard_sizes,
 )
-from carray.preflight.estimates import Machines, Pair, Range, middle
+from carray.preflight.estimates import Machines, Pair, Range
 from carray.testing.fault_proxy import start_proxy
 
 
@@ -167,13 +167,6 @@ def test_processes_take_disjoint_parts_and_all_where_images_are_few(monkeypatch)
     taken.clear()
     classify_probe.measure_scoring("b", Settings(), Settings(), list(range(40)), workers=2)
     assert sorted(taken[0]) == sorted(taken[1]) == list(range(40))
-
-
-def test_ranges():
-    assert Range(1, 2) + 1 == Range(2, 3)
-    assert Range(1, 2) * Range(2, 3) == Range(2, 6)
-    assert Range(1, 2).widened(2) == Range(0.5, 4)
-    assert middle(list(range(101))) == Range(10, 90)
 
 
 COST = classify_probe.Cost(Range(0.001, 0.002), 0.001, 1.0, 100, 1e5, {}, 0.0)

@@ -1,4 +1,4 @@
-"""Starts a cluster of several hosts on this machine for a look around, and removes it.
+"""Starts a cluster of several hosts on this machine to try things by hand, and removes it.
 
     python -m carray.testing.hosts up                       start one, and print how to use it
     python -m carray.testing.hosts check                    say whether this machine allows it; exit code 1 if not
