@@ -236,6 +236,7 @@ class _Job:
             self._plan.wait(shards)
 
     def _round(self, engine: Engine, todo: Shards) -> Generator[LedgerEntry]:
+        self._advise()
         pool = self._pool(engine, len(todo))
         say(f"classify: {len(todo):,} shards, {pool}, engine {engine.name}, runtime {self._run.runtime}")
         return engine.run_shards(self._worker_job(pool), todo, pool)
