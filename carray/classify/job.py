@@ -55,6 +55,7 @@ def classify(bundle: str, source: str, *, out: str, settings: ClassifySettings |
         SchemaError: a table of images cannot be read as one.
         StorageError: storage refused, or rows out are not images in.
         BudgetError: a shard lost its worker again and again, too many images failed, or another driver has the run.
+        ClusterError: machines of Ray, or processes of this one, were lost for good.
         StoppedError: Ctrl-C or SIGTERM.
     """
     started = time.monotonic()

@@ -44,6 +44,7 @@ class ForkServer:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _PROGRAM, *given],
                 stdin=subprocess.DEVNULL,
+                stdout=2,  # standard output is for results
                 pass_fds=[theirs.fileno()],
                 env={"OMP_NUM_THREADS": "1", **os.environ},  # one core a worker, as Ray sets it
             )
