@@ -92,7 +92,7 @@ def test_earlier_predictions_answer_questions() -> None:
 
 
 def test_failed_rows_of_earlier_predictions_are_scored_again(
-    s3: str, s3_server: S3Server, bucket: Path, tmp_path: Path, ray_cluster: object
+    s3: str, s3_server: S3Server, bucket: Path, tmp_path: Path
 ) -> None:
     files = [path for path in bucket.rglob("*") if path.is_file()]
     s3_server.create_bucket("drawn-cars", {f"2026/{path.relative_to(bucket)}": path for path in files})

@@ -55,6 +55,7 @@ def classify(bundle: str, source: str, *, out: str, settings: ClassifySettings |
         SchemaError: a table of images cannot be read as one.
         StorageError: storage refused, or rows out are not images in.
         BudgetError: a shard lost its worker again and again, too many images failed, or another driver has the run.
+        ClusterError: machines of Ray, or processes of this one, were lost for good.
         StoppedError: Ctrl-C or SIGTERM.
     """
     started = time.monotonic()
@@ -137,7 +138,7 @@ class _Job:
         for entry in done.values():
             if entry.shard not in self._again:
                 self._watch.see(entry)
-        self._scored, self._finished = 0, len(done)
+        self._scored, self._finished, self._peak_bytes = 0, len(done), 0
         self._engine: str | None = None
         self._ray_seconds = self._engine_ready = self._first = 0.0
 
@@ -149,7 +150,7 @@ class _Job:
         """Score what is missing, in rounds, until the listing has ended and all of it is scored."""
         self._engine, self._ray_seconds, self._engine_ready = engine.name, ray_seconds, time.monotonic()
         delete(record_place(self._out, "done.json"))
-        self._metrics = _Metrics(Meter(self._out, private=engine.resources.private))
+        self._meter = Meter(self._out, private=engine.resources.private)
         if self._begun:
             left = len([1 for shard in range(self._plan.shards) if shard not in self._begun])
             say(f"classify: {len(self._begun):,} shards are done already, {left:,} of those listed so far are left")
@@ -198,7 +199,11 @@ class _Job:
         self._scored += entry.scored
         self._finished += entry.shard not in self._again
         self._advise()
-        self._metrics.take(entry, finished=self._finished, listed=self._plan.shards)
+        self._peak_bytes = max(self._peak_bytes, entry.worker_peak_bytes)
+        _count(self._meter, entry)
+        self._meter.record("carray_classify_worker_peak_memory_bytes", self._peak_bytes)
+        self._meter.record("carray_classify_shards_finished", self._finished)
+        self._meter.record("carray_classify_shards_listed", self._plan.shards)
         progress.total = self._plan.images - self._done_rows if self._plan.complete else None
         progress.advance(entry.scored, errors=entry.fetch_errors + entry.decode_errors)
         self._watch.see(entry)
@@ -236,6 +241,7 @@ class _Job:
             self._plan.wait(shards)
 
     def _round(self, engine: Engine, todo: Shards) -> Generator[LedgerEntry]:
+        self._advise()
         pool = self._pool(engine, len(todo))
         say(f"classify: {len(todo):,} shards, {pool}, engine {engine.name}, runtime {self._run.runtime}")
         return engine.run_shards(self._worker_job(pool), todo, pool)
@@ -299,31 +305,15 @@ class FailureWatch:
         return ", ".join(kinds)
 
 
-class _Metrics:
-    """Counts what this driver's workers finish; a shard that is tried again counts again."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter, self._peak_bytes = meter, 0
-
-    def take(self, entry: LedgerEntry, *, finished: int, listed: int) -> None:
-        """Count one finished shard.
-
-        Args:
-            entry: What became of it.
-            finished: Shards that are finished by now.
-            listed: Shards that there are, as far as is known.
-        """
-        statuses = {"ok": entry.ok, "fetch_error": entry.fetch_errors, "decode_error": entry.decode_errors}
-        for status, images in {**statuses, "known": entry.known}.items():
-            self._meter.record("carray_classify_images_total", images, status=status)
-        for code, images in entry.error_codes.items():
-            self._meter.record("carray_classify_failures_total", images, code=code)
-        self._meter.record("carray_classify_read_bytes_total", entry.read_bytes)
-        self._meter.record("carray_classify_shard_seconds", max(entry.seconds, 1e-3))
-        self._peak_bytes = max(self._peak_bytes, entry.worker_peak_bytes)
-        self._meter.record("carray_classify_worker_peak_memory_bytes", self._peak_bytes)
-        self._meter.record("carray_classify_shards_finished", finished)
-        self._meter.record("carray_classify_shards_listed", listed)
+def _count(meter: Meter, entry: LedgerEntry) -> None:
+    """Count one finished shard; one that is tried again counts again."""
+    statuses = {"ok": entry.ok, "fetch_error": entry.fetch_errors, "decode_error": entry.decode_errors}
+    for status, images in {**statuses, "known": entry.known}.items():
+        meter.record("carray_classify_images_total", images, status=status)
+    for code, images in entry.error_codes.items():
+        meter.record("carray_classify_failures_total", images, code=code)
+    meter.record("carray_classify_read_bytes_total", entry.read_bytes)
+    meter.record("carray_classify_shard_seconds", max(entry.seconds, 1e-3))
 
 
 @contextmanager

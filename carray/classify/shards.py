@@ -51,6 +51,9 @@ WORKERS_AN_IMAGE = 2
 """But not smaller than an image for every two workers: a driver hands out some hundred shards a second, and workers
 that wait for it are worse than workers that wait for the last (both simulated: results/scale.csv)."""
 
+FEWEST_IMAGES = 8
+"""Images of a shard where a short listing is shared out among the workers."""
+
 _IMAGE_NAME = rf"\.(?i:{'|'.join(IMAGE_SUFFIXES)})/*$"
 """What `images.is_image_key` says, for a whole column at once."""
 _NOTE = b"carray"
@@ -149,7 +152,10 @@ class ShardCutter:
         if wanted is not None and pc.all(wanted).as_py():
             wanted = None
         indices = np.arange(rows.num_rows) if wanted is None else np.flatnonzero(wanted.to_numpy(zero_copy_only=False))
-        while len(indices) - used >= (needed := self._next_size() - shard.images):
+        share = self._settings.shard_images_max
+        if piece.last and self._workers > 1 and not (self.cut_images or self._growing):  # all that there is
+            share = max(FEWEST_IMAGES, -(-(shard.images + len(indices)) // self._workers))
+        while len(indices) - used >= (needed := min(self._next_size(), share) - shard.images):
             used += needed
             end = int(indices[used - 1]) + 1
             upto = piece.upto if end == rows.num_rows else piece.keys[end - 1]

@@ -24,7 +24,7 @@ from carray.core.ray.connect import start_ray, used_text
 from carray.core.ray.resources import Resources
 from carray.core.store.s3 import aws_environment
 
-__all__ = ["RayEngine", "run_shards", "start_on_ray"]
+__all__ = ["RayEngine", "start_on_ray"]
 
 
 class RayEngine:
@@ -32,9 +32,10 @@ class RayEngine:
 
     name = "ray"
 
-    def __init__(self, resources: Resources) -> None:
-        """Use the Ray of this process."""
+    def __init__(self, resources: Resources, *, worker: Any = None) -> None:
+        """Use the Ray of this process; `worker` is another class, for a measurement of all but the scoring."""
         self.resources = resources
+        self._worker: Any = worker or _RayWorker  # Ray's annotation knows functions only
 
     def usage(self) -> str:
         """Say what is in use, and where to look."""
@@ -47,68 +48,57 @@ class RayEngine:
         """Do nothing: Ray Data starts its actors with the first shards."""
 
     def run_shards(self, job: dict[str, Any], todo: Shards, pool: Pool) -> Generator[LedgerEntry]:
-        """Score shards; see `run_shards`."""
+        """Score shards, and give their entries as they finish.
+
+        Raises:
+            CarrayError: of the kind that a worker raised, with its sentence.
+            SettingsError: the machines of this Ray have no carray.
+        """
         # Workers of a private Ray are this user's processes; a cluster has credentials of its own.
-        return run_shards({**job, "environment": dict(aws_environment()) if self.resources.private else {}}, todo, pool)
+        job = {**job, "environment": dict(aws_environment()) if self.resources.private else {}}
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        # A pool that lost workers grows again while all it has are busy, which is all that two shards in hand can show.
+        context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
+        shards = ray.data.from_items(todo, override_num_blocks=len(todo))
+        counts = shards.map(
+            self._worker,
+            fn_constructor_kwargs={"job": job},
+            # A worker that dies is started again and its shard given to it again, without end: Ray Data's default. The
+            # shard's own notes (ledger.Attempt) bound that, and step over what killed it.
+            compute=ActorPoolStrategy(
+                min_size=pool.min_workers,
+                max_size=max(pool.workers, pool.most_workers),
+                initial_size=pool.workers,
+                max_tasks_in_flight_per_actor=SHARDS_IN_HAND,
+                max_concurrent_calls_per_actor=SHARDS_IN_HAND,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus or None,
+        )
+        rows: Any = iter(counts.iter_rows())
+        try:
+            for row in rows:
+                yield read_answer(row)
+        except RayError as err:
+            if "No module named 'carray" not in str(err):
+                raise
+            raise SettingsError(
+                "the machines of this Ray have no carray ('No module named carray'); install it in their image, or "
+                "submit the command as a job with --working-dir."
+            ) from err
+        finally:
+            rows.close()  # a job that stops before the end kills its workers now
 
 
 @contextmanager
-def start_on_ray(worker: Mapping[str, float]) -> Iterator[RayEngine]:
-    """Give the processes of a Ray; see `core.ray.connect.start_ray`."""
-    with start_ray(worker=worker) as resources:
+def start_on_ray(needs: Mapping[str, float]) -> Iterator[RayEngine]:
+    """Give the processes of a Ray, where one worker `needs` so much; see `core.ray.connect.start_ray`."""
+    with start_ray(worker=needs) as resources:
         yield RayEngine(resources)
-
-
-def run_shards(job: dict[str, Any], todo: Shards, pool: Pool, *, worker: Any = None) -> Generator[LedgerEntry]:
-    """Score shards, and give their entries as they finish.
-
-    Args:
-        job: What a `Worker` takes, in plain values.
-        todo: The shards.
-        pool: The processes.
-        worker: Their class, where it is to be another: for a measurement of all but the scoring.
-
-    Raises:
-        CarrayError: of the kind that a worker raised, with its sentence.
-        SettingsError: the machines of this Ray have no carray.
-    """
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    # A pool that lost workers grows again while all it has are busy, which is all that two shards in hand can show.
-    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
-    shards = ray.data.from_items(todo, override_num_blocks=len(todo))
-    made_of: Any = worker or _RayWorker  # Ray's annotation knows functions only
-    counts = shards.map(
-        made_of,
-        fn_constructor_kwargs={"job": job},
-        # A worker that dies is started again and its shard given to it again, without end: Ray Data's default. The
-        # shard's own notes (ledger.Attempt) bound that, and step over what killed it.
-        compute=ActorPoolStrategy(
-            min_size=pool.min_workers,
-            max_size=max(pool.workers, pool.most_workers),
-            initial_size=pool.workers,
-            max_tasks_in_flight_per_actor=SHARDS_IN_HAND,
-            max_concurrent_calls_per_actor=SHARDS_IN_HAND,
-            enable_true_multi_threading=True,
-        ),
-        num_cpus=pool.cpus,
-        num_gpus=pool.gpus or None,
-    )
-    rows: Any = iter(counts.iter_rows())
-    try:
-        for row in rows:
-            yield read_answer(row)
-    except RayError as err:
-        if "No module named 'carray" not in str(err):
-            raise
-        raise SettingsError(
-            "the machines of this Ray have no carray ('No module named carray'); install it in their image, or submit "
-            "the command as a job with --working-dir."
-        ) from err
-    finally:
-        rows.close()  # a job that stops before the end kills its workers now
 
 
 def _is_lost(machine: str) -> bool:

@@ -202,10 +202,8 @@ def classify(
 
     Example: `carray classify run/bundle s3://photos/2026 --out s3://photos-predictions/2026`
     """
-    from carray.classify.job import classify as run_classify
-    from carray.classify.predictions_folder import ClassifySettings
-    from carray.core.settings import load_settings
-    from carray.core.uri_tables import parse_columns
+    from carray.core.fork_server import starting_early
+    from carray.core.ray.resources import is_cluster
 
     _check_since(only_new, since)
     overrides = short_for(
@@ -219,9 +217,17 @@ def classify(
         runtime=runtime,
         engine=engine,
     )
-    overrides += [f"column.{what}={json.dumps(name)}" for what, name in parse_columns(column or []).items()]
-    chosen = load_settings(ClassifySettings, config=config, overrides=overrides)
-    print_result(run_classify(bundle, source, out=out, settings=chosen))
+    with starting_early("carray.classify.local", likely=engine != "ray" and not is_cluster()):
+        from carray.classify.job import classify as run_classify
+        from carray.classify.predictions_folder import ClassifySettings
+        from carray.core.settings import load_settings
+
+        if column:
+            from carray.core.uri_tables import parse_columns
+
+            overrides += [f"column.{what}={json.dumps(name)}" for what, name in parse_columns(column).items()]
+        chosen = load_settings(ClassifySettings, config=config, overrides=overrides)
+        print_result(run_classify(bundle, source, out=out, settings=chosen))
 
 
 def _check_since(only_new: bool, since: str | None) -> None:

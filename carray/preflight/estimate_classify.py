@@ -64,7 +64,7 @@ _RETRIED = 0.01
 """Share of requests that a busy store makes a job ask again."""
 _MEANING = f"""\
 Times: from processor time to wall-clock time measured here, widened by a factor of {MACHINE_FACTOR:g} for other
-machines of this type, with the start of Ray and its workers. Not included: other types of machines, their booting, and
+machines of this type, with the start of the workers. Not included: other types of machines, their booting, and
 machines that leave.
 Requests: by the job's own rules, with up to 1 % retried."""
 

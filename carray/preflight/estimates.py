@@ -70,8 +70,8 @@ class Range:
         return Range(self.low / factor, self.high * factor)
 
 
-START_SECONDS = Range(5.0, 20.0)
-"""Start of the command, of Ray and its processes (results/classify.csv, cold start)."""
+START_SECONDS = Range(1.0, 20.0)
+"""Start of the command and of its processes, without Ray or with it (results/classify.csv, cold start)."""
 
 
 def middle(values: npt.NDArray[np.float64] | Sequence[float]) -> Range:

@@ -130,9 +130,9 @@ def test_absent_source(tmp_path, images):
             images(tmp_path / name)
 
 
-def cut_shards(out, count, *, page=1_000, settings=PLAIN, notes=None):
+def cut_shards(out, count, *, page=1_000, settings=PLAIN, notes=None, workers=1):
     """Cut `count` numbered images, every seventh name that of no image, as pages of one range."""
-    cutter = ShardCutter(out, settings, by_suffix=True, notes=notes or {}, begin=lambda: None)
+    cutter = ShardCutter(out, settings, by_suffix=True, notes=notes or {}, begin=lambda: None, workers=workers)
     names = [f"s3://b/{i:06d}.{'jpg' if i % 7 else 'txt'}" for i in range(count)]
     after = ""
     for start in range(0, max(count, 1), page):
@@ -155,6 +155,12 @@ def test_every_image_is_in_exactly_one_shard(tmp_path, count):
     notes = read_notes(str(tmp_path))
     assert sum(note.images for note in notes.values()) == len(found)
     assert uncovered(notes.values()) == ([] if found else [("", None)])
+
+
+@pytest.mark.parametrize(("workers", "sizes"), [(1, [64, 36]), (2, [50, 50]), (3, [34, 34, 32]), (64, [8] * 12 + [4])])
+def test_a_short_listing_has_something_for_every_worker(tmp_path, workers, sizes):
+    cutter, _ = cut_shards(str(tmp_path), 117, workers=workers)
+    assert [len(read_shard(str(tmp_path), shard)) for shard in range(cutter.shards)] == sizes
 
 
 def test_what_a_lost_shard_covered_is_what_is_left(tmp_path):

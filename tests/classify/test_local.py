@@ -172,7 +172,7 @@ def test_nothing_heavy_is_imported(small_bundle, slow_folder, out):
         from carray.classify.predictions_folder import ClassifySettings
         bundle, source, out = sys.argv[1:]
         classify(bundle, source, out=out, settings=ClassifySettings(engine="local"))
-        print(json.dumps([name for name in ("ray", "torch", "duckdb", "onnxruntime") if name in sys.modules]))
+        print(json.dumps([name for name in ("ray", "torch", "pandas", "duckdb", "onnxruntime") if name in sys.modules]))
     """
     maps = []
 
@@ -189,7 +189,7 @@ def test_nothing_heavy_is_imported(small_bundle, slow_folder, out):
 
 
 def test_processes_that_cannot_begin_are_an_error(monkeypatch, small_bundle, image_folder, out):
-    monkeypatch.setattr("carray.classify.local._SERVER", "raise SystemExit")
+    monkeypatch.setattr("carray.core.fork_server._PROGRAM", "raise SystemExit")
     with pytest.raises(ClusterError, match="^3 scoring processes ended before they could take a shard; look"):
         classify(small_bundle, str(image_folder), out=out, settings=settings())
 

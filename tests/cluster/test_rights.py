@@ -182,7 +182,7 @@ def all_of(policy: dict[str, Any]) -> set[str]:
 
 
 def test_classification_needs_its_policy_and_all_of_it(
-    ray_cluster: object, watched: Any, s3_server: S3Server, small_bundle: str, image_folder: Path
+    watched: Any, s3_server: S3Server, small_bundle: str, image_folder: Path
 ) -> None:
     images, results = buckets(s3_server)
     put_folder(s3_server, image_folder, images, "photos")

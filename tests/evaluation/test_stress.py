@@ -135,7 +135,7 @@ def test_a_drawn_few_are_the_same_few_and_the_outside_is_compared_with_them(
 
 
 def test_ood_score_is_measured_by_kind_and_is_the_one_that_classification_writes(
-    small_bundle: str, manifest: str, outside: str, images: list[Path], tmp_path: Path, ray_cluster: object
+    small_bundle: str, manifest: str, outside: str, images: list[Path], tmp_path: Path
 ) -> None:
     from sklearn.metrics import roc_auc_score
 

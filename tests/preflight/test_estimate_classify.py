@@ -230,7 +230,7 @@ def test_local_files_cost_no_request():
     assert set(found.values()) == {Range(0, 0)}
 
 
-def test_a_real_jobs_requests_lie_within(ray_cluster, s3, s3_server, small_bundle, make_image, monkeypatch):
+def test_a_real_jobs_requests_lie_within(s3, s3_server, small_bundle, make_image, monkeypatch):
     """Sixty images in shards of eight, from bucket to bucket, through a proxy that counts."""
     from carray.classify.job import classify
 

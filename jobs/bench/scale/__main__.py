@@ -102,13 +102,13 @@ class Idle:
 def assign_shards(shards: int, workers: int) -> None:
     """Assign shards to idle workers; prints the seconds to the first answer, and the rate from then on, as JSON."""
     from carray.classify.engine import Pool
-    from carray.classify.worker_on_ray import run_shards
+    from carray.classify.worker_on_ray import RayEngine
     from carray.core.ray.connect import start_ray
 
     todo = [{"shard": shard, "retry": False} for shard in range(shards)]
-    with start_ray(num_cpus=workers):
+    with start_ray(num_cpus=workers) as running:
         started = time.perf_counter()
-        entries = run_shards({}, todo, Pool(workers, workers, cpus=1), worker=Idle)
+        entries = RayEngine(running, worker=Idle).run_shards({}, todo, Pool(workers, workers, cpus=1))
         done = {next(entries).shard}
         first = time.perf_counter()
         done.update(entry.shard for entry in entries)
