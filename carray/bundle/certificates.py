@@ -315,9 +315,6 @@ def quantise_model(model: bytes, views_NHWC: Pixels) -> bytes:
     """Quantise the bytes of an ONNX model, calibrated on uint8 inputs; inputs and outputs stay the same.
 
     Cost: about 7 s for EfficientNet-Lite0 at 160 pixels.
-
-    Raises:
-        BundleError: the model refers to other files.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static

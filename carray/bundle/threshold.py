@@ -95,11 +95,7 @@ def choose_threshold(
 ) -> tuple[float | None, Acceptance]:
     """Choose the lowest threshold down to which every test passes; None, with the reason, if the first one fails.
 
-    Args:
-        score_N: Calibrated scores of the labels, 0..1.
-        right_N: Whether each label is right.
-        target_precision: Wanted fraction of right labels among the accepted, above 0 and below 1.
-        split: Name of the images' split, for the record.
+    `score_N` are the calibrated scores of the labels, 0..1, and `right_N` says which labels are right.
 
     Raises:
         ValueError: the target is not above 0 and below 1.

@@ -6,6 +6,7 @@ An epoch's order depends on seed, epoch and weights only. Evaluation's pixels ar
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from carray.images.pixels import PixelSettings, view
 from carray.tensors.block import Block
 
-__all__ = ["balanced_weights", "batch_rows", "epoch_order", "view_batch", "view_batches"]
+__all__ = ["balanced_weights", "batch_rows", "batch_spans", "epoch_order", "view_batch", "view_batches"]
 
 Rows = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
@@ -40,17 +41,18 @@ def epoch_order(rows_N: Rows, *, seed: int, epoch: int, weights_N: Weights | Non
 def batch_rows(
     rows_N: Rows, *, batch_images: int, seed: int, epoch: int, weights_N: Weights | None = None
 ) -> Iterator[Rows]:
-    """Yield the row numbers of one shuffled epoch's batches, int64 (B,), each in file order.
-
-    A last batch of one image joins the batch before it, since batch normalisation cannot train on one.
-    """
+    """Yield the row numbers of one shuffled epoch's batches, int64 (B,), each in file order."""
     order_N = epoch_order(rows_N, seed=seed, epoch=epoch, weights_N=weights_N)
-    starts = list(range(0, len(order_N), batch_images))
-    if len(starts) > 1 and len(order_N) - starts[-1] == 1:
-        starts.pop()
-    for i, start in enumerate(starts):
-        stop = starts[i + 1] if i + 1 < len(starts) else len(order_N)
+    for start, stop in batch_spans(len(order_N), batch_images):
         yield np.sort(order_N[start:stop])  # in file order: the map is read forwards
+
+
+def batch_spans(images: int, batch_images: int) -> list[tuple[int, int]]:
+    """List the start and stop of each batch; a single last image joins the one before, as batch normalisation needs."""
+    starts = list(range(0, images, batch_images))
+    if len(starts) > 1 and images - starts[-1] == 1:
+        starts.pop()
+    return list(pairwise([*starts, images]))
 
 
 def view_batches(

@@ -100,11 +100,7 @@ class TrialFiles:
         self._note = _NO_BEST
 
     def restore(self, fit: Any) -> str | None:
-        """Load the trial's checkpoint into `fit`, if there is one; gives the reason where it cannot be used.
-
-        Raises:
-            StorageError: the store cannot be read.
-        """
+        """Load the trial's checkpoint into `fit`, if there is one; gives the reason where it cannot be used."""
         for uri in list_files(self._folder):
             if uri.rsplit("/", 1)[-1].startswith(".writing-"):  # left by a killed process
                 delete(uri)
@@ -117,11 +113,7 @@ class TrialFiles:
         return None
 
     def take(self) -> None:
-        """Claim the trial, at its first step only: Tune also sets up processes that never train it.
-
-        Raises:
-            StorageError: storage refused.
-        """
+        """Claim the trial, at its first step only: Tune also sets up processes that never train it."""
         if not self._claim:
             self._claim = self._claimed() + 1
             write_json(self._holder, {"turn": self._claim})

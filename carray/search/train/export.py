@@ -17,18 +17,19 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from carray.core.environment import cache_home
 from carray.core.errors import BundleError, SettingsError
 from carray.core.progress import say
 from carray.core.store.files import exists, read_json, write_json
 from carray.core.text import one_line
 from carray.search.train.hyperparameters import CnnHyper, TransferHyper
-from carray.tensors.block import cache_home
 
 __all__ = ["check_backbones", "export_onnx", "quiet"]
 
@@ -41,12 +42,10 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def export_onnx(net: Any, pixels_NHWC: Pixels, *, fast: bool = False) -> tuple[bytes, dict[str, float]]:
-    """Export a network that takes uint8 images of `pixels_NHWC`'s size; gives the file and its parity with torch.
+    """Export a `Net` that takes uint8 images of `pixels_NHWC`'s size; gives the file and its parity with torch.
 
-    Args:
-        net: A `search.train.nets.Net` on the CPU, in evaluation mode.
-        pixels_NHWC: Images on which torch and ONNX are compared, one alone and the others in batches of 32.
-        fast: Whether torch's older exporter is tried first.
+    The network is on the CPU in evaluation mode; torch and ONNX are compared on these images, one alone and the others
+    in batches of 32. `fast` tries torch's older exporter first.
 
     Raises:
         BundleError: neither exporter made a model with torch's logits.
@@ -117,8 +116,8 @@ def _check_parity(net: Any, model: bytes, pixels_NHWC: Pixels) -> dict[str, floa
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     # One image alone first, to show a batch size that tracing made a constant.
-    starts = [0, *range(1, len(pixels_NHWC), _BATCH_IMAGES)]
-    batches = [pixels_NHWC[a:b] for a, b in zip(starts, [*starts[1:], len(pixels_NHWC)], strict=True)]
+    ends = [0, *range(1, len(pixels_NHWC), _BATCH_IMAGES), len(pixels_NHWC)]
+    batches = [pixels_NHWC[start:stop] for start, stop in pairwise(ends)]
     onnx_NK = np.concatenate([session.run(["logits"], {"pixels": batch})[0] for batch in batches])
     with torch.inference_mode():
         torch_NK = torch.cat([net(as_images(batch))[0] for batch in batches]).numpy()
@@ -148,16 +147,11 @@ def check_backbones(configurations: Sequence[CnnHyper | TransferHyper | None]) -
     problems: dict[str, None] = {}
     started, tried = time.monotonic(), 0
     for hyper in _to_try(transfer):
-        success = _success_uri(hyper)
         try:
-            if success and exists(success):
-                counts[hyper.backbone] = int(read_json(success)["stages"])
-                continue
-            tried += 1
-            counts[hyper.backbone] = _try(hyper)
-            if success:
-                write_json(success, {**_deciding(hyper), "stages": counts[hyper.backbone]})
+            counts[hyper.backbone], was_tried = _try_once(hyper)
+            tried += was_tried
         except SettingsError as err:
+            tried += 1
             problems |= dict.fromkeys(err.problems)
     for hyper in transfer:
         try:
@@ -192,6 +186,26 @@ def _to_try(hypers: Sequence[TransferHyper]) -> list[TransferHyper]:
     return chosen
 
 
+def _try_once(hyper: TransferHyper) -> tuple[int, bool]:
+    """Give a backbone's number of stages, and whether it was tried now: with the same software it is tried once."""
+    from carray.search.train.weights import registered_name
+
+    if registered_name(hyper.backbone) is None:  # of a folder or the hub, which may change
+        return _try(hyper), True
+    decided_by: dict[str, Any] = {
+        **{name: getattr(hyper, name) for name in ("backbone", "input_size", "eval_size", "drop_path")},
+        "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
+        "version": 1,
+    }
+    digest = hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
+    uri = str(cache_home() / "backbones" / f"{digest[:16]}.json")
+    if exists(uri):
+        return int(read_json(uri)["stages"]), False
+    stages = _try(hyper)
+    write_json(uri, {**decided_by, "stages": stages})
+    return stages, True
+
+
 def _try(hyper: TransferHyper) -> int:
     """Build, train and export one backbone; gives its number of stages."""
     import torch
@@ -218,19 +232,3 @@ def _try(hyper: TransferHyper) -> int:
                 "search."
             ) from None
         return len(stages(net.trunk))
-
-
-def _deciding(hyper: TransferHyper) -> dict[str, Any]:
-    software = {name: importlib.metadata.version(name) for name in _SOFTWARE}
-    values = {name: getattr(hyper, name) for name in ("backbone", "input_size", "eval_size", "drop_path")}
-    return {**values, "software": software, "version": 1}
-
-
-def _success_uri(hyper: TransferHyper) -> str | None:
-    """Give the file that records a success; None for a backbone of a folder or the hub, which may change."""
-    from carray.search.train.weights import registered_name
-
-    if registered_name(hyper.backbone) is None:
-        return None
-    digest = hashlib.sha256(json.dumps(_deciding(hyper), sort_keys=True).encode()).hexdigest()
-    return str(cache_home() / "backbones" / f"{digest[:16]}.json")

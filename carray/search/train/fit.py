@@ -28,6 +28,7 @@ from carray.search.train.checkpoint import optimizer_state, pack, restore_optimi
 from carray.search.train.hyperparameters import CnnHyper, TransferHyper
 from carray.search.train.inputs import choose_source, forward_precision
 from carray.search.train.nets import Net, build_net, freeze, layer_groups, learning_text, train_mode
+from carray.tensors.batches import batch_spans
 from carray.tensors.block import Block
 
 __all__ = ["Ema", "EpochResult", "Fit", "build_optimizer", "class_weights", "momentum_at", "rate_factor", "set_rates"]
@@ -332,7 +333,7 @@ class Fit:
     def _gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Accumulate the gradients of a batch's micro-batches; gives the batch's mean loss."""
         total = torch.zeros((), device=self.device)
-        for start, stop in _parts(len(inputs), self._micro_batch_images):
+        for start, stop in batch_spans(len(inputs), self._micro_batch_images):
             with self._autocast():
                 logits_BK = self.net.head(self.net.dropout(self._embed(inputs[start:stop])))
             loss = functional.cross_entropy(
@@ -380,14 +381,6 @@ class Fit:
         top_N5 = logits_NK.topk(min(5, logits_NK.shape[1]), dim=1).indices
         hits_N5 = top_N5 == labels_N[:, None]
         return loss, float(hits_N5[:, 0].double().mean()), float(hits_N5.any(dim=1).double().mean())
-
-
-def _parts(count: int, size: int) -> Iterator[tuple[int, int]]:
-    """Split a batch; a single last image joins the part before, since batch normalisation cannot train on one."""
-    starts = list(range(0, count, size))
-    if len(starts) > 1 and count - starts[-1] == 1:
-        starts.pop()
-    return zip(starts, [*starts[1:], count], strict=True)
 
 
 def _out_of_memory(err: RuntimeError) -> bool:
