@@ -204,7 +204,9 @@ def classify(
     from carray.core.settings import load_settings
     from carray.core.uri_tables import parse_columns
 
-    _check_since(only_new, since)
+    if only_new != (since is not None):
+        given, missing = ("--only-new", "--since") if only_new else ("--since", "--only-new")
+        raise SettingsError(f"{given} is given without {missing}; the two belong together.")
     overrides = short_for(
         settings,
         all_files=all_files or None,
@@ -218,12 +220,6 @@ def classify(
     overrides += [f"column.{what}={json.dumps(name)}" for what, name in parse_columns(column or []).items()]
     chosen = load_settings(ClassifySettings, config=config, overrides=overrides)
     print_result(run_classify(bundle, source, out=out, settings=chosen))
-
-
-def _check_since(only_new: bool, since: str | None) -> None:
-    if only_new != (since is not None):
-        given, missing = ("--only-new", "--since") if only_new else ("--since", "--only-new")
-        raise SettingsError(f"{given} is given without {missing}; the two belong together.")
 
 
 def compact(
@@ -262,9 +258,5 @@ def predict(
 
     predictions = Classifier.load(bundle).predict(images)
     typer.echo(prediction_text(predictions))
-    _check_any_scored(predictions["status"].tolist())
-
-
-def _check_any_scored(statuses: list[str]) -> None:
-    if "ok" not in statuses:
-        raise DataError(f"none of {len(statuses):,} images could be scored; the lines above say why.")
+    if "ok" not in predictions["status"].tolist():
+        raise DataError(f"none of {len(predictions):,} images could be scored; the lines above say why.")

@@ -18,7 +18,7 @@ from carray.core.errors import CarrayError
 from carray.core.store.files import absolute, exists, join, read_json, write_bytes
 from carray.evaluation.metrics import wilson_interval
 from carray.manifest.manifest_file import read_manifest
-from carray.pages.charts import PAGE_COLOURS, chart, percent_axis, plain_log_axis, whole_numbers
+from carray.pages.charts import PAGE_COLOURS, bar_rows, chart, percent_axis, plain_log_axis, whole_numbers
 from carray.pages.templates import render_page
 from carray.search import leaderboard, run_folder
 from carray.search.rung0 import rank_correlation, read_probes
@@ -303,15 +303,14 @@ def _progress_svg(epochs: pd.DataFrame) -> str:
 
 def _importance_svg(shares: pd.DataFrame, family: str) -> str:
     """Draw one family's shares of variance (search.leaderboard.importance) as bars, the largest on top."""
-    shown = shares.head(12).iloc[::-1]
+    shown = shares.head(12)
     title, height = f"What mattered in {family}", 0.9 + 0.28 * len(shown)
     description = "Share of the differences in top-1 that each value explains."
     with chart(title, description, height=height) as (axes, svg):
-        bars = axes.barh(shown["hyper"], shown["importance"], color=_ON_PAGE.get(family, _INK), height=0.62)
-        axes.bar_label(bars, [f"{share:.0%}" for share in shown["importance"]], padding=3, color=_INK)
+        texts = [f"{share:.0%}" for share in shown["importance"]]
+        bar_rows(axes, shown["hyper"].tolist(), shown["importance"].tolist(), texts, colour=_ON_PAGE.get(family, _INK))
         percent_axis(axes.xaxis)
         axes.set_xlim(0, min(1.0, shown["importance"].max() * 1.15 + 0.02))
-        axes.grid(visible=False, axis="y")
         axes.set_xlabel("share of variance explained")
     return svg()
 

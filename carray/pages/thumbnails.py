@@ -7,7 +7,6 @@ of originals and _DECODERS decoded ones are in memory.
 
 from __future__ import annotations
 
-import base64
 import io
 import threading
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from carray.core.store.files import is_s3
 from carray.core.store.image_bytes import FetchedImage
 from carray.images.pixels import PixelSettings
 from carray.images.read import ReadImage, decode_fetched, fetch_original
+from carray.pages.templates import jpeg_uri
 
 __all__ = ["THUMBNAIL_PIXELS", "Thumbnail", "read_thumbnails"]
 
@@ -105,5 +105,4 @@ def _thumbnail(fetched: FetchedImage, *, changed: bool) -> Thumbnail:
     width, height = max(1, round(read.width * scale)), max(1, round(read.height * scale))
     buffer = io.BytesIO()
     Image.fromarray(read.pixels_HWC).resize((width, height)).save(buffer, "JPEG", quality=_QUALITY, optimize=True)
-    text = base64.b64encode(buffer.getvalue()).decode()
-    return Thumbnail(f"data:image/jpeg;base64,{text}", width, height, changed=changed)
+    return Thumbnail(jpeg_uri(buffer.getvalue()), width, height, changed=changed)

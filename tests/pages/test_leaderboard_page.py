@@ -153,7 +153,7 @@ def test_a_search_without_any_result_has_a_page(tmp_path: Path) -> None:
     words = Outline(Path(write_page(run)).read_text()).words
     assert "No trial has come to a result" in words
     assert "No epoch was run." in words
-    assert "repeat the command to go on" in words
+    assert "run the same command again to resume" in words
 
 
 def test_a_training_without_validation_has_a_page(tmp_path: Path) -> None:
