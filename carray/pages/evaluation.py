@@ -66,12 +66,7 @@ class Evaluation:
     metrics: Mapping[str, Any]
 
     def table(self, name: str) -> pd.DataFrame:
-        """Read one of the folder's tables.
-
-        Raises:
-            StorageError: it does not exist or cannot be read.
-            SchemaError: it is not a table of an evaluation.
-        """
+        """Read one of the folder's tables."""
         uri = join(self.out, f"{name}.parquet")
         return read_table(uri, kind=table_kind(name), required=TABLES[name].names).to_pandas()
 
@@ -237,20 +232,12 @@ def _coverage_svg(coverage: pd.DataFrame, *, threshold: float | None, target: fl
 
 def _certificate(evaluation: Evaluation) -> dict[str, Any] | None:
     """Compare a runtime's certificate with its loss on these images; None where there is neither."""
-    metrics = evaluation.metrics
-    found, certificates = metrics.get("certificate"), metrics.get("certificates", {})
+    found, certificates = evaluation.metrics.get("certificate"), evaluation.metrics.get("certificates", {})
     if not (found or certificates):
         return None
     runtime = found["runtime"] if found else next(iter(certificates))
-    promised = certificates.get(runtime)
-    return {
-        "found": found,
-        "runtime": runtime,
-        "promised": promised,
-        "measured": promised and promised["top1"] is not None,
-        "same_images": bool(promised and promised["split"] == metrics["split"] and metrics.get("own_manifest")),
-        "limits": {"drop_points": DROP_POINTS, "agreement": AGREEMENT, "agreement_confident": AGREEMENT_CONFIDENT},
-    }
+    limits = {"drop_points": DROP_POINTS, "agreement": AGREEMENT, "agreement_confident": AGREEMENT_CONFIDENT}
+    return {"found": found, "runtime": runtime, "promised": certificates.get(runtime), "limits": limits}
 
 
 def _stress_results(evaluation: Evaluation, name: str) -> dict[str, Any] | None:
@@ -345,13 +332,13 @@ def _unreadable(evaluation: Evaluation) -> dict[str, Any] | None:
 SECTIONS: Mapping[str, tuple[str, Callable[[Evaluation], dict[str, Any] | None]]] = {
     "levels": ("Accuracy by level", _levels),
     "kinds": ("Kinds of mistakes", _kinds),
-    "pairs": ("What is taken for what", _pairs),
-    "scores": ("Whether scores are true", _scores),
-    "coverage": ("What can be accepted", _coverage),
+    "pairs": ("Confused pairs", _pairs),
+    "scores": ("Calibration of scores", _scores),
+    "coverage": ("Accepted labels", _coverage),
     "certificate": ("Faster runtimes", _certificate),
     "robustness": ("Corrupted pictures", _robustness),
     "outside": ("Images from outside", _outside),
-    "classes": ("Class by class", _classes),
+    "classes": ("Results by class", _classes),
     "matrix": ("Confusion matrix", _matrix),
     "unreadable": ("Not readable", _unreadable),
 }
