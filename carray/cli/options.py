@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -39,6 +39,7 @@ __all__ = [
     "path",
     "path_argument",
     "path_option",
+    "refuse",
     "short_for",
 ]
 
@@ -145,6 +146,15 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, max=MOST_SEED, help="S
 SearchTrials = Annotated[int | None, typer.Option("--trials", help="Short for --set search.trials=N.")]
 SearchEpochs = Annotated[int | None, typer.Option("--epochs", help="Short for --set search.epochs=N.")]
 SearchSeed = Annotated[int | None, typer.Option("--seed", help="Short for --set search.seed=N.")]
+
+
+def refuse(sentence: str) -> NoReturn:
+    """Refuse a command's options, which do not fit together.
+
+    Raises:
+        SettingsError: always.
+    """
+    raise SettingsError(sentence)
 
 
 def short_for(settings: list[str] | None, **named: object) -> list[str]:

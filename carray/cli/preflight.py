@@ -23,9 +23,9 @@ from carray.cli.options import (
     number_option,
     path_argument,
     path_option,
+    refuse,
     short_for,
 )
-from carray.core.errors import SettingsError
 from carray.core.limits import MOST_COUNT
 from carray.core.progress import print_result
 
@@ -66,7 +66,7 @@ def doctor(
     from carray.preflight.findings import exit_code, finding_text, summary
 
     if cluster and os.environ.get("RAY_ADDRESS", "") in ("", "local"):
-        raise SettingsError(
+        refuse(
             "--cluster is given, but RAY_ADDRESS names no cluster; set it to HOST:6379 of the head node, or submit the "
             "command as a job."
         )

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from carray.cli.options import Column, Predictions, SeedOption, new_file_option, path_argument, path_option
-from carray.core.errors import SettingsError
+from carray.cli.options import Column, Predictions, SeedOption, new_file_option, path_argument, path_option, refuse
 from carray.core.limits import MOST_COUNT
 from carray.core.progress import print_result, say
 
@@ -57,13 +56,13 @@ def query(
 
     chosen, named = choose_format(format, out), parse_columns(column or []) or None
     if question is not None and named and labels is None:
-        raise SettingsError("--column is given without --labels, the table whose columns it names; leave it out.")
+        refuse("--column is given without --labels, the table whose columns it names; leave it out.")
     given: dict[str, Any] = {"labels": labels, "column": named, "other": other, "limit": limit}
     if question is None:
         unused = [name for name, value in (given | {"out": out}).items() if value is not None]
         unused += [] if chosen in ("table", "json") else [f"format {chosen}"]
         if unused:
-            raise SettingsError(f"--{unused[0]} belongs to a question, and none is asked; name one, or write SQL.")
+            refuse(f"--{unused[0]} belongs to a question, and none is asked; name one, or write SQL.")
         found = queries.summarize(predictions)
         typer.echo(json.dumps(jsonable(found), ensure_ascii=False) if chosen == "json" else queries.summary_text(found))
         return
@@ -106,10 +105,10 @@ def compare(
 
     for name, value in (("split", split), ("runtime", runtime)):
         if manifest is None and value is not None:
-            raise SettingsError(f"--{name} is {value!r}, but no --manifest is given; name one.")
+            refuse(f"--{name} is {value!r}, but no --manifest is given; name one.")
     if manifest is not None:
         if out is None:
-            raise SettingsError("--manifest is given without --out, where the evaluations go; name a folder.")
+            refuse("--manifest is given without --out, where the evaluations go; name a folder.")
         found = compare_bundles(a, b, manifest, split=split or "test", out=out, runtime=runtime or "fp32")
     else:
         found = compare_runs(a, b, out=out)

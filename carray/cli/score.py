@@ -21,9 +21,10 @@ from carray.cli.options import (
     number_option,
     path_argument,
     path_option,
+    refuse,
     short_for,
 )
-from carray.core.errors import DataError, SettingsError
+from carray.core.errors import DataError
 from carray.core.limits import MOST_COUNT
 from carray.core.progress import print_result
 
@@ -206,7 +207,7 @@ def classify(
 
     if only_new != (since is not None):
         given, missing = ("--only-new", "--since") if only_new else ("--since", "--only-new")
-        raise SettingsError(f"{given} is given without {missing}; the two belong together.")
+        refuse(f"{given} is given without {missing}; the two belong together.")
     overrides = short_for(
         settings,
         all_files=all_files or None,
@@ -258,5 +259,9 @@ def predict(
 
     predictions = Classifier.load(bundle).predict(images)
     typer.echo(prediction_text(predictions))
-    if "ok" not in predictions["status"].tolist():
-        raise DataError(f"none of {len(predictions):,} images could be scored; the lines above say why.")
+    _check_any_scored(predictions["status"].tolist())
+
+
+def _check_any_scored(statuses: list[str]) -> None:
+    if "ok" not in statuses:
+        raise DataError(f"none of {len(statuses):,} images could be scored; the lines above say why.")
