@@ -46,15 +46,11 @@ def run_demo(out: str) -> dict[str, Any]:
     return result
 
 
-def _say_step(number: int, text: str) -> None:
-    say(f"[{number}/6] {text}")
-
-
 def _draw(out: str) -> None:
     from carray.testing.drawing import DEMO_CLASSES, draw_broken_files, draw_dataset
 
     total = len(DEMO_CLASSES) * IMAGES_PER_CLASS
-    _say_step(1, f"draw {total} labelled cars of {len(DEMO_CLASSES)} classes, and a bucket of unlabelled ones")
+    say(f"[1/6] draw {total} labelled cars of {len(DEMO_CLASSES)} classes, and a bucket of unlabelled ones")
     draw_dataset(join(out, "images"), images_per_class=IMAGES_PER_CLASS, seed=0)
     draw_dataset(join(out, "bucket"), images_per_class=BUCKET_IMAGES_PER_CLASS, seed=1)
     draw_broken_files(join(out, "bucket", "broken"))
@@ -70,15 +66,15 @@ def _learn(out: str) -> float:
     from carray.search.search_on_ray import search
 
     manifest, run = join(out, "manifest.parquet"), join(out, "run")
-    _say_step(2, "prepare: check, hash and split every image")
+    say("[2/6] prepare: check, hash and split every image")
     print(prepare(join(out, "images"), out=manifest, show=print).text())
-    _say_step(3, "tune: search both families with ASHA, and pack the winner")
+    say("[3/6] tune: search both families with ASHA, and pack the winner")
     search(manifest, run=run, settings=_search_settings())
     leaderboard.write_curves(run)
     print(leaderboard_text(read_trials(run)))
     keep_winner(run)
     leaderboard.write_page(run)
-    _say_step(4, "evaluate: the winner on images that no trial has seen")
+    say("[4/6] evaluate: the winner on images that no trial has seen")
     bundle, folder = join(run, "bundle"), join(out, "evaluation")
     metrics = evaluate(bundle, manifest, split="test", out=folder, write_page=evaluation.write_page)
     print(summary_text(metrics))
@@ -102,7 +98,7 @@ def _classify(out: str) -> dict[str, Any]:
     from carray.classify.job import classify
     from carray.classify.predictions_folder import ClassifySettings
 
-    _say_step(5, "classify: a folder that also holds broken files")
+    say("[5/6] classify: a folder that also holds broken files")
     return classify(
         join(out, "run", "bundle"), join(out, "bucket"), out=join(out, "predictions"), settings=ClassifySettings()
     )
@@ -112,7 +108,7 @@ def _ask(out: str) -> None:
     from carray.pages.bucket import write_page
     from carray.queries import read_predictions
 
-    _say_step(6, "ask: predictions = carray.read_predictions(...), and a page of what is in the bucket")
+    say("[6/6] ask: predictions = carray.read_predictions(...), and a page of what is in the bucket")
     write_page(join(out, "predictions"), out=join(out, "report.html"))
     predictions = read_predictions(join(out, "predictions"))
     scored = predictions[predictions["status"] == "ok"]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from carray.cli.options import Column, new_file, path_argument, path_option
+from carray.cli.options import Column, new_file_option, path_argument, path_option
 from carray.core.limits import MOST_COUNT
 
 __all__ = ["demo", "prepare"]
@@ -19,14 +19,7 @@ def prepare(
             "SOURCE", "Folders by class or by split, Stanford Cars, a CSV or Parquet table, or a bucket prefix."
         ),
     ],
-    out: Annotated[
-        str,
-        typer.Option(
-            "--out",
-            help="Manifest to write, a .parquet file; local or s3://.",
-            parser=new_file("--out", suffix=".parquet"),
-        ),
-    ],
+    out: Annotated[str, new_file_option("Manifest to write, a .parquet file; local or s3://.", suffix=".parquet")],
     layout: Annotated[
         str,
         typer.Option(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -34,11 +34,12 @@ __all__ = [
     "SeedOption",
     "Settings",
     "Source",
-    "new_file",
+    "new_file_option",
     "number_option",
     "path",
     "path_argument",
     "path_option",
+    "refuse",
     "short_for",
 ]
 
@@ -57,19 +58,19 @@ def path(name: str) -> Callable[[str], str]:
     return read
 
 
-def new_file(name: str, *, suffix: str | None = None) -> Callable[[str], str]:
-    """Make a parser of an option that names a file to write, which must end in `suffix`, if given."""
-    read_path = path(name)
+def new_file_option(help: str, *, suffix: str = "") -> Any:
+    """Declare the option --out that names a file to write, which must end in `suffix`, if given."""
+    read_path = path("--out")
 
     def read(text: str) -> str:
         uri = read_path(text)
         if text.endswith("/"):
-            raise SettingsError(f"{name}: {text!r} is a folder; give the file's own name, such as {text}out{suffix}.")
-        if suffix and not uri.lower().endswith(suffix):
-            raise SettingsError(f"{name}: {text!r} does not end in {suffix}, which is what is written; name it so.")
+            raise SettingsError(f"--out: {text!r} is a folder; give the file's own name, such as {text}out{suffix}.")
+        if not uri.lower().endswith(suffix):
+            raise SettingsError(f"--out: {text!r} does not end in {suffix}, which is what is written; name it so.")
         return uri
 
-    return read
+    return typer.Option("--out", help=help, parser=read)
 
 
 def path_argument(metavar: str, help: str, **more: Any) -> Any:
@@ -145,6 +146,15 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, max=MOST_SEED, help="S
 SearchTrials = Annotated[int | None, typer.Option("--trials", help="Short for --set search.trials=N.")]
 SearchEpochs = Annotated[int | None, typer.Option("--epochs", help="Short for --set search.epochs=N.")]
 SearchSeed = Annotated[int | None, typer.Option("--seed", help="Short for --set search.seed=N.")]
+
+
+def refuse(sentence: str) -> NoReturn:
+    """Refuse a command's options, which do not fit together.
+
+    Raises:
+        SettingsError: always.
+    """
+    raise SettingsError(sentence)
 
 
 def short_for(settings: list[str] | None, **named: object) -> list[str]:

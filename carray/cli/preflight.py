@@ -23,9 +23,9 @@ from carray.cli.options import (
     number_option,
     path_argument,
     path_option,
+    refuse,
     short_for,
 )
-from carray.core.errors import SettingsError
 from carray.core.limits import MOST_COUNT
 from carray.core.progress import print_result
 
@@ -65,8 +65,11 @@ def doctor(
     from carray.preflight.findings import as_json as plain
     from carray.preflight.findings import exit_code, finding_text, summary
 
-    if cluster:
-        _check_address()
+    if cluster and os.environ.get("RAY_ADDRESS", "") in ("", "local"):
+        refuse(
+            "--cluster is given, but RAY_ADDRESS names no cluster; set it to HOST:6379 of the head node, or submit the "
+            "command as a job."
+        )
     findings = []
     for found in (examine_cluster if cluster else examine)(sources or [], out or []):
         findings.append(found)
@@ -76,14 +79,6 @@ def doctor(
     print_result(summary(findings) | ({"findings": plain(findings)} if as_json else {}))
     if code := exit_code(findings):
         raise typer.Exit(code)
-
-
-def _check_address() -> None:
-    if os.environ.get("RAY_ADDRESS", "") in ("", "local"):
-        raise SettingsError(
-            "--cluster is given, but RAY_ADDRESS names no cluster; set it to HOST:6379 of the head node, or submit the "
-            "command as a job."
-        )
 
 
 estimate = typer.Typer(

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from carray.cli.options import Column, Predictions, SeedOption, new_file, path_argument, path_option
-from carray.core.errors import SettingsError
+from carray.cli.options import Column, Predictions, SeedOption, new_file_option, path_argument, path_option, refuse
 from carray.core.limits import MOST_COUNT
 from carray.core.progress import print_result, say
 
@@ -36,10 +35,7 @@ def query(
     format: Annotated[
         str | None, typer.Option(help="table, csv, json or parquet; default: by the suffix of --out, else table.")
     ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option("--out", help="File for the answer; local or s3://.", parser=new_file("--out")),
-    ] = None,
+    out: Annotated[str | None, new_file_option("File for the answer; local or s3://.")] = None,
 ) -> None:
     """Summarise predictions, or answer a named question or SQL about them (DuckDB's dialect, read-only).
 
@@ -59,10 +55,14 @@ def query(
     from carray.queries.answers import choose_format, jsonable
 
     chosen, named = choose_format(format, out), parse_columns(column or []) or None
-    _check_column(question, named, labels)
+    if question is not None and named and labels is None:
+        refuse("--column is given without --labels, the table whose columns it names; leave it out.")
     given: dict[str, Any] = {"labels": labels, "column": named, "other": other, "limit": limit}
     if question is None:
-        _check_no_options(given | {"out": out}, format=chosen)
+        unused = [name for name, value in (given | {"out": out}).items() if value is not None]
+        unused += [] if chosen in ("table", "json") else [f"format {chosen}"]
+        if unused:
+            refuse(f"--{unused[0]} belongs to a question, and none is asked; name one, or write SQL.")
         found = queries.summarize(predictions)
         typer.echo(json.dumps(jsonable(found), ensure_ascii=False) if chosen == "json" else queries.summary_text(found))
         return
@@ -78,19 +78,6 @@ def query(
         print_result({"out": out, "rows": len(frame), "columns": list(frame.columns)})
     else:
         typer.echo(text)
-
-
-def _check_column(question: str | None, named: dict[str, str] | None, labels: str | None) -> None:
-    if question is not None and named and labels is None:
-        raise SettingsError("--column is given without --labels, the table whose columns it names; leave it out.")
-
-
-def _check_no_options(given: dict[str, Any], *, format: str) -> None:
-    """Refuse options that a summary does not take."""
-    unused = [name for name, value in given.items() if value is not None]
-    unused += [] if format in ("table", "json") else [f"format {format}"]
-    if unused:
-        raise SettingsError(f"--{unused[0]} belongs to a question, and none is asked; name one, or write SQL.")
 
 
 def compare(
@@ -116,8 +103,12 @@ def compare(
     """
     from carray.pages.comparison import compare_bundles, compare_runs, comparison_text
 
-    _check_bundles(manifest, out, split=split, runtime=runtime)
-    if manifest is not None and out is not None:
+    for name, value in (("split", split), ("runtime", runtime)):
+        if manifest is None and value is not None:
+            refuse(f"--{name} is {value!r}, but no --manifest is given; name one.")
+    if manifest is not None:
+        if out is None:
+            refuse("--manifest is given without --out, where the evaluations go; name a folder.")
         found = compare_bundles(a, b, manifest, split=split or "test", out=out, runtime=runtime or "fp32")
     else:
         found = compare_runs(a, b, out=out)
@@ -125,25 +116,9 @@ def compare(
     print_result({"agreement": found["agreement"]["rate"], "images": found["agreement"]["images"], "out": out})
 
 
-def _check_bundles(manifest: str | None, out: str | None, **for_bundles: str | None) -> None:
-    """Refuse options of a comparison of bundles that lack each other."""
-    if manifest is not None and out is None:
-        raise SettingsError("--manifest is given without --out, where the evaluations go; name a folder.")
-    for name, value in for_bundles.items():
-        if manifest is None and value is not None:
-            raise SettingsError(f"--{name} is {value!r}, but no --manifest is given; name one.")
-
-
 def report(
     predictions: Predictions,
-    out: Annotated[
-        str,
-        typer.Option(
-            "--out",
-            help="Page to write, such as report.html; local or s3://.",
-            parser=new_file("--out", suffix=".html"),
-        ),
-    ],
+    out: Annotated[str, new_file_option("Page to write, such as report.html; local or s3://.", suffix=".html")],
     thumbnails: Annotated[
         int, typer.Option(metavar="N", help="Images read again at most, for small pictures; 0 reads none.")
     ] = 300,
@@ -157,7 +132,7 @@ def report(
     The page holds small copies of photographs, which may show number plates and faces; `--thumbnails 0` leaves them
     out.
 
-    Cost: the counted columns once or twice, and one request a thumbnail; about 10 s for a few thousand rows.
+    Cost: a few reads of the counted columns, and one request a thumbnail; about 10 s for a few thousand rows.
 
     Example: `carray report predictions --out report.html`
     """

@@ -21,9 +21,10 @@ from carray.cli.options import (
     number_option,
     path_argument,
     path_option,
+    refuse,
     short_for,
 )
-from carray.core.errors import DataError, SettingsError
+from carray.core.errors import DataError
 from carray.core.limits import MOST_COUNT
 from carray.core.progress import print_result
 
@@ -205,7 +206,9 @@ def classify(
     from carray.core.fork_server import starting_early
     from carray.core.ray.resources import is_cluster
 
-    _check_since(only_new, since)
+    if only_new != (since is not None):
+        given, missing = ("--only-new", "--since") if only_new else ("--since", "--only-new")
+        refuse(f"{given} is given without {missing}; the two belong together.")
     overrides = short_for(
         settings,
         all_files=all_files or None,
@@ -228,12 +231,6 @@ def classify(
             overrides += [f"column.{what}={json.dumps(name)}" for what, name in parse_columns(column).items()]
         chosen = load_settings(ClassifySettings, config=config, overrides=overrides)
         print_result(run_classify(bundle, source, out=out, settings=chosen))
-
-
-def _check_since(only_new: bool, since: str | None) -> None:
-    if only_new != (since is not None):
-        given, missing = ("--only-new", "--since") if only_new else ("--since", "--only-new")
-        raise SettingsError(f"{given} is given without {missing}; the two belong together.")
 
 
 def compact(

@@ -106,35 +106,30 @@ def _check(path: str, out: str, thumbnails: int, *, names_folder: bool) -> None:
 
 def _cards(rows: pd.DataFrame, *, read_again: bool) -> list[dict[str, Any]]:
     """Add to each row `thumbnail`: None if it was not scored, or if no image is to be read."""
-    shown = records(rows)
-    scored = [row for row in shown if row["status"] == "ok" and read_again]
-    read = read_thumbnails([(row["uri"], row["etag"]) for row in scored]) if read_again else []
-    thumbnails = {id(row): thumbnail for row, thumbnail in zip(scored, read, strict=True)}
-    return [row | {"thumbnail": thumbnails.get(id(row))} for row in shown]
+    cards = [row | {"thumbnail": None} for row in records(rows)]
+    if read_again:
+        scored = [card for card in cards if card["status"] == "ok"]
+        thumbnails = read_thumbnails([(card["uri"], card["etag"]) for card in scored])
+        for card, thumbnail in zip(scored, thumbnails, strict=True):
+            card["thumbnail"] = thumbnail
+    return cards
 
 
 def _run(path: str, rows: pd.DataFrame) -> dict[str, Any]:
     """Describe the run by its record, or, for a single file, by the rows that are shown."""
-    record = _record(path, "run.json")
-    listed = _record(path, "listing.json")
-    run: dict[str, Any] = {
+    uris = {name: record_place(path, f"{name}.json") for name in ("run", "listing", "done", "compact")}
+    record, listed = (read_json(uris[name]) if exists(uris[name]) else {} for name in ("run", "listing"))
+    is_file = path.endswith(".parquet") and exists(path)
+    run = {
         name: record[name] if name in record else ", ".join(sorted(set(rows[name].dropna())))
         for name in ("run_id", "bundle_id", "runtime")
     }
-    is_file = path.endswith(".parquet") and exists(path)
-    finished = None if is_file else any(exists(record_place(path, name)) for name in ("done.json", "compact.json"))
     return run | {
-        "finished": finished,
+        "finished": None if is_file else exists(uris["done"]) or exists(uris["compact"]),
         "source": record.get("source"),
         "bundle": record.get("bundle"),
-        "created_at": record.get("created_at"),
         "listed": listed.get("images"),
     }
-
-
-def _record(path: str, name: str) -> dict[str, Any]:
-    uri = record_place(path, name)
-    return dict(read_json(uri)) if exists(uri) else {}
 
 
 def _counted(path: str, tallies: Tallies) -> dict[str, Any]:
@@ -230,19 +225,14 @@ def _folders_svg(folders: pd.DataFrame) -> str:
                 axes.plot(i, row["mean_score"], "o", color=_FIRST, markersize=size, gid=f"tip-s{i}")
         percent_axis(axes.yaxis)
         axes.set(ylabel="failed, and mean score", xlabel="folders, in the order of their names")
-        _name_folders(axes, list(folders["name"]))
+        names = list(folders["name"])
+        # The tips have all names; below the bars only few and short ones have room.
+        is_room = len(names) <= 31 and sum(map(len, names)) <= 80 and all(name.isascii() for name in names)
+        axes.set_xticks(range(len(names)) if is_room else [], names if is_room else [])
         axes.set_xlim(-0.7, len(folders) - 0.3)
         axes.set_ylim(0, 1.04)
         axes.grid(visible=False, axis="x")
     return svg()
-
-
-def _name_folders(axes: Any, names: list[str]) -> None:
-    """Label the bars where few and short names leave room; the tips have all names."""
-    if len(names) > 31 or sum(map(len, names)) > 80 or not all(name.isascii() for name in names):
-        axes.set_xticks([])
-    else:
-        axes.set_xticks(range(len(names)), names)
 
 
 def _bar(

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from typing import Any
 
-__all__ = ["PAGE_COLOURS", "chart", "count_axis", "percent_axis", "plain_log_axis", "whole_numbers"]
+__all__ = [
+    "PAGE_COLOURS",
+    "bar_rows",
+    "chart",
+    "count_axis",
+    "interval_rows",
+    "percent_axis",
+    "plain_log_axis",
+    "whole_numbers",
+]
 
 PAGE_COLOURS = {
     "ink": "#0a0b01",
@@ -110,6 +119,27 @@ def chart(
         buffer = io.StringIO()
         yield figure.subplots(), lambda: _for_page(buffer.getvalue(), title, description, tips or {})
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+
+
+def bar_rows(axes: Any, names: Sequence[str], values: Sequence[float], texts: Sequence[str], *, colour: str) -> None:
+    """Draw a horizontal bar for each name, the first on top, with its text behind it."""
+    bars = axes.barh(names, values, color=colour, height=0.62)
+    axes.bar_label(bars, texts, padding=3, color=_INK)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+
+
+def interval_rows(
+    axes: Any, names: Sequence[str], points: Sequence[tuple[float, float, float]], colours: Sequence[str]
+) -> None:
+    """Draw (value, low, high) of each name as a point on a line, the first on top; tips go by the row's index."""
+    for y, ((value, low, high), colour) in enumerate(zip(points, colours, strict=True)):
+        axes.plot([low, high], [y, y], color=colour, linewidth=1.8, solid_capstyle="butt", zorder=2)
+        axes.plot(value, y, "o", color=colour, markersize=6, zorder=3, gid=f"tip-{y}")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    percent_axis(axes.xaxis)
 
 
 def _for_page(svg: str, title: str, description: str, tips: Mapping[str, str]) -> str:

@@ -35,7 +35,7 @@ from carray.core.store.files import (
 )
 from carray.core.tables import write_table
 from carray.pages import evaluation
-from carray.pages.charts import PAGE_COLOURS, chart, percent_axis
+from carray.pages.charts import PAGE_COLOURS, chart, interval_rows, percent_axis
 from carray.pages.templates import percent_text, records, render_page
 from carray.queries import connect, open_predictions
 from carray.queries.compare import BINS, compare_tables, psi_words
@@ -265,19 +265,17 @@ def _changes_svg(changes: pd.DataFrame) -> str:
 
 def _shares_svg(classes: pd.DataFrame, *, most: int = 15) -> str:
     """Draw the largest changes of a label's share with their 95 % intervals."""
-    shown = classes.head(most).iloc[::-1]
-    tips = {f"{y}": _tip(row) for y, row in enumerate(shown.to_dict("records"))}
-    description, height = "Change of each label's share from A to B.", 1.0 + 0.27 * len(shown)
+    rows = classes.head(most).to_dict("records")
+    tips = {
+        f"{y}": f"{row['label']}: {row['images_a']:,} images in A, {row['images_b']:,} in B"
+        for y, row in enumerate(rows)
+    }
+    description, height = "Change of each label's share from A to B.", 1.0 + 0.27 * len(rows)
     with chart("Changes of share", description, tips, height=height) as (axes, svg):
         axes.axvline(0, color=_INK, linewidth=1)
-        for y, row in enumerate(shown.to_dict("records")):
-            interval = [row["share_change_low"], row["share_change_high"]]
-            axes.plot(interval, [y, y], color=_SOFT, linewidth=2, solid_capstyle="butt")
-            colour = _B if row["share_change"] > 0 else _A
-            axes.plot([row["share_change"]], [y], "o", color=colour, markersize=5.5, gid=f"tip-{y}")
-        axes.set_yticks(range(len(shown)), [_short(label) for label in shown["label"]])
-        axes.grid(visible=False, axis="y")
-        percent_axis(axes.xaxis)
+        changes = [tuple(row[f"share_change{end}"] for end in ("", "_low", "_high")) for row in rows]
+        colours = [_B if change[0] > 0 else _A for change in changes]
+        interval_rows(axes, [_short(row["label"]) for row in rows], changes, colours)
         axes.set_xlabel("change of share from A to B")
     return svg()
 
@@ -285,7 +283,3 @@ def _shares_svg(classes: pd.DataFrame, *, most: int = 15) -> str:
 def _short(label: str, most: int = 28) -> str:
     text = "".join(char if char.isprintable() else " " for char in label)
     return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _tip(row: Mapping[Any, Any]) -> str:
-    return f"{row['label']}: {row['images_a']:,} images in A, {row['images_b']:,} in B"

@@ -99,7 +99,10 @@ def _row_shares(counts_KK: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
 def _label(axes: Any, names: Sequence[str], counts_KK: npt.NDArray[np.int64], *, lines: str) -> None:
     if len(names) <= _NAMED_CLASSES:
-        _name_every_class(axes, names, counts_KK.sum(axis=1))
+        ticks, many, shown = range(len(names)), len(names) > 8, [_short(name) for name in names]
+        axes.set_xticks(ticks, shown, rotation=90 if many else 30, ha="center" if many else "right")
+        totals_K = counts_KK.sum(axis=1)
+        axes.set_yticks(ticks, [f"{name} ({total})" for name, total in zip(shown, totals_K, strict=True)])
     else:
         _name_groups(axes, names, lines=lines)
     axes.set_xlabel("predicted")
@@ -108,12 +111,6 @@ def _label(axes: Any, names: Sequence[str], counts_KK: npt.NDArray[np.int64], *,
 
 def _group(name: str) -> str:
     return parse_vehicle(name).make or name[:1].upper()
-
-
-def _name_every_class(axes: Any, names: Sequence[str], totals_K: npt.NDArray[np.int64]) -> None:
-    ticks, names = range(len(names)), [_short(name) for name in names]
-    axes.set_xticks(ticks, names, rotation=90 if len(names) > 8 else 30, ha="center" if len(names) > 8 else "right")
-    axes.set_yticks(ticks, [f"{name} ({total})" for name, total in zip(names, totals_K, strict=True)])
 
 
 def _name_groups(axes: Any, names: Sequence[str], *, lines: str) -> None:

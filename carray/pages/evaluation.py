@@ -7,10 +7,9 @@ import matplotlib.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import pandas as pd
 from carray.bundle.certificates import AGREEMENT, AGREEMENT_CONFIDENT, DROP_POINTS
 from carray.core.store.files import exists, join, read_json, write_bytes
 from carray.core.tables import read_table
-from carray.evaluation.corruptions import NONE, REENCODED, ROBUSTNESS_SCHEMA
+from carray.evaluation.corruptions import REENCODED, ROBUSTNESS_SCHEMA
 from carray.evaluation.evaluation_folder import (
     CONFUSION_PNG,
     OUTSIDE_JSON,
@@ -31,11 +30,11 @@ from carray.evaluation.evaluation_folder import (
 )
 from carray.evaluation.metrics import confusion_counts
 from carray.images.vehicles import parse_vehicle
-from carray.pages.charts import PAGE_COLOURS, chart, percent_axis, whole_numbers
+from carray.pages.charts import PAGE_COLOURS, bar_rows, chart, interval_rows, percent_axis, whole_numbers
 from carray.pages.confusion import confusion_png, confusion_svg
-from carray.pages.templates import render_page
+from carray.pages.templates import records, render_page
 
-__all__ = ["SECTIONS", "Evaluation", "Section", "write_page"]
+__all__ = ["SECTIONS", "Evaluation", "write_page"]
 
 _MOST_PAIRS, _MOST_UNREADABLE = 100, 200
 """Rows on the page; the tables have all."""
@@ -67,12 +66,7 @@ class Evaluation:
     metrics: Mapping[str, Any]
 
     def table(self, name: str) -> pd.DataFrame:
-        """Read one of the folder's tables.
-
-        Raises:
-            StorageError: it does not exist or cannot be read.
-            SchemaError: it is not a table of an evaluation.
-        """
+        """Read one of the folder's tables."""
         uri = join(self.out, f"{name}.parquet")
         return read_table(uri, kind=table_kind(name), required=TABLES[name].names).to_pandas()
 
@@ -90,15 +84,6 @@ class Evaluation:
         return confusion_counts(truth_N, predicted_N, len(index))
 
 
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: `context` gives what templates/evaluation/ID.html.j2 knows as `own`."""
-
-    id: str
-    title: str
-    context: Callable[[Evaluation], dict[str, Any] | None]
-
-
 def write_page(out: str, metrics: Mapping[str, Any]) -> str:
     """Write OUT/report.html and OUT/confusion.png from the tables in `out`, and return the page's URI.
 
@@ -106,11 +91,9 @@ def write_page(out: str, metrics: Mapping[str, Any]) -> str:
         StorageError: a table cannot be read, or the page cannot be written.
         SchemaError: a table is not a table of an evaluation.
     """
-    evaluation, sections = Evaluation(out, metrics), []
-    for section in SECTIONS:
-        context = section.context(evaluation)
-        if context is not None:
-            sections.append({"id": section.id, "title": section.title, "own": context})
+    evaluation = Evaluation(out, metrics)
+    found = ((id, title, context(evaluation)) for id, (title, context) in SECTIONS.items())
+    sections = [{"id": id, "title": title, "own": own} for id, title, own in found if own is not None]
     write_bytes(join(out, CONFUSION_PNG), confusion_png(evaluation.counts_KK, evaluation.classes))
     uri = join(out, REPORT_HTML)
     write_bytes(uri, render_page("evaluation.html.j2", {"metrics": metrics, "sections": sections}).encode())
@@ -124,19 +107,19 @@ def _levels(evaluation: Evaluation) -> dict[str, Any]:
 
 def _levels_svg(rows: Sequence[Mapping[str, Any]]) -> str:
     """Draw each level's accuracy as a point with its interval, the first on top."""
-    height = 0.95 + 0.36 * len(rows)
-    with chart("Accuracy by level", "Points are measured, lines their 95 % intervals.", height=height) as (axes, svg):
-        heights = np.arange(len(rows))[::-1]
-        for y, row in zip(heights, rows, strict=True):
-            axes.plot([row["low"], row["high"]], [y, y], color=_FIRST, linewidth=2.2, solid_capstyle="round")
-            axes.plot(row["accuracy"], y, "o", color=_FIRST, markersize=7)
-            point, offset = (row["accuracy"], y), {"xytext": (0, 7), "textcoords": "offset points"}
-            axes.annotate(f"{row['accuracy']:.1%}", point, ha="center", **offset)
-        axes.set_yticks(heights, [row["name"] for row in rows])
-        percent_axis(axes.xaxis)
+    height, description = 0.95 + 0.36 * len(rows), "Points are measured, lines their 95 % intervals."
+    tips = {
+        f"{y}": f"{row['name']}: {row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
+        for y, row in enumerate(rows)
+    }
+    with chart("Accuracy by level", description, tips, height=height) as (axes, svg):
+        points = [(row["accuracy"], row["low"], row["high"]) for row in rows]
+        interval_rows(axes, [row["name"] for row in rows], points, [_FIRST] * len(rows))
+        for y, row in enumerate(rows):
+            place = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(f"{row['accuracy']:.1%}", (row["accuracy"], y), **place)
         low = min(row["low"] for row in rows)
-        axes.set(xlim=(max(0, low - 0.04), 1.005), ylim=(-0.5, len(rows) - 0.35), xlabel="right")
-        axes.grid(visible=False, axis="y")
+        axes.set(xlim=(max(0, low - 0.04), 1.005), ylim=(len(rows) - 0.5, -0.65), xlabel="right")
     return svg()
 
 
@@ -153,13 +136,11 @@ def _kinds(evaluation: Evaluation) -> dict[str, Any]:
 
 def _kinds_svg(rows: Sequence[Mapping[str, Any]]) -> str:
     """Draw counts of images as bars, the first on top, each with its number."""
-    names, images = ([row[name] for row in reversed(rows)] for name in ("name", "images"))
+    names, images = ([row[name] for row in rows] for name in ("name", "images"))
     height = 0.95 + 0.34 * len(rows)
     with chart("Kinds of mistakes", "Bars are counts of images.", height=height) as (axes, svg):
-        bars = axes.barh(names, images, color=_SECOND, height=0.62)
-        axes.bar_label(bars, [f"{count:,}" for count in images], padding=3, color=_INK)
+        bar_rows(axes, names, images, [f"{count:,}" for count in images], colour=_SECOND)
         axes.set_xlim(0, max(1, *images) * 1.12)
-        axes.grid(visible=False, axis="y")
         axes.set_xlabel("images")
         whole_numbers(axes.xaxis)
     return svg()
@@ -167,27 +148,16 @@ def _kinds_svg(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _pairs(evaluation: Evaluation) -> dict[str, Any]:
     pairs, examples = evaluation.table("confused_pairs"), evaluation.table("examples")
-    pictured = []
-    for (truth, label), own in examples.groupby(["truth", "label"], sort=False):
-        pair = pairs[(pairs["truth"] == truth) & (pairs["label"] == label)].iloc[0].to_dict()
-        pictured.append({**pair, "examples": [_example(row) for row in own.to_dict("records")]})
+    pictured = [
+        {"truth": truth, "label": label, "examples": own.to_dict("records")}
+        for (truth, label), own in examples.groupby(["truth", "label"], sort=False)
+    ]
+    counts = pairs.set_index(["truth", "label"])[["images", "fraction"]].to_dict("index")
     return {
-        "pictured": pictured,
+        "pictured": [pair | counts[pair["truth"], pair["label"]] for pair in pictured],
         "rows": pairs.head(_MOST_PAIRS).to_dict("records"),
         "count": len(pairs),
         "mistakes": int(pairs["images"].sum()),
-    }
-
-
-def _example(row: Mapping[Any, Any]) -> dict[str, Any]:
-    jpeg = row["jpeg"]
-    return {
-        "name": str(row["uri"]).rstrip("/").rsplit("/", 1)[-1],
-        "score": row["score"],
-        "reason": row["reason"],
-        "source": f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else "",
-        "width": int(row["width"]) if jpeg else 0,
-        "height": int(row["height"]) if jpeg else 0,
     }
 
 
@@ -262,83 +232,71 @@ def _coverage_svg(coverage: pd.DataFrame, *, threshold: float | None, target: fl
 
 def _certificate(evaluation: Evaluation) -> dict[str, Any] | None:
     """Compare a runtime's certificate with its loss on these images; None where there is neither."""
-    metrics = evaluation.metrics
-    found, certificates = metrics.get("certificate"), metrics.get("certificates", {})
+    found, certificates = evaluation.metrics.get("certificate"), evaluation.metrics.get("certificates", {})
     if not (found or certificates):
         return None
     runtime = found["runtime"] if found else next(iter(certificates))
-    promised = certificates.get(runtime)
-    return {
-        "found": found,
-        "runtime": runtime,
-        "promised": promised,
-        "measured": promised and promised["top1"] is not None,
-        "same_images": bool(promised and promised["split"] == metrics["split"] and metrics.get("own_manifest")),
-        "limits": {"drop_points": DROP_POINTS, "agreement": AGREEMENT, "agreement_confident": AGREEMENT_CONFIDENT},
-    }
+    limits = {"drop_points": DROP_POINTS, "agreement": AGREEMENT, "agreement_confident": AGREEMENT_CONFIDENT}
+    return {"found": found, "runtime": runtime, "promised": certificates.get(runtime), "limits": limits}
 
 
-def _measured(evaluation: Evaluation, context: Callable[[str], dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Return the context of what `carray stress` measured, if it was on the same bundle and images."""
-    found = context(evaluation.out)
+def _stress_results(evaluation: Evaluation, name: str) -> dict[str, Any] | None:
+    """Read a JSON file of `carray stress`, if it is of the same bundle and images."""
+    uri = join(evaluation.out, name)
+    about = read_json(uri) if exists(uri) else {}
     same = ("bundle_id", "manifest_fingerprint", "split")
-    return found if found and all(found["about"][name] == evaluation.metrics[name] for name in same) else None
+    return about if all(about.get(key) == evaluation.metrics[key] for key in same) else None
 
 
-def _robustness(out: str) -> dict[str, Any] | None:
-    if not exists(join(out, ROBUSTNESS_JSON)):
+def _robustness(evaluation: Evaluation) -> dict[str, Any] | None:
+    about = _stress_results(evaluation, ROBUSTNESS_JSON)
+    if about is None:
         return None
     columns = ROBUSTNESS_SCHEMA.names
-    uri = join(out, "robustness.parquet")
+    uri = join(evaluation.out, "robustness.parquet")
     table = read_table(uri, kind="evaluation robustness", required=columns, columns=columns).to_pylist()
-    rows = [row | {"words": row["corruption"].replace("_", " ")} for row in table]
-    corrupted = [row for row in rows if row["corruption"] not in (NONE, REENCODED)]
+    plain, *rows = [row | {"words": row["corruption"].replace("_", " ")} for row in table]
+    corrupted = [row for row in rows if row["corruption"] != REENCODED]
     return {
-        "plain": rows[0],
-        "rows": rows[1:],
+        "plain": plain,
+        "rows": rows,
         "worst": max(corrupted, key=lambda row: row["drop_points"]),
         "costly": sum(row["drop_low_points"] > 0 for row in corrupted),
         "corrupted": len(corrupted),
         "control": next(row for row in rows if row["corruption"] == REENCODED),
-        "svg": _robustness_svg(rows[0], rows[1:]),
-        "about": read_json(join(out, ROBUSTNESS_JSON)),
+        "svg": _robustness_svg(plain, rows),
+        "about": about,
     }
 
 
 def _robustness_svg(plain: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """Draw top-1 with its interval for each corruption and severity; a line and a band show the plain images' top-1."""
-    tips = {f"{y}": _robustness_tip(row) for y, row in enumerate(rows)}
+    tips = {
+        f"{y}": f"{row['words']}, {row['severity']}: {row['top1']:.1%} "
+        f"({row['top1_low']:.1%} to {row['top1_high']:.1%}), {row['drop_points']:.1f} points lost"
+        for y, row in enumerate(rows)
+    }
     title, height = "Top-1 of corrupted pictures", 0.8 + 0.235 * len(rows)
     description = "Each dot is a corruption at one severity, its bar a 95 % interval; the line is of plain pictures."
     with chart(title, description, tips, height=height) as (axes, svg):
         axes.axvspan(plain["top1_low"], plain["top1_high"], color=_GRID, linewidth=0, zorder=0)
         axes.axvline(plain["top1"], color=_SOFT, linestyle=(0, (4, 2)), linewidth=1.2, zorder=1)
-        for y, row in enumerate(rows):
-            colour = _SOFT if row["corruption"] == REENCODED else _FIRST
-            bar = {"color": colour, "linewidth": 1.6, "solid_capstyle": "butt", "zorder": 2}
-            axes.plot([row["top1_low"], row["top1_high"]], [y, y], **bar)
-            axes.plot(row["top1"], y, "o", color=colour, markersize=6, zorder=3, gid=f"tip-{y}")
-            if y and rows[y - 1]["corruption"] != row["corruption"]:
+        names = [f"{row['words']}, {row['severity']}" for row in rows]
+        points = [(row["top1"], row["top1_low"], row["top1_high"]) for row in rows]
+        interval_rows(axes, names, points, [_SOFT if row["corruption"] == REENCODED else _FIRST for row in rows])
+        for y in range(1, len(rows)):
+            if rows[y - 1]["corruption"] != rows[y]["corruption"]:
                 axes.axhline(y - 0.5, color=_GRID, linewidth=0.8, zorder=0)
-        axes.set_yticks(range(len(rows)), [f"{row['words']}, {row['severity']}" for row in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(0, 1)
-        axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-        percent_axis(axes.xaxis)
         axes.set_xlabel("top-1; the dashed line is that of plain pictures")
     return svg()
 
 
-def _robustness_tip(row: Mapping[str, Any]) -> str:
-    interval = f"{row['top1_low']:.1%} to {row['top1_high']:.1%}"
-    return f"{row['words']}, {row['severity']}: {row['top1']:.1%} ({interval}), {row['drop_points']:.1f} points lost"
-
-
-def _outside(out: str) -> dict[str, Any] | None:
-    if not exists(join(out, OUTSIDE_JSON)):
+def _outside(evaluation: Evaluation) -> dict[str, Any] | None:
+    about = _stress_results(evaluation, OUTSIDE_JSON)
+    if about is None:
         return None
-    about = read_json(join(out, OUTSIDE_JSON))
     rows = [{"kind": kind, **found} for kind, found in about["kinds"].items()]
     return {
         "rows": rows,
@@ -352,12 +310,8 @@ def _classes(evaluation: Evaluation) -> dict[str, Any]:
     classes, pairs = evaluation.table("per_class"), evaluation.table("confused_pairs")
     most = pairs.drop_duplicates("truth").set_index("truth")[["label", "images"]].to_dict("index")
     # Worst first; classes without images last.
-    ordered = classes.sort_values(["recall", "f1", "label"], na_position="last")
-    rows = [
-        {str(name): None if value != value else value for name, value in row.items()} | {"most": most.get(row["label"])}
-        for row in ordered.to_dict("records")
-    ]
-    return {"rows": rows, "untested": int((classes["support"] == 0).sum())}
+    rows = records(classes.sort_values(["recall", "f1", "label"], na_position="last"))
+    return {"rows": [row | {"most": most.get(row["label"])} for row in rows]}
 
 
 def _matrix(evaluation: Evaluation) -> dict[str, Any]:
@@ -375,17 +329,17 @@ def _unreadable(evaluation: Evaluation) -> dict[str, Any] | None:
     return {"rows": rows.head(_MOST_UNREADABLE).to_dict("records"), "count": len(rows)}
 
 
-SECTIONS = (
-    Section("levels", "Accuracy by level", _levels),
-    Section("kinds", "Kinds of mistakes", _kinds),
-    Section("pairs", "What is taken for what", _pairs),
-    Section("scores", "Whether scores are true", _scores),
-    Section("coverage", "What can be accepted", _coverage),
-    Section("certificate", "Faster runtimes", _certificate),
-    Section("robustness", "Corrupted pictures", partial(_measured, context=_robustness)),
-    Section("outside", "Images from outside", partial(_measured, context=_outside)),
-    Section("classes", "Class by class", _classes),
-    Section("matrix", "Confusion matrix", _matrix),
-    Section("unreadable", "Not readable", _unreadable),
-)
-"""In the page's order."""
+SECTIONS: Mapping[str, tuple[str, Callable[[Evaluation], dict[str, Any] | None]]] = {
+    "levels": ("Accuracy by level", _levels),
+    "kinds": ("Kinds of mistakes", _kinds),
+    "pairs": ("Confused pairs", _pairs),
+    "scores": ("Calibration of scores", _scores),
+    "coverage": ("Accepted labels", _coverage),
+    "certificate": ("Faster runtimes", _certificate),
+    "robustness": ("Corrupted pictures", _robustness),
+    "outside": ("Images from outside", _outside),
+    "classes": ("Results by class", _classes),
+    "matrix": ("Confusion matrix", _matrix),
+    "unreadable": ("Not readable", _unreadable),
+}
+"""Title and context of each section, in the page's order: ID.html.j2 knows the context as `own`."""

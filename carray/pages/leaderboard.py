@@ -18,8 +18,8 @@ from carray.core.errors import CarrayError
 from carray.core.store.files import absolute, exists, join, read_json, write_bytes
 from carray.evaluation.metrics import wilson_interval
 from carray.manifest.manifest_file import read_manifest
-from carray.pages.charts import PAGE_COLOURS, chart, percent_axis, plain_log_axis, whole_numbers
-from carray.pages.templates import render_page
+from carray.pages.charts import PAGE_COLOURS, bar_rows, chart, percent_axis, plain_log_axis, whole_numbers
+from carray.pages.templates import percent_text, records, render_page
 from carray.search import leaderboard, run_folder
 from carray.search.rung0 import rank_correlation, read_probes
 from carray.search.throughput import read_throughput, trial_speeds
@@ -143,12 +143,9 @@ def _validation_images(search: Mapping[str, Any]) -> int | None:
 def _rows(trials: pd.DataFrame, speeds: Mapping[str, float]) -> list[dict[str, Any]]:
     configurations = leaderboard.configurations(trials)
     rows = []
-    for rank, row in enumerate(trials.to_dict("records"), start=1):
-        values = configurations[row["trial_id"]]
-        row = {str(key): None if pd.isna(value) else value for key, value in row.items()}
-        row |= {"rank": rank, "minutes": row["seconds"] / 60, "speed": speeds.get(row["trial_id"])}
-        row["best_epoch"] = None if row["best_epoch"] is None else int(row["best_epoch"])  # pandas holds a float
-        rows.append(row | {"values": {name: value for name, value in values.items() if name != "family"}})
+    for rank, row in enumerate(records(trials), start=1):
+        values = {name: value for name, value in configurations[row["trial_id"]].items() if name != "family"}
+        rows.append(row | {"rank": rank, "speed": speeds.get(row["trial_id"]), "values": values})
     return rows
 
 
@@ -166,7 +163,11 @@ def _families(
     trials: pd.DataFrame, epochs: pd.DataFrame, settings: Mapping[str, Any], best: Mapping[Any, Any] | None
 ) -> list[dict[str, Any]]:
     """Draw each family's curves; the family of the best trial comes first."""
-    tips = {row["trial_id"]: _tip(row) for row in trials.to_dict("records")}
+    tips = {
+        row["trial_id"]: f"{row['trial_id']} ({row['family']}): {percent_text(row['val_top1']) or 'no result'}, "
+        f"{row['status']} after {row['epochs']} epochs"
+        for row in records(trials)
+    }
     rungs, drawn = leaderboard.rung_epochs(settings), []
     for family in dict.fromkeys(trials["family"].dropna()):
         own = trials[(trials["family"] == family) & (trials["epochs"] > 0)]
@@ -175,11 +176,6 @@ def _families(
             svg = _curves_svg(chosen, family, str(best["trial_id"]) if best else "", tips, rungs)
             drawn.append({"family": family, "svg": svg, "trials": len(own), "drawn": min(len(own), _MOST_CURVES)})
     return drawn
-
-
-def _tip(row: Mapping[Any, Any]) -> str:
-    reached = "no result" if pd.isna(row["val_top1"]) else f"{row['val_top1']:.1%}"
-    return f"{row['trial_id']} ({row['family']}): {reached}, {row['status']} after {row['epochs']} epochs"
 
 
 def _importance(trials: pd.DataFrame) -> list[dict[str, Any]]:
@@ -216,11 +212,10 @@ def _rung0(run: str, trials: pd.DataFrame) -> dict[str, Any] | None:
         return None
     outcomes = leaderboard.probe_outcomes([asdict(probe) for probe in probes], trials)
     both = int(outcomes["best"].notna().sum())
-    records = [{str(key): value for key, value in row.items()} for row in trials.to_dict("records")]
     return {
         "candidates": outcomes.to_dict("records"),
         "svg": _probes_svg(outcomes) if both > 2 else "",
-        "rank_correlation": rank_correlation(probes, records),
+        "rank_correlation": rank_correlation(probes, records(trials)),
         "both": both,
     }
 
@@ -285,7 +280,7 @@ def _progress_svg(epochs: pd.DataFrame) -> str:
     """Draw the best top-1 so far of each family by the search's clock."""
     from matplotlib.lines import Line2D
 
-    with chart("The best so far, by the search's clock", "A step up is a new best trial of its family.") as (axes, svg):
+    with chart("The best result so far by search time", "A step up is a new best trial of its family.") as (axes, svg):
         end, handles = epochs["clock_seconds"].max() / 60, []
         for family, own in epochs.sort_values("sequence").groupby("family"):
             minutes = own["clock_seconds"] / 60
@@ -303,32 +298,32 @@ def _progress_svg(epochs: pd.DataFrame) -> str:
 
 def _importance_svg(shares: pd.DataFrame, family: str) -> str:
     """Draw one family's shares of variance (search.leaderboard.importance) as bars, the largest on top."""
-    shown = shares.head(12).iloc[::-1]
+    shown = shares.head(12)
     title, height = f"What mattered in {family}", 0.9 + 0.28 * len(shown)
     description = "Share of the differences in top-1 that each value explains."
     with chart(title, description, height=height) as (axes, svg):
-        bars = axes.barh(shown["hyper"], shown["importance"], color=_ON_PAGE.get(family, _INK), height=0.62)
-        axes.bar_label(bars, [f"{share:.0%}" for share in shown["importance"]], padding=3, color=_INK)
+        texts = [f"{share:.0%}" for share in shown["importance"]]
+        bar_rows(axes, shown["hyper"].tolist(), shown["importance"].tolist(), texts, colour=_ON_PAGE.get(family, _INK))
         percent_axis(axes.xaxis)
         axes.set_xlim(0, min(1.0, shown["importance"].max() * 1.15 + 0.02))
-        axes.grid(visible=False, axis="y")
         axes.set_xlabel("share of variance explained")
     return svg()
 
 
 def _speed_svg(points: pd.DataFrame) -> str:
     """Draw top-1 by measured images a second; the Pareto front is ringed and joined, and at most 8 of it are named."""
+    rows = points.to_dict("records")
     tips = {
         row[
             "trial_id"
         ]: f"{row['trial_id']} ({row['family']}): {row['val_top1']:.1%} at {row['speed']:.0f} images a second"
-        for row in points.to_dict("records")
+        for row in rows
     }
     title, description = "Accuracy against speed", "Further up is more accurate, further right faster."
     with chart(title, description, tips) as (axes, svg):
         front = points[points["on_front"]].sort_values("speed")
         axes.plot(front["speed"], front["val_top1"], color=_INK, linewidth=1.2, linestyle=(0, (4, 2)), zorder=1)
-        for row in points.to_dict("records"):
+        for row in rows:
             style = {"markeredgecolor": _INK, "markeredgewidth": 1.6} if row["on_front"] else {"markeredgewidth": 0}
             style |= {"color": _ON_PAGE.get(row["family"], _SOFT), "markersize": 7, "gid": f"tip-{row['trial_id']}"}
             axes.plot(row["speed"], row["val_top1"], "o", **style)
@@ -347,7 +342,7 @@ def _speed_svg(points: pd.DataFrame) -> str:
 
 def _probes_svg(outcomes: pd.DataFrame) -> str:
     """Draw the best result of each candidate's trials by its top-1 in rung 0 (search.leaderboard.probe_outcomes)."""
-    with chart("What rung 0 foretold", "Each point is a candidate backbone.") as (axes, svg):
+    with chart("Rung 0 and final results", "Each point is a candidate backbone.") as (axes, svg):
         for rank, row in enumerate(outcomes.to_dict("records"), start=1):
             point = (row["val_top1"], row["best"])
             if pd.notna(row["best"]):

@@ -17,7 +17,7 @@ import pandas as pd
 from carray.core import text
 from carray.core.store.files import is_s3
 
-__all__ = ["last_part", "percent_text", "readable", "records", "render_page"]
+__all__ = ["jpeg_uri", "last_part", "percent_text", "readable", "records", "render_page"]
 
 
 def render_page(template: str, context: Mapping[str, Any]) -> str:
@@ -32,7 +32,7 @@ def render_page(template: str, context: Mapping[str, Any]) -> str:
         loader=jinja2.PackageLoader("carray.pages"),
     )
     environment.filters |= {"percent": percent_text, "number": _number, "shell": shlex.quote, "digest": _digest}
-    environment.filters |= {"readable": readable, "last_part": last_part, "records": records}
+    environment.filters |= {"data_uri": jpeg_uri, "readable": readable, "last_part": last_part, "records": records}
     return environment.get_template(template).render(context)
 
 
@@ -40,6 +40,11 @@ def percent_text(fraction: float | None, digits: int = 1) -> str:
     """Format a fraction in percent, `81.0 %`; an empty text where it is None or NaN."""
     unknown = fraction is None or fraction != fraction  # only NaN differs from itself
     return "" if unknown else f"{fraction:.{digits}%}".replace("%", " %")
+
+
+def jpeg_uri(jpeg: bytes) -> str:
+    """Write a JPEG as a data URI, which a page holds."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def readable(value: Any) -> str:

@@ -7,7 +7,6 @@ of originals and _DECODERS decoded ones are in memory.
 
 from __future__ import annotations
 
-import base64
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from carray.core.store.files import is_s3
 from carray.core.store.image_bytes import FetchedImage
 from carray.images.pictures import picture_settings, small_jpeg
 from carray.images.read import ReadImage, decode_fetched, fetch_original
+from carray.pages.templates import jpeg_uri
 
 __all__ = ["THUMBNAIL_PIXELS", "Thumbnail", "read_thumbnails"]
 
@@ -98,5 +98,4 @@ def _thumbnail(fetched: FetchedImage, *, changed: bool) -> Thumbnail:
     if read.pixels_HWC is None:
         return Thumbnail(reason=read.error or "")
     jpeg, width, height = small_jpeg(read, quality=_QUALITY)
-    text = base64.b64encode(jpeg).decode()
-    return Thumbnail(f"data:image/jpeg;base64,{text}", width, height, changed=changed)
+    return Thumbnail(jpeg_uri(jpeg), width, height, changed=changed)

@@ -130,16 +130,12 @@ def _check_keys(connection: Any, names: tuple[str, str]) -> None:
 
 
 def _with_shares(classes: pd.DataFrame) -> pd.DataFrame:
-    classes = classes.astype({name: "int64" for name in ("images_a", "images_b", "images_both")})
-    total, same = int(classes["images_a"].sum()), classes["images_both"]
-    change, low, high = paired_change(classes["images_b"] - same, classes["images_a"] - same, total)
-    classes = classes.assign(
-        share_a=classes["images_a"] / total,
-        share_b=classes["images_b"] / total,
-        share_change=change,
-        share_change_low=low,
-        share_change_high=high,
-    )
+    in_a, in_b, same = (classes[f"images_{name}"].astype("int64") for name in ("a", "b", "both"))
+    total = int(in_a.sum())
+    change, low, high = paired_change(in_b - same, in_a - same, total)
+    shares = {"share_a": in_a / total, "share_b": in_b / total}
+    shares |= {"share_change": change, "share_change_low": low, "share_change_high": high}
+    classes = classes.assign(**shares)
     return classes.sort_values("share_change", key=abs, ascending=False, kind="stable", ignore_index=True)
 
 

@@ -7,11 +7,10 @@ uri; images without a label, a prediction or a score are counted, but not in an 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
-import pyarrow.dataset as pads
 
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.progress import say
@@ -78,33 +77,30 @@ def by_year(path: str) -> pd.DataFrame:
 
 def uncertain(path: str, *, limit: int | None = LIST_ROWS) -> pd.DataFrame:
     """List the images whose best score is below 0.5, the smallest margin first: a list for labelling."""
-    return _rows(
-        path,
-        ["uri", "label", "score", "margin", "top5_labels", "top5_scores"],
-        f"WHERE status = 'ok' AND score < {UNCERTAIN_SCORE} ORDER BY margin, uri",
-        limit,
-    )
+    columns = "uri, label, score, margin, top5_labels, top5_scores"
+    where = f"status = 'ok' AND score < {UNCERTAIN_SCORE}"
+    sql = f"SELECT {columns} FROM predictions WHERE {where} ORDER BY margin, uri {_limit(limit)}"
+    return _ask(path, columns, sql)
 
 
 def failed(path: str, *, limit: int | None = LIST_ROWS) -> pd.DataFrame:
     """List the images that could not be scored, by kind, with the reason."""
-    return _rows(
-        path, ["uri", "status", "error_code", "error"], "WHERE status <> 'ok' ORDER BY status, error_code, uri", limit
-    )
+    columns, order = "uri, status, error_code, error", "status, error_code, uri"
+    sql = f"SELECT {columns} FROM predictions WHERE status <> 'ok' ORDER BY {order} {_limit(limit)}"
+    return _ask(path, columns, sql)
 
 
 def near_duplicates(path: str, *, limit: int | None = LIST_ROWS) -> pd.DataFrame:
     """List the images that share their perceptual hash with another one, the largest group first."""
-    data = open_predictions(path)
-    check_columns(["phash", "label", "score"], data.schema)
     rows = _limit(limit)
     # Counting hashes first takes eight bytes a row; a window function would hold every uri.
     groups = (
         "SELECT phash, count(*) AS images FROM predictions WHERE phash IS NOT NULL GROUP BY phash HAVING count(*) > 1 "
         f"ORDER BY images DESC, phash {rows}"
     )
-    return ask(
-        {"predictions": data},
+    return _ask(
+        path,
+        "phash, uri, label, score",
         f"SELECT phash, images, uri, label, score FROM predictions JOIN ({groups}) USING (phash) "
         f"ORDER BY images DESC, phash, uri {rows}",
     )
@@ -275,20 +271,20 @@ def count_by(path: str, column: str) -> pd.DataFrame:
         SchemaError: the folder holds no predictions, or they lack the column.
         StorageError: the files cannot be read.
     """
-    data = open_predictions(path)
-    check_columns([column, "score"], data.schema)
-    return ask(
-        {"predictions": data},
+    return _ask(
+        path,
+        f"{column}, score",
         f"SELECT {column}, count(*) AS images, avg(score) AS mean_score, "
         f"count(*) FILTER (score < {UNCERTAIN_SCORE}) AS uncertain "
         f"FROM predictions WHERE status = 'ok' GROUP BY {column} ORDER BY images DESC, {column}",
     )
 
 
-def _rows(path: str, columns: Sequence[str], clauses: str, limit: int | None) -> pd.DataFrame:
+def _ask(path: str, columns: str, sql: str) -> pd.DataFrame:
+    """Answer a query over predictions, which must have these columns."""
     data = open_predictions(path)
-    check_columns(columns, data.schema)
-    return ask({"predictions": data}, f"SELECT {', '.join(columns)} FROM predictions {clauses} {_limit(limit)}")
+    check_columns(columns.split(", "), data.schema)
+    return ask({"predictions": data}, sql)
 
 
 def _limit(limit: int | None) -> str:
@@ -304,11 +300,11 @@ def _accuracy(
 ) -> pd.DataFrame:
     tables = {"predictions": open_predictions(path), "labels": open_labels(labels, column)}
     check_columns(["label"], tables["predictions"].schema)
-    _check_labels(tables["labels"], labels)
     has_split = "split" in tables["labels"].schema.names
-    if by_split and not has_split:
-        raise SchemaError(f"{labels} has no column split; ask for accuracy, or give a manifest.")
     with connect(tables) as connection:
+        _check_labels(connection, labels)
+        if by_split and not has_split:
+            raise SchemaError(f"{labels} has no column split; ask for accuracy, or give a manifest.")
         connection.execute(_JOINED.format(split=", min(split) AS split" if has_split else ""))
         joined, found = connection.execute("SELECT count(*), count(status) FROM joined").fetchall()[0]
         if not found:
@@ -320,30 +316,23 @@ def _accuracy(
                 f"{such_as}; spell them alike."
             )
         if has_split and not by_split:
-            _warn_of_training(connection, labels)
+            trained = "SELECT count(*) FROM joined WHERE split = 'train' AND status = 'ok'"
+            if images := connection.execute(trained).fetchall()[0][0]:
+                say(f"warning: {images:,} of these images are of the split train of {labels}; ask accuracy-by-split.")
         frame = to_frame(connection.sql(sql).to_arrow_table())
     counts = list(zip(frame["hits"].tolist(), frame["images"].tolist(), strict=True))
     rows = [(hits / images if images else None, *wilson_interval(hits, images)) for hits, images in counts]
     return frame.join(pd.DataFrame(rows, columns=["accuracy", "low", "high"], dtype="Float64"))
 
 
-def _check_labels(data: pads.Dataset, labels: str) -> None:
-    ambiguous = ask(
-        {"labels": data},
-        "SELECT count(*) AS uris, min(uri) AS example FROM "
-        "(SELECT uri FROM labels WHERE uri IS NOT NULL GROUP BY uri HAVING min(label) <> max(label))",
-    ).iloc[0]
-    if ambiguous["uris"]:
+def _check_labels(connection: Any, labels: str) -> None:
+    labelled, ambiguous, example = connection.execute(
+        "SELECT count(*), count(*) FILTER (several), min(uri) FILTER (several) FROM (SELECT uri, "
+        "min(label) <> max(label) AS several FROM labels WHERE uri IS NOT NULL AND label IS NOT NULL GROUP BY uri)"
+    ).fetchall()[0]
+    if ambiguous:
         raise SchemaError(
-            f"{labels} gives {ambiguous['uris']:,} uris more than one label, such as {ambiguous['example']!r}; "
-            "an image has one."
+            f"{labels} gives {ambiguous:,} uris more than one label, such as {example!r}; an image has one."
         )
-    if not ask({"labels": data}, "SELECT count(*) AS labels FROM labels WHERE label IS NOT NULL").iloc[0]["labels"]:
+    if not labelled:
         raise SchemaError(f"{labels} holds no label; give a table with labelled rows.")
-
-
-def _warn_of_training(connection: Any, labels: str) -> None:
-    sql = "SELECT count(*) FROM joined WHERE split = 'train' AND status = 'ok'"
-    training = connection.execute(sql).fetchall()[0][0]
-    if training:
-        say(f"warning: {training:,} of these images are of the split train of {labels}; ask for accuracy-by-split.")

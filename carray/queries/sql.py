@@ -201,7 +201,8 @@ def _show(connection: Any, name: str, data: pads.Dataset) -> None:
         listed = ", ".join(map(_quoted, files))
         connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{listed}], hive_partitioning = false)")
     else:
-        known = [field for field in data.schema if not _is_half_float(field.type)]
+        kinds = ((field, getattr(field.type, "value_type", field.type)) for field in data.schema)
+        known = [field for field, kind in kinds if not pa.types.is_float16(kind)]
         connection.register(name, data if len(known) == len(data.schema) else data.replace_schema(pa.schema(known)))
 
 
@@ -211,10 +212,6 @@ def _own_files(data: pads.Dataset) -> list[str]:
         return []
     is_local = data.filesystem.type_name == "local"
     return list(data.files) if is_local and not any(_PATTERN & set(file) for file in data.files) else []
-
-
-def _is_half_float(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_float16(kind.value_type if pa.types.is_list(kind) else kind))
 
 
 def _quoted(text: str) -> str:

@@ -85,12 +85,7 @@ class Duplicates:
 
 
 def count(path: str) -> Tallies:
-    """Count all rows.
-
-    Raises:
-        SchemaError: the folder holds no predictions.
-        StorageError: the files cannot be read.
-    """
+    """Count all rows."""
     [total] = query(
         path,
         f"""
@@ -136,10 +131,6 @@ def count_folders(path: str, base: str) -> tuple[pd.DataFrame, int]:
     Returns:
         The first SHOWN_FOLDERS of them, the most failures first, then the lowest scores: folder (null for images
         directly in `base`), images, failed, mean_score, uncertain; and how many folders there are.
-
-    Raises:
-        SchemaError: the folder holds no predictions.
-        StorageError: the files cannot be read.
     """
     found, total = _folders_at(path, base, 1)
     for depth in range(2, _DEEPEST + 1):
@@ -173,12 +164,7 @@ def _folders_at(path: str, base: str, depth: int) -> tuple[pd.DataFrame, int]:
 
 
 def count_duplicates(path: str, *, most: int) -> Duplicates:
-    """Find images that share their perceptual hash with another, and the `most` largest groups of them.
-
-    Raises:
-        SchemaError: the folder holds no predictions.
-        StorageError: the files cannot be read.
-    """
+    """Find images that share their perceptual hash with another, and the `most` largest groups of them."""
     found = query(
         path,
         f"""
@@ -226,10 +212,6 @@ def choose(path: str, tallies: Tallies, duplicates: Duplicates, *, images: int, 
 
     Returns:
         The rows by reason, with the column `picks`, a list of keys of PICKS.
-
-    Raises:
-        SchemaError: the folder holds no predictions.
-        StorageError: the files cannot be read.
     """
     parts = _parts(tallies, duplicates, images)
     if not parts:

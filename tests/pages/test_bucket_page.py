@@ -142,7 +142,7 @@ def test_a_run_of_failures_has_an_honest_page(tmp_path: Path) -> None:
     assert (outcome["scored"], outcome["failed"], outcome["cards"]) == (0, 12, 12)
     words = _words(tmp_path / "report.html")
     assert "12 images: none scored, 12 failed" in words and "nothing was scored" in words
-    assert "What they show" not in words and "All images lie in one folder, /p/ ." in words
+    assert "Contents" not in words and "All images lie in one folder, /p/ ." in words
 
 
 def test_labels_that_are_no_vehicles_have_no_makes(tmp_path: Path) -> None:

@@ -112,8 +112,8 @@ def test_pictures_take_the_pages_colours(page: str) -> None:
 
 def test_rungs_importance_speed_and_rung_0_are_told_in_words_too(page: str) -> None:
     words = Outline(page).words
-    assert "Who was stopped where" in words
-    assert "the best 1 in 3 go on" in words
+    assert "Early stopping" in words
+    assert "the best 1 in 3 continue" in words
     assert re.search(r"cnn : (learning_rate|width) \d+\.\d %", words)
     assert "The Pareto front, slowest first." in words
     assert re.search(r"correlate by -?\d\.\d\d \(Spearman, \d candidates\)", words)
@@ -133,9 +133,7 @@ def test_curves_are_a_picture_whose_best_trial_stands_out(run: str) -> None:
 def test_what_cannot_be_told_is_said(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", trials=3, epochs=3, families={"cnn": FAMILIES["cnn"]})
     words = Outline(Path(write_page(run)).read_text()).words
-    assert (
-        "too few trials to tell. 3 came to a result, and 2 values varied (learning_rate, width); 6 are needed" in words
-    )
+    assert "too few trials to tell. 3 have a result, and 2 values varied (learning_rate, width); 6 are needed" in words
     assert f"carray leaderboard {run} --measure" in words
     assert "Rung 0" not in words
     assert "Without a result" not in words
@@ -151,9 +149,9 @@ def test_a_search_without_any_result_has_a_page(tmp_path: Path) -> None:
     Path(run, "done.json").unlink()
     run_folder.write_tables(run)
     words = Outline(Path(write_page(run)).read_text()).words
-    assert "No trial has come to a result" in words
+    assert "No trial has a result yet" in words
     assert "No epoch was run." in words
-    assert "repeat the command to go on" in words
+    assert "run the same command again to resume" in words
 
 
 def test_a_training_without_validation_has_a_page(tmp_path: Path) -> None:
@@ -162,7 +160,7 @@ def test_a_training_without_validation_has_a_page(tmp_path: Path) -> None:
         entry = read_json(str(path))
         write_json(str(path), entry | {"val_loss": None, "val_top1": None, "val_top5": None})
     run_folder.write_tables(run)
-    assert "No trial has come to a result" in Path(write_page(run)).read_text()
+    assert "No trial has a result yet" in Path(write_page(run)).read_text()
 
 
 def test_the_interval_follows_from_the_validation_images(tmp_path: Path, image_folder: Path) -> None:
