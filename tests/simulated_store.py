@@ -159,7 +159,7 @@ class World:
         names = self.operate("list", folder, effect)
         return names, bool(names)
 
-    def put(self, uri: str, data: bytes, *, mode: str | None = None) -> str:
+    def put(self, uri: str, data: bytes, *, mode: str | None = None, durable: bool = True) -> str:
         """Write an object, as `put_object` does."""
 
         def effect() -> str:

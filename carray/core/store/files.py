@@ -12,18 +12,16 @@ import json
 import os
 import random
 import re
-import stat
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from carray.core.errors import SettingsError, StorageError
-from carray.core.store import objects
+from carray.core.store import local, objects
 from carray.core.store.objects import ObjectState, StoreError
 from carray.core.text import one_line
 
@@ -31,6 +29,7 @@ __all__ = [
     "TRIES",
     "absolute",
     "artifact_uri",
+    "client_of",
     "delete",
     "exists",
     "file_state",
@@ -43,8 +42,8 @@ __all__ = [
     "parse_json",
     "read_bytes",
     "read_json",
+    "read_version",
     "retry",
-    "temporary_file",
     "write_bytes",
     "write_json",
 ]
@@ -139,6 +138,11 @@ def artifact_uri(uri: str) -> str:
     return uri
 
 
+def client_of(uri: str) -> Any:
+    """Give the module whose functions do single requests for a URI: of object stores, or of local files."""
+    return objects if is_s3(uri) else local
+
+
 def retry(action: Callable[[], T], *, what: str) -> T:
     """Run a storage action, again with jittered waits while its failure may be transient.
 
@@ -190,13 +194,22 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         StorageError: the file does not exist, or storage refused it after every try.
     """
+    found = read_version(uri)
+    if found is None:
+        raise StorageError(f"{uri} does not exist; check its spelling.")
+    return found[0]
+
+
+def read_version(uri: str) -> tuple[bytes, str] | None:
+    """Read a whole file in one request: its bytes and their etag; None where there is none.
+
+    Raises:
+        StorageError: storage refused it after every try.
+    """
     uri = artifact_uri(uri)
-    try:
-        if is_s3(uri):
-            return retry(lambda: objects.get_object(uri)[0], what=f"reading {uri}")
-        return retry(lambda: Path(uri).read_bytes(), what=f"reading {uri}")
-    except FileNotFoundError:
-        raise StorageError(f"{uri} does not exist; check its spelling.") from None
+    with suppress(FileNotFoundError):
+        return retry(lambda: client_of(uri).get_object(uri), what=f"reading {uri}")
+    return None
 
 
 def write_bytes(uri: str, data: bytes, *, durable: bool = True, check: Callable[[], None] | None = None) -> None:
@@ -214,33 +227,9 @@ def write_bytes(uri: str, data: bytes, *, durable: bool = True, check: Callable[
     def write() -> None:
         if check is not None:
             check()
-        if is_s3(uri):
-            objects.put_object(uri, data)
-            return
-        if os.path.exists(uri) and not (os.path.isfile(uri) or os.path.isdir(uri)):
-            raise StorageError(f"{uri} is a device or a pipe, over which no file is put; name a file.")
-        with temporary_file(uri, data, durable=durable) as temporary:
-            os.replace(temporary, uri)
+        client_of(uri).put_object(uri, data, durable=durable)
 
     retry(write, what=f"writing {uri}")
-
-
-@contextmanager
-def temporary_file(path: str, data: bytes, *, durable: bool = True) -> Iterator[str]:
-    """Give a whole file with these bytes in the folder of `path`; what is left of it at the end is deleted."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".writing-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        yield temporary
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
 
 
 def read_json(uri: str) -> Any:
@@ -281,17 +270,9 @@ def file_state(uri: str) -> ObjectState | None:
         StorageError: storage refused to say.
     """
     uri = artifact_uri(uri)
-
-    def look() -> ObjectState | None:
-        if is_s3(uri):
-            return objects.head_object(uri) if objects.split_uri(uri)[1] else None
-        found = os.stat(uri)
-        return ObjectState(found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
-
-    try:
-        return retry(look, what=f"looking for {uri}")
-    except FileNotFoundError:
-        return None
+    with suppress(FileNotFoundError):
+        return retry(lambda: client_of(uri).head_object(uri), what=f"looking for {uri}")
+    return None
 
 
 def exists(uri: str) -> bool:
@@ -302,32 +283,20 @@ def exists(uri: str) -> bool:
 def is_folder(uri: str) -> bool:
     """Say whether a folder, or anything under that prefix, exists."""
     uri = artifact_uri(uri)
-    if not is_s3(uri):
-        return os.path.isdir(uri)
-    return retry(lambda: objects.list_names(uri)[1], what=f"looking for {uri}")
+    return retry(lambda: client_of(uri).list_names(uri)[1], what=f"looking for {uri}")
 
 
 def list_files(uri: str) -> list[str]:
     """List the URIs of the files directly in a folder, sorted; an absent folder is an empty one."""
     uri = artifact_uri(uri)
-
-    def names() -> list[str]:
-        if is_s3(uri):
-            return objects.list_names(uri)[0]
-        with os.scandir(uri) as entries:
-            return [entry.name for entry in entries if entry.is_file()]
-
-    try:
-        return sorted(join(uri, name) for name in retry(names, what=f"listing {uri}"))
-    except FileNotFoundError:
-        return []
+    names = retry(lambda: client_of(uri).list_names(uri)[0], what=f"listing {uri}")
+    return sorted(join(uri, name) for name in names)
 
 
 def delete(uri: str) -> None:
     """Delete one file that we wrote, in one request; an absent one is no error."""
     uri = artifact_uri(uri)
-    with suppress(FileNotFoundError):
-        retry(lambda: objects.delete_object(uri) if is_s3(uri) else os.unlink(uri), what=f"deleting {uri}")
+    retry(lambda: client_of(uri).delete_object(uri), what=f"deleting {uri}")
 
 
 def local_copy(uri: str, folder: str | os.PathLike[str]) -> Path:

@@ -103,18 +103,21 @@ def head_object(uri: str) -> ObjectState:
         FileNotFoundError: there is none.
         StoreError: no answer came.
     """
+    if not split_uri(uri)[1]:
+        raise FileNotFoundError(f"{uri} is a bucket")
     with _asking("s3:GetObject", uri) as (store, key):
         meta = store.head(key)
         return ObjectState(meta["size"], round(meta["last_modified"].timestamp()) * 10**9)
 
 
-def put_object(uri: str, data: bytes, *, mode: str | None = None) -> str:
+def put_object(uri: str, data: bytes, *, mode: str | None = None, durable: bool = True) -> str:
     """Write an object; gives its etag.
 
     Args:
         uri: Where.
         data: What.
         mode: `create` writes only where there is none, an etag only over that version; None over anything.
+        durable: Of local files (core.store.local); a store's objects always are.
 
     Raises:
         UnmetCondition: the condition does not hold.

@@ -162,7 +162,7 @@ def test_what_may_no_longer_be_written_is_not_written_at_a_later_try(tmp_path, m
     def refuse(*paths):
         raise ConnectionError("the network is away")
 
-    monkeypatch.setattr(files.os, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(StorageError, match="^it is another's now"):
         files.write_json(str(place), {}, check=check)
     assert len(tries) == 2 and not place.exists()
