@@ -8,10 +8,14 @@ is complete exactly when its marker exists, and the marker is written last. Imag
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import random
 import re
+import stat
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,12 +25,13 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from carray.core.errors import SettingsError, StorageError
-from carray.core.store import local, objects
-from carray.core.store.objects import ObjectState, StoreError
+from carray.core.store import objects
+from carray.core.store.objects import NoConditions, StoreError, UnmetCondition
 from carray.core.text import one_line
 
 __all__ = [
     "TRIES",
+    "LocalFiles",
     "absolute",
     "artifact_uri",
     "client_of",
@@ -48,6 +53,7 @@ __all__ = [
     "write_json",
 ]
 
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 TRIES = 5
 """Waits of about 0.5, 1, 2 and 4 s lie between them: enough for throttling, short enough to notice an outage."""
 
@@ -138,9 +144,97 @@ def artifact_uri(uri: str) -> str:
     return uri
 
 
+class LocalFiles:
+    """Local files, by the functions that `core.store.objects` has for object stores; each raises the disk's OSErrors.
+
+    A file is written under a temporary name and then gets its own: by a rename, or where none may be replaced by a
+    hard link. Who replaces a version holds a lock on the file meanwhile.
+    """
+
+    @staticmethod
+    def get_object(path: str) -> tuple[bytes, str]:
+        """Read a file: its bytes and what stands for an etag."""
+        with open(path, "rb") as file:
+            return file.read(), _etag(os.fstat(file.fileno()))
+
+    @staticmethod
+    def head_object(path: str) -> tuple[int, int]:
+        """Give a file's size and time."""
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "it is no file", path)
+        return found.st_size, found.st_mtime_ns
+
+    @staticmethod
+    def list_names(path: str) -> tuple[list[str], bool]:
+        """List the names of the files directly in a folder; also says whether it exists."""
+        if not os.path.isdir(path):
+            return [], False
+        with os.scandir(path) as entries:
+            return [entry.name for entry in entries if entry.is_file()], True
+
+    @staticmethod
+    def delete_object(path: str) -> None:
+        """Delete a file; an absent one is no error."""
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+    @staticmethod
+    def put_object(path: str, data: bytes, *, mode: str | None = None, durable: bool = True) -> str:
+        """Write a file and its folder; gives what stands for an etag."""
+        if mode is None and os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+            raise StorageError(f"{path} is a device or a pipe, over which no file is put; name a file.")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".writing-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            etag = _etag(os.stat(temporary))
+            if mode is None:
+                os.replace(temporary, path)
+            elif mode == "create":
+                _link(temporary, path)
+            else:
+                _replace(temporary, path, mode)
+            return etag
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _link(temporary: str, path: str) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        if os.stat(temporary).st_nlink != 2:  # a network disk may have linked it and lost the answer
+            raise UnmetCondition(path) from None
+    except OSError as err:
+        if err.errno in _NO_LINKS:
+            raise NoConditions(path) from None
+        raise
+
+
+def _replace(temporary: str, path: str, etag: str) -> None:
+    with open(path, "rb+") as held:
+        # Whoever replaces this file holds this lock meanwhile, and whoever waited for it finds another file.
+        with suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        if not _etag(os.fstat(held.fileno())) == _etag(os.stat(path)) == etag:
+            raise UnmetCondition(path)
+        os.replace(temporary, path)
+
+
+def _etag(found: os.stat_result) -> str:
+    return f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
+
+
 def client_of(uri: str) -> Any:
-    """Give the module whose functions do single requests for a URI: of object stores, or of local files."""
-    return objects if is_s3(uri) else local
+    """Give what does single requests for a URI: the functions for object stores, or those for local files."""
+    return objects if is_s3(uri) else LocalFiles
 
 
 def retry(action: Callable[[], T], *, what: str) -> T:
@@ -263,8 +357,8 @@ def write_json(uri: str, value: Any, *, durable: bool = True, check: Callable[[]
     write_bytes(uri, json_bytes(value), durable=durable, check=check)
 
 
-def file_state(uri: str) -> ObjectState | None:
-    """Give the size of a file and when it was written; None where there is no file of that name.
+def file_state(uri: str) -> tuple[int, int] | None:
+    """Give a file's size, and when it was written, in nanoseconds; None where there is no file of that name.
 
     Raises:
         StorageError: storage refused to say.
