@@ -160,10 +160,13 @@ class LocalFiles:
     @staticmethod
     def head_object(path: str) -> tuple[int, int]:
         """Give a file's size and time."""
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):
-            raise FileNotFoundError(errno.ENOENT, "it is no file", path)
-        return found.st_size, found.st_mtime_ns
+        try:
+            found = os.stat(path)
+            if stat.S_ISREG(found.st_mode):
+                return found.st_size, found.st_mtime_ns
+        except NotADirectoryError:  # a folder above it is a file
+            pass
+        raise FileNotFoundError(errno.ENOENT, "it is no file", path)
 
     @staticmethod
     def list_names(path: str) -> tuple[list[str], bool]:

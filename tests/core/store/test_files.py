@@ -42,6 +42,13 @@ def test_list_files_gives_files_of_one_folder_only(root):
     assert not files.exists(files.join(root, "out"))
 
 
+def test_nothing_lies_below_a_file(root):
+    files.write_bytes(files.join(root, "file"), b"x")
+    assert not files.exists(files.join(root, "file", "below"))
+    assert files.list_files(files.join(root, "file")) == []
+    assert not files.is_folder(files.join(root, "file"))
+
+
 def test_json_round_trip_and_damage(root):
     place = files.join(root, "value.json")
     files.write_json(place, {"label": "Ram C/V", "n": 3, "ü": None})
