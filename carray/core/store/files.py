@@ -184,7 +184,13 @@ class LocalFiles:
 
     @staticmethod
     def put_object(path: str, data: bytes, *, mode: str | None = None, durable: bool = True) -> str:
-        """Write a file and its folder; gives what stands for an etag."""
+        """Write a file and its folder; gives what stands for an etag.
+
+        Raises:
+            UnmetCondition: the condition `mode` does not hold.
+            NoConditions: the disk has no hard links.
+            StorageError: a device or a pipe has that name.
+        """
         if mode is None and os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
             raise StorageError(f"{path} is a device or a pipe, over which no file is put; name a file.")
         os.makedirs(os.path.dirname(path), exist_ok=True)
