@@ -16,7 +16,7 @@ import pytest
 
 from carray.classify import ledger
 from carray.core.store import files, objects
-from carray.core.store.objects import ObjectState, UnmetCondition
+from carray.core.store.objects import UnmetCondition
 
 
 class Killed(BaseException):
@@ -144,9 +144,9 @@ class World:
         data, _ = self.get(uri)
         return data[start:end] if start >= 0 else data[start:], len(data)
 
-    def head(self, uri: str) -> ObjectState:
+    def head(self, uri: str) -> tuple[int, int]:
         """Look at an object, as `head_object` does."""
-        return ObjectState(len(self.get(uri)[0]), 0)
+        return len(self.get(uri)[0]), 0
 
     def list(self, uri: str) -> tuple[list[str], bool]:
         """List one folder, as `list_names` does."""
@@ -159,7 +159,7 @@ class World:
         names = self.operate("list", folder, effect)
         return names, bool(names)
 
-    def put(self, uri: str, data: bytes, *, mode: str | None = None) -> str:
+    def put(self, uri: str, data: bytes, *, mode: str | None = None, durable: bool = True) -> str:
         """Write an object, as `put_object` does."""
 
         def effect() -> str:

@@ -92,7 +92,7 @@ def file_mark(uri: str) -> dict[str, Any]:
     found = file_state(uri)
     if found is None:
         raise StorageError(f"{uri} does not exist; check its spelling.")
-    return {"uri": uri, "size_bytes": found.size_bytes, "mtime_ns": found.modified_ns}
+    return {"uri": uri, "size_bytes": found[0], "mtime_ns": found[1]}
 
 
 def take_rows(batches: Iterable[pa.RecordBatch], take: Take, *, gaps: Sequence[Gap], stop: threading.Event) -> None:

@@ -204,7 +204,9 @@ class TableRows:
         """
         uris = self.texts("uri")
         if uris.null_count:
-            raise SchemaError(f"{self.where(_first(pc.is_null(uris)))}, has no uri; every row needs one.")
+            raise SchemaError(
+                f"{self.where(pc.index(pc.is_null(uris), True).as_py())}, has no uri; every row needs one."
+            )
         is_s3_uri, unnormalised = (
             pc.match_substring_regex(uris, pattern) for pattern in (_ABSOLUTE_S3, _UNNORMALISED_PATH)
         )
@@ -251,9 +253,6 @@ class TableRows:
     def hint(self, name: str, kind: pa.DataType) -> pa.Array:
         """Read a column that is not needed: null where a cell is not of that type."""
         values = self.columns[name]
-        if pa.types.is_integer(kind) and pa.types.is_string(values.type):
-            whole = pc.match_substring_regex(values, r"^\d{1,18}$")
-            return pc.if_else(whole, values, pa.scalar(None, pa.string())).cast(kind)
         if pa.types.is_integer(kind):
             return values if values.type == kind else pa.array(self._numbers(name, 2**53)[0].astype("Int64"), kind)
         try:
@@ -466,7 +465,3 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.inf
-
-
-def _first(mask: pa.Array) -> int:
-    return int(np.argmax(mask.to_numpy(zero_copy_only=False)))

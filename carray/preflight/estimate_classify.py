@@ -53,11 +53,10 @@ PREFIX_GETS_A_SECOND = 5_500
 
 _PUTS_A_SHARD = 3
 """Its list of images, its Parquet file and its ledger entry; notes of what is in hand come on top."""
-_GETS_A_SHARD = (6, 8)
-"""At least, at most: its list of images, a look for a note; in the end its file's footer and its entry, each with a
-HEAD."""
+_GETS_A_SHARD = (4, 6)
+"""At least, at most: its list of images, a look for a note; in the end its file's footer and its entry."""
 _GETS_A_WORKER = 10
-"""bundle.json, the network and the probe images, each with a HEAD."""
+"""bundle.json, the network and the probe images."""
 _FEW = 30
 """Of the driver: the run's records, the lease, the end."""
 _RETRIED = 0.01

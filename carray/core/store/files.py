@@ -8,6 +8,8 @@ is complete exactly when its marker exists, and the marker is written last. Imag
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -15,8 +17,8 @@ import re
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,13 +26,15 @@ import pyarrow as pa
 
 from carray.core.errors import SettingsError, StorageError
 from carray.core.store import objects
-from carray.core.store.objects import ObjectState, StoreError
+from carray.core.store.objects import NoConditions, StoreError, UnmetCondition
 from carray.core.text import one_line
 
 __all__ = [
     "TRIES",
+    "LocalFiles",
     "absolute",
     "artifact_uri",
+    "client_of",
     "delete",
     "exists",
     "file_state",
@@ -43,12 +47,13 @@ __all__ = [
     "parse_json",
     "read_bytes",
     "read_json",
+    "read_version",
     "retry",
-    "temporary_file",
     "write_bytes",
     "write_json",
 ]
 
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 TRIES = 5
 """Waits of about 0.5, 1, 2 and 4 s lie between them: enough for throttling, short enough to notice an outage."""
 
@@ -139,6 +144,108 @@ def artifact_uri(uri: str) -> str:
     return uri
 
 
+class LocalFiles:
+    """Local files, by the functions that `core.store.objects` has for object stores; each raises the disk's OSErrors.
+
+    A file is written under a temporary name and then gets its own: by a rename, or where none may be replaced by a
+    hard link. Who replaces a version holds a lock on the file meanwhile.
+    """
+
+    @staticmethod
+    def get_object(path: str) -> tuple[bytes, str]:
+        """Read a file: its bytes and what stands for an etag."""
+        with open(path, "rb") as file:
+            return file.read(), _etag(os.fstat(file.fileno()))
+
+    @staticmethod
+    def head_object(path: str) -> tuple[int, int]:
+        """Give a file's size and time."""
+        try:
+            found = os.stat(path)
+            if stat.S_ISREG(found.st_mode):
+                return found.st_size, found.st_mtime_ns
+        except NotADirectoryError:  # a folder above it is a file
+            pass
+        raise FileNotFoundError(errno.ENOENT, "it is no file", path)
+
+    @staticmethod
+    def list_names(path: str) -> tuple[list[str], bool]:
+        """List the names of the files directly in a folder; also says whether it exists."""
+        if not os.path.isdir(path):
+            return [], False
+        with os.scandir(path) as entries:
+            return [entry.name for entry in entries if entry.is_file()], True
+
+    @staticmethod
+    def delete_object(path: str) -> None:
+        """Delete a file; an absent one is no error."""
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+    @staticmethod
+    def put_object(path: str, data: bytes, *, mode: str | None = None, durable: bool = True) -> str:
+        """Write a file and its folder; gives what stands for an etag.
+
+        Raises:
+            UnmetCondition: the condition `mode` does not hold.
+            NoConditions: the disk has no hard links.
+            StorageError: a device or a pipe has that name.
+        """
+        if mode is None and os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+            raise StorageError(f"{path} is a device or a pipe, over which no file is put; name a file.")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".writing-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            etag = _etag(os.stat(temporary))
+            if mode is None:
+                os.replace(temporary, path)
+            elif mode == "create":
+                _link(temporary, path)
+            else:
+                _replace(temporary, path, mode)
+            return etag
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _link(temporary: str, path: str) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        if os.stat(temporary).st_nlink != 2:  # a network disk may have linked it and lost the answer
+            raise UnmetCondition(path) from None
+    except OSError as err:
+        if err.errno in _NO_LINKS:
+            raise NoConditions(path) from None
+        raise
+
+
+def _replace(temporary: str, path: str, etag: str) -> None:
+    with open(path, "rb+") as held:
+        # Whoever replaces this file holds this lock meanwhile, and whoever waited for it finds another file.
+        with suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        if not _etag(os.fstat(held.fileno())) == _etag(os.stat(path)) == etag:
+            raise UnmetCondition(path)
+        os.replace(temporary, path)
+
+
+def _etag(found: os.stat_result) -> str:
+    return f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
+
+
+def client_of(uri: str) -> Any:
+    """Give what does single requests for a URI: the functions for object stores, or those for local files."""
+    return objects if is_s3(uri) else LocalFiles
+
+
 def retry(action: Callable[[], T], *, what: str) -> T:
     """Run a storage action, again with jittered waits while its failure may be transient.
 
@@ -190,13 +297,22 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         StorageError: the file does not exist, or storage refused it after every try.
     """
+    found = read_version(uri)
+    if found is None:
+        raise StorageError(f"{uri} does not exist; check its spelling.")
+    return found[0]
+
+
+def read_version(uri: str) -> tuple[bytes, str] | None:
+    """Read a whole file in one request: its bytes and their etag; None where there is none.
+
+    Raises:
+        StorageError: storage refused it after every try.
+    """
     uri = artifact_uri(uri)
-    try:
-        if is_s3(uri):
-            return retry(lambda: objects.get_object(uri)[0], what=f"reading {uri}")
-        return retry(lambda: Path(uri).read_bytes(), what=f"reading {uri}")
-    except FileNotFoundError:
-        raise StorageError(f"{uri} does not exist; check its spelling.") from None
+    with suppress(FileNotFoundError):
+        return retry(lambda: client_of(uri).get_object(uri), what=f"reading {uri}")
+    return None
 
 
 def write_bytes(uri: str, data: bytes, *, durable: bool = True, check: Callable[[], None] | None = None) -> None:
@@ -214,33 +330,9 @@ def write_bytes(uri: str, data: bytes, *, durable: bool = True, check: Callable[
     def write() -> None:
         if check is not None:
             check()
-        if is_s3(uri):
-            objects.put_object(uri, data)
-            return
-        if os.path.exists(uri) and not (os.path.isfile(uri) or os.path.isdir(uri)):
-            raise StorageError(f"{uri} is a device or a pipe, over which no file is put; name a file.")
-        with temporary_file(uri, data, durable=durable) as temporary:
-            os.replace(temporary, uri)
+        client_of(uri).put_object(uri, data, durable=durable)
 
     retry(write, what=f"writing {uri}")
-
-
-@contextmanager
-def temporary_file(path: str, data: bytes, *, durable: bool = True) -> Iterator[str]:
-    """Give a whole file with these bytes in the folder of `path`; what is left of it at the end is deleted."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".writing-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        yield temporary
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
 
 
 def read_json(uri: str) -> Any:
@@ -274,24 +366,16 @@ def write_json(uri: str, value: Any, *, durable: bool = True, check: Callable[[]
     write_bytes(uri, json_bytes(value), durable=durable, check=check)
 
 
-def file_state(uri: str) -> ObjectState | None:
-    """Give the size of a file and when it was written; None where there is no file of that name.
+def file_state(uri: str) -> tuple[int, int] | None:
+    """Give a file's size, and when it was written, in nanoseconds; None where there is no file of that name.
 
     Raises:
         StorageError: storage refused to say.
     """
     uri = artifact_uri(uri)
-
-    def look() -> ObjectState | None:
-        if is_s3(uri):
-            return objects.head_object(uri) if objects.split_uri(uri)[1] else None
-        found = os.stat(uri)
-        return ObjectState(found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
-
-    try:
-        return retry(look, what=f"looking for {uri}")
-    except FileNotFoundError:
-        return None
+    with suppress(FileNotFoundError):
+        return retry(lambda: client_of(uri).head_object(uri), what=f"looking for {uri}")
+    return None
 
 
 def exists(uri: str) -> bool:
@@ -302,32 +386,20 @@ def exists(uri: str) -> bool:
 def is_folder(uri: str) -> bool:
     """Say whether a folder, or anything under that prefix, exists."""
     uri = artifact_uri(uri)
-    if not is_s3(uri):
-        return os.path.isdir(uri)
-    return retry(lambda: objects.list_names(uri)[1], what=f"looking for {uri}")
+    return retry(lambda: client_of(uri).list_names(uri)[1], what=f"looking for {uri}")
 
 
 def list_files(uri: str) -> list[str]:
     """List the URIs of the files directly in a folder, sorted; an absent folder is an empty one."""
     uri = artifact_uri(uri)
-
-    def names() -> list[str]:
-        if is_s3(uri):
-            return objects.list_names(uri)[0]
-        with os.scandir(uri) as entries:
-            return [entry.name for entry in entries if entry.is_file()]
-
-    try:
-        return sorted(join(uri, name) for name in retry(names, what=f"listing {uri}"))
-    except FileNotFoundError:
-        return []
+    names = retry(lambda: client_of(uri).list_names(uri)[0], what=f"listing {uri}")
+    return sorted(join(uri, name) for name in names)
 
 
 def delete(uri: str) -> None:
     """Delete one file that we wrote, in one request; an absent one is no error."""
     uri = artifact_uri(uri)
-    with suppress(FileNotFoundError):
-        retry(lambda: objects.delete_object(uri) if is_s3(uri) else os.unlink(uri), what=f"deleting {uri}")
+    retry(lambda: client_of(uri).delete_object(uri), what=f"deleting {uri}")
 
 
 def local_copy(uri: str, folder: str | os.PathLike[str]) -> Path:

@@ -1,4 +1,4 @@
-"""Lists a folder or an `s3://` prefix, however many keys it holds: a stream of Arrow batches, or of single keys.
+"""Lists a folder or an `s3://` prefix, however many keys it holds: as a stream of Arrow batches, or as a list of keys.
 
 From: a folder, an `s3://` prefix, and optionally the ranges of it that are wanted. To: `Piece`s or `ListedImage`s.
 Invariants: every key once, in byte order within a piece's range; a key with `//` or a trailing `/` is a key like any
@@ -9,11 +9,9 @@ Cost: memory for a few pages a thread, and for the names of one local folder and
 from __future__ import annotations
 
 import os
-import queue
 import stat
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,35 +54,15 @@ def list_pieces(
         _list_local(source, take, gaps, stop)
 
 
-def list_keys(source: str) -> Iterator[ListedImage]:
+def list_keys(source: str) -> list[ListedImage]:
     """List every file below a folder or prefix, in byte order of keys.
 
     Raises:
         StorageError: the bucket or folder does not exist or may not be listed.
     """
-    pieces: queue.Queue[Piece | BaseException | None] = queue.Queue(maxsize=4)
-    stop = threading.Event()
-
-    def put(item: Piece | BaseException | None) -> None:
-        while not stop.is_set():
-            with suppress(queue.Full):
-                return pieces.put(item, timeout=0.2)
-
-    def work() -> None:
-        try:
-            list_pieces(source, put, stop=stop)
-            put(None)
-        except BaseException as err:
-            put(err)
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        while (item := pieces.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield from (ListedImage(**row) for row in item.batch.to_pylist())
-    finally:
-        stop.set()
+    pieces: list[Piece] = []
+    list_pieces(source, pieces.append, stop=threading.Event())
+    return [ListedImage(**row) for piece in pieces for row in piece.batch.to_pylist()]
 
 
 def _list_local(source: str, take: Take, gaps: Sequence[Gap], stop: threading.Event) -> None:

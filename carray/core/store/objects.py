@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from carray.core.store import s3
@@ -17,7 +16,6 @@ from carray.core.text import one_line
 
 __all__ = [
     "NoConditions",
-    "ObjectState",
     "StoreError",
     "UnmetCondition",
     "delete_object",
@@ -49,14 +47,6 @@ class UnmetCondition(Exception):
 
 class NoConditions(Exception):
     """The store does not know conditional writes."""
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectState:
-    """A file's size, and when it was written, in nanoseconds of Unix time."""
-
-    size_bytes: int
-    modified_ns: int
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -96,25 +86,28 @@ def get_range(uri: str, start: int, end: int) -> tuple[bytes, int]:
         raise
 
 
-def head_object(uri: str) -> ObjectState:
-    """Ask for an object's size and time.
+def head_object(uri: str) -> tuple[int, int]:
+    """Ask for an object's size, and when it was written, in nanoseconds of Unix time.
 
     Raises:
         FileNotFoundError: there is none.
         StoreError: no answer came.
     """
+    if not split_uri(uri)[1]:
+        raise FileNotFoundError(f"{uri} is a bucket")
     with _asking("s3:GetObject", uri) as (store, key):
         meta = store.head(key)
-        return ObjectState(meta["size"], round(meta["last_modified"].timestamp()) * 10**9)
+        return meta["size"], round(meta["last_modified"].timestamp()) * 10**9
 
 
-def put_object(uri: str, data: bytes, *, mode: str | None = None) -> str:
+def put_object(uri: str, data: bytes, *, mode: str | None = None, durable: bool = True) -> str:
     """Write an object; gives its etag.
 
     Args:
         uri: Where.
         data: What.
         mode: `create` writes only where there is none, an etag only over that version; None over anything.
+        durable: Of local files (core.store.files.LocalFiles); a store's objects always are.
 
     Raises:
         UnmetCondition: the condition does not hold.
@@ -245,7 +238,7 @@ def _refusal(bucket: str, right: str, condition: Any, status: int, code: str) ->
     if code in _BUSY_CODES or status in (408, 409, 429) or status >= 500:
         return StoreError("unavailable", f"the store answered {code}", passing=True)
     if status in (301, 307) or code in _REGION_CODES:
-        passing = s3.learn_region(bucket)
+        passing = s3.leave_to_botocore(bucket)
         return StoreError("unavailable", f"the bucket lies in another region ({code}); set AWS_REGION", passing=passing)
     if code in _MISSING_CODES or (status == 404 and code != "NoSuchBucket"):
         return FileNotFoundError(f"the object does not exist ({code})")

@@ -2,8 +2,8 @@
 
 Endpoint, region and credentials are AWS's own variables, profiles and roles; botocore finds them for both clients.
 obstore reads an object for a quarter of botocore's processor time (`jobs.bench.classify.s3`). botocore takes the keys
-that obstore cannot spell (`a//b`, `a/`), certificates of one's own, deletions (obstore's are POSTs) and forked
-processes, in which obstore hangs. Each client tries once: `core.store.files.retry` is what waits and tries again, since
+that obstore cannot spell (`a//b`, `a/`), buckets of other regions, certificates of one's own, deletions (obstore's are
+POSTs) and forked processes, in which obstore hangs. Each client tries once, and `core.store.files.retry` tries again:
 botocore's own modes share a quota among all requests of a client, and fail without a second try once that is used up.
 Invariant: no address that carries credentials is used or repeated.
 """
@@ -25,7 +25,7 @@ __all__ = [
     "bucket_client",
     "forget_client",
     "is_anonymous",
-    "learn_region",
+    "leave_to_botocore",
     "make_client",
     "s3_client",
     "s3_endpoint",
@@ -43,8 +43,6 @@ _lock = threading.RLock()
 _clients: dict[Any, Any] = {}
 _stores: dict[str, tuple[Any, Any]] = {}
 """By bucket: the botocore client whose credentials it uses, and obstore's store; None where botocore does all."""
-_regions: dict[str, str] = {}
-"""Of the buckets that lie in another region than the environment names."""
 _forked = False
 
 
@@ -132,24 +130,12 @@ def is_anonymous() -> bool:
     return s3_client()._request_signer._credentials is None
 
 
-def learn_region(bucket: str) -> bool:
-    """Ask in which region a bucket lies, for the next client; says whether it is another one than was thought."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    client = s3_client()
-    try:
-        answer = client.head_bucket(Bucket=bucket)
-    except ClientError as err:
-        answer = err.response
-    except BotoCoreError:
-        return False
-    region = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
+def leave_to_botocore(bucket: str) -> bool:
+    """Let botocore, which finds a bucket's region, do all from now on; says whether obstore did anything before."""
     with _lock:
-        if not region or region == _regions.get(bucket, client.meta.region_name):
-            return False
-        _regions[bucket] = region
-        _stores.pop(bucket, None)
-        return True
+        had_store = _stores.get(bucket, (None, None))[1] is not None
+        _stores[bucket] = s3_client(), None
+        return had_store
 
 
 def _takes(key: str) -> bool:
@@ -178,7 +164,7 @@ def _make_store(bucket: str, client: Any) -> Any:
         address["endpoint"] = endpoint
     return S3Store(
         bucket,
-        region=_regions.get(bucket, client.meta.region_name),
+        region=client.meta.region_name,
         virtual_hosted_style_request=not endpoint and "." not in bucket,
         client_options={
             "allow_http": True,

@@ -100,7 +100,7 @@ def test_a_disk_without_links_takes_a_look_instead(tmp_path, monkeypatch):
 def test_a_store_without_conditions_takes_a_look_instead(s3, monkeypatch):
     real = objects.put_object
 
-    def refuse(uri, data, *, mode=None):
+    def refuse(uri, data, *, mode=None, durable=True):
         if mode:
             raise objects.NoConditions("NotImplemented")
         return real(uri, data)
@@ -122,7 +122,7 @@ def test_a_store_that_keeps_refuses_or_ignores_conditions_is_known(root, s3, s3_
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         assert not keeps_conditions(f"{s3}/a", b"mine")
         proxy.withdraw()
-        monkeypatch.setattr(objects, "put_object", lambda uri, data, *, mode: real(uri, data))
+        monkeypatch.setattr(objects, "put_object", lambda uri, data, **_: real(uri, data))
         assert not keeps_conditions(f"{s3}/a", b"mine")
 
 

@@ -42,6 +42,13 @@ def test_list_files_gives_files_of_one_folder_only(root):
     assert not files.exists(files.join(root, "out"))
 
 
+def test_nothing_lies_below_a_file(root):
+    files.write_bytes(files.join(root, "file"), b"x")
+    assert not files.exists(files.join(root, "file", "below"))
+    assert files.list_files(files.join(root, "file")) == []
+    assert not files.is_folder(files.join(root, "file"))
+
+
 def test_json_round_trip_and_damage(root):
     place = files.join(root, "value.json")
     files.write_json(place, {"label": "Ram C/V", "n": 3, "ü": None})
@@ -162,7 +169,7 @@ def test_what_may_no_longer_be_written_is_not_written_at_a_later_try(tmp_path, m
     def refuse(*paths):
         raise ConnectionError("the network is away")
 
-    monkeypatch.setattr(files.os, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(StorageError, match="^it is another's now"):
         files.write_json(str(place), {}, check=check)
     assert len(tries) == 2 and not place.exists()

@@ -12,9 +12,8 @@ import time
 import pytest
 
 from carray.core.errors import BudgetError
-from carray.core.store import conditional
 from carray.core.store import lease as leases
-from carray.core.store.files import exists, join, read_json, write_bytes, write_json
+from carray.core.store.files import client_of, exists, join, read_json, write_json
 from carray.core.store.lease import hold_run, process_space
 
 
@@ -115,12 +114,10 @@ def test_of_many_that_begin_together_one_has_the_run(out, short, monkeypatch):
 def test_a_store_that_ignores_conditions_is_found_out_and_said(out, short, monkeypatch, capfd):
     """The last to write has the run, as the other one sees when it looks."""
 
-    def ignore(uri, data, etag, *, durable):
-        write_bytes(uri, data)
-        return "any"
-
+    client = client_of(out)
+    real = client.put_object
     with monkeypatch.context() as patch:
-        patch.setattr(conditional, "_write_once", ignore)
+        patch.setattr(client, "put_object", lambda uri, data, **_: real(uri, data))
         with hold_run(out, what="tune") as lease:
             assert "without conditional writes (If-None-Match)" in capfd.readouterr().err
             deadline = time.monotonic() + 10
