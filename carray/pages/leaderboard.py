@@ -21,7 +21,7 @@ from carray.manifest.manifest_file import read_manifest
 from carray.pages.charts import PAGE_COLOURS, chart, percent_axis, plain_log_axis, whole_numbers
 from carray.pages.templates import render_page
 from carray.search import leaderboard, run_folder
-from carray.search.rung0 import rank_correlation, read_probes
+from carray.search.rung0 import read_probes
 from carray.search.throughput import read_throughput, trial_speeds
 
 __all__ = ["CURVES", "PAGE", "write_curves", "write_page"]
@@ -216,11 +216,10 @@ def _rung0(run: str, trials: pd.DataFrame) -> dict[str, Any] | None:
         return None
     outcomes = leaderboard.probe_outcomes([asdict(probe) for probe in probes], trials)
     both = int(outcomes["best"].notna().sum())
-    records = [{str(key): value for key, value in row.items()} for row in trials.to_dict("records")]
     return {
         "candidates": outcomes.to_dict("records"),
         "svg": _probes_svg(outcomes) if both > 2 else "",
-        "rank_correlation": rank_correlation(probes, records),
+        "rank_correlation": leaderboard.rank_correlation(outcomes),
         "both": both,
     }
 

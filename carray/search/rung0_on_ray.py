@@ -18,18 +18,9 @@ from carray.core.progress import say
 from carray.images.pixels import PixelSettings
 from carray.manifest.manifest_file import Manifest, read_manifest
 from carray.search.resources import Share
-from carray.search.rung0 import (
-    Candidate,
-    Probe,
-    candidate_of,
-    named,
-    order_trials,
-    probe,
-    read_probes,
-    write_probes,
-)
+from carray.search.rung0 import Candidate, Probe, candidate_of, named, order_trials, probe, read_probes, write_probes
 from carray.search.space import TuneSettings
-from carray.search.train.hyperparameters import CnnHyper, TransferHyper, read_hyper
+from carray.search.train.hyperparameters import read_hyper
 from carray.tensors.block import ensure_block
 
 __all__ = ["rank_trials"]
@@ -59,15 +50,17 @@ def rank_trials(
         StorageError: storage refused to keep an answer.
     """
     hypers = [None if values is None else read_hyper(values) for values in configurations]
-    candidates = _candidates(settings, hypers)
-    if not candidates:
+    candidates = list(dict.fromkeys(candidate for hyper in hypers if (candidate := candidate_of(hyper))))
+    if settings.search.rung0 == "off" or len(candidates) < (2 if settings.search.rung0 == "auto" else 1):
         return list(range(len(hypers))), {}
     probes = read_probes(run)
-    known = {one.candidate for one in probes}
-    asked = [candidate for candidate in candidates if candidate not in known]
+    asked = set(candidates) - {one.candidate for one in probes}
     if asked:
         say(f"tune: rung 0 compares {len(candidates)} backbones on {share.text()} each, {len(asked)} to go")
-    tasks = _start(asked, manifest, settings.pixels, share, environment)
+    # max_calls=0: Ray would end a process that used a GPU after each task, and the next would import torch again.
+    task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_calls=0)(_probe_here)
+    shared = (manifest.uri, settings.pixels, share, dict(environment))
+    tasks = {task.remote(candidate, *shared): candidate for candidate in candidates if candidate in asked}
     while tasks:
         (done,), _ = ray.wait(list(tasks), num_returns=1)
         candidate = tasks.pop(done)
@@ -82,40 +75,17 @@ def rank_trials(
     return order_trials(hypers, probes, margin=settings.search.rung0_margin)
 
 
-def _candidates(settings: TuneSettings, hypers: Sequence[CnnHyper | TransferHyper | None]) -> list[Candidate]:
-    """List the candidates to compare; none where rung 0 is off, or where there is nothing to choose."""
-    of_trials = [candidate for hyper in hypers if (candidate := candidate_of(hyper))]
-    candidates = list(dict.fromkeys(of_trials))
-    if settings.search.rung0 == "off" or (
-        settings.search.rung0 == "auto" and (len(candidates) < 2 or len(of_trials) < 2)
-    ):
-        return []
-    return candidates
-
-
-def _start(
-    candidates: Sequence[Candidate],
-    manifest: Manifest,
-    pixels: PixelSettings,
-    share: Share,
-    environment: Mapping[str, str],
-) -> dict[Any, Candidate]:
-    # max_calls=0: Ray would end a process that used a GPU after each task, and the next would import torch again.
-    task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_calls=0)(_probe_here)
-    shared = {"manifest": manifest.uri, "pixels": pixels.model_dump(mode="json"), "environment": dict(environment)}
-    return {task.remote(candidate, shared, share.cpus, share.gpus): candidate for candidate in candidates}
-
-
-def _probe_here(candidate: Candidate, shared: Mapping[str, Any], cpus: float, gpus: float) -> Probe | str:
+def _probe_here(
+    candidate: Candidate, manifest_uri: str, pixels: PixelSettings, share: Share, environment: Mapping[str, str]
+) -> Probe | str:
     """Probe one candidate in a worker; gives a sentence where that fails."""
     import torch
 
-    os.environ.update(shared["environment"])
-    torch.set_num_threads(max(1, int(cpus)))
-    pixels = PixelSettings.model_validate(shared["pixels"])
-    device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
+    os.environ.update(environment)
+    torch.set_num_threads(max(1, int(share.cpus)))
+    device = "cuda" if share.gpus and torch.cuda.is_available() else "cpu"
     try:
-        manifest = read_manifest(shared["manifest"])
+        manifest = read_manifest(manifest_uri)
         block = ensure_block(manifest, pixels)
         return probe(candidate, block, pixels, class_count=len(manifest.classes), device=device)
     except CarrayError as err:

@@ -26,23 +26,21 @@ from carray.core.ray.internals import withhold_aws_variables
 from carray.core.ray.metrics import Meter
 from carray.core.store.aws import aws_environment
 from carray.core.store.files import absolute, join, write_json
-from carray.core.store.lease import Lease, hold_run
+from carray.core.store.lease import hold_run
 from carray.manifest.manifest_file import Manifest, read_manifest
 from carray.search import run_folder
 from carray.search.loggers import EpochLoggers
-from carray.search.proposals import candidates, draw_trials, grid_size
 from carray.search.resources import share_out
-from carray.search.run_log import SearchLog, check_search, open_run
+from carray.search.run_log import STOPPED, SearchLog, check_search, open_run
 from carray.search.rung0_on_ray import rank_trials
-from carray.search.scheduler_on_ray import MOST_LOSSES, SearchMetrics, SearchScheduler, SearchStopper
-from carray.search.space import TuneSettings
+from carray.search.scheduler_on_ray import MOST_LOSSES, SearchMetrics, SearchScheduler
+from carray.search.space import TuneSettings, candidates, draw_trials, grid_size
 from carray.search.tpe import Observation, propose
 from carray.search.trial_on_ray import TrialRunner
 from carray.tensors.block import ensure_block
 
 __all__ = ["Configurations", "search"]
 
-_STOPPED = "every logged epoch stays, and the same command goes on from there."
 _MOST_PENDING = 200
 """Trials that wait for resources at once, by which an autoscaling cluster grows; Tune's own default."""
 
@@ -75,114 +73,120 @@ def search(
     proposes = settings.search.searcher == "tpe"
     check_search(source, [*drawn, *candidates(settings)] if proposes else drawn)
     with hold_run(run, what="tune") as lease:
-        configurations = open_run(run, source, settings, [None] * len(drawn) if proposes else drawn)
-        outcome = _search(run, source, settings, configurations, lease)
+        open_run(run, source, settings, [None] * len(drawn) if proposes else drawn)
+        configurations: list[dict[str, Any] | None] = [hyper.model_dump(mode="json") for hyper in drawn]
+        if proposes:
+            configurations = run_folder.read_search(run)["configurations"]
+        outcome = _Search(run, source, settings, configurations, check=lease.check).finish()
         return outcome if finish is None else {**outcome, **finish(run)}
 
 
-def _search(
-    run: str, source: Manifest, settings: TuneSettings, configurations: list[dict[str, Any] | None], lease: Lease
-) -> dict[str, Any]:
-    log = SearchLog(run, settings.search, count=len(configurations), check=lease.check)
-    ended_by = log.budget_reached() if log.missing else None
-    if log.missing and not ended_by:
-        loggers = EpochLoggers(run, settings.search.loggers)
-        log.listeners.append(loggers)
-        run_folder.delete_tables(run)  # readers use the log meanwhile
-        try:
-            ended_by = _run_trials(run, source, settings, configurations, log)
-        finally:
-            loggers.close()
-    if ended_by:
-        say(f"tune: {ended_by}: {len(log.missing)} trials are unfinished; a higher limit resumes them")
-    lease.check()
-    trials = run_folder.write_tables(run, ended_by=ended_by)
-    winner = run_folder.best_trial(trials)
-    outcome = {
-        "run": run,
-        "trials": len(trials),
-        "best_trial": winner["trial_id"],
-        "best_val_top1": float(winner["val_top1"]),
-        "by_status": trials["status"].value_counts().to_dict(),
-        "ended_by": ended_by,
-        "spent": log.spent(),
-    }
-    write_json(join(run, run_folder.DONE), outcome)
-    return outcome
+class _Search:
+    """A search whose run folder this process holds."""
 
+    def __init__(
+        self,
+        run: str,
+        manifest: Manifest,
+        settings: TuneSettings,
+        configurations: list[dict[str, Any] | None],
+        *,
+        check: Callable[[], None],
+    ) -> None:
+        self.run, self.manifest, self.settings, self.configurations = run, manifest, settings, configurations
+        self.check = check
+        self.log = SearchLog(run, settings.search, count=len(configurations), check=check)
 
-def _run_trials(
-    run: str,
-    manifest: Manifest,
-    settings: TuneSettings,
-    configurations: list[dict[str, Any] | None],
-    log: SearchLog,
-) -> str | None:
-    """Run the missing trials; gives what ended the search early, in words."""
-    _quieten_tune()
-    withhold_aws_variables()
-    needs = {"CPU": settings.search.cpus_per_trial or 1.0, "GPU": settings.search.gpus_per_trial or 0.0}
-    with start_ray(worker=needs) as ray_here, scratch_folder("carray-tune-") as scratch:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        share = share_out(nodes, settings.search, len(configurations))
-        log.devices = share.devices
-        log.listeners.append(SearchMetrics(Meter(run, private=ray_here.private), log))
-        if ray_here.private:  # on this machine: a changed image is found before anything is launched
-            ensure_block(manifest, settings.pixels)
-        say(
-            f"tune: {len(log.missing)} of {len(configurations)} trials to run, each on {share.text()}, "
-            f"{share.at_once} at once"
-        )
-        shared: dict[str, Any] = {
+    def finish(self) -> dict[str, Any]:
+        """Run the missing trials, within the budgets, and write the tables; gives the outcome, as in done.json."""
+        run, log = self.run, self.log
+        ended_by = log.budget_reached() if log.missing else None
+        if log.missing and not ended_by:
+            loggers = EpochLoggers(run, self.settings.search.loggers)
+            log.listeners.append(loggers)
+            run_folder.delete_tables(run)  # readers use the log meanwhile
+            try:
+                self._run_trials()
+            finally:
+                loggers.close()
+            ended_by = log.budget_reached() if log.missing else None
+        if ended_by:
+            say(f"tune: {ended_by}: {len(log.missing)} trials are unfinished; a higher limit resumes them")
+        self.check()
+        trials = run_folder.write_tables(run, ended_by=ended_by)
+        winner = run_folder.best_trial(trials)
+        outcome = {
             "run": run,
-            "manifest": manifest.uri,
-            "settings": settings.model_dump(mode="json"),
-            "cpus": share.cpus,
-            "gpus": share.gpus,
-            # Workers of a private Ray are this user's processes; a cluster has its own credentials. Tune writes a
-            # configuration to files, but not parameters.
-            "environment": dict(aws_environment()) if ray_here.private else {},
+            "trials": len(trials),
+            "best_trial": winner["trial_id"],
+            "best_val_top1": float(winner["val_top1"]),
+            "by_status": trials["status"].value_counts().to_dict(),
+            "ended_by": ended_by,
+            "spent": log.spent(),
         }
-        # TPE proposes better the more trials have ended, so its trials do not queue.
-        pending = 1 if settings.search.searcher == "tpe" else max(_MOST_PENDING, share.at_once)
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(pending)
-        trainable = tune.with_resources(
-            tune.with_parameters(TrialRunner, shared=shared), {"cpu": share.cpus, "gpu": share.gpus}
-        )
-        order, dropped = rank_trials(run, manifest, settings, configurations, share, environment=shared["environment"])
-        for number in set(log.missing) - set(log.running):
-            if number in dropped:
-                log.drop(number, dropped[number])
-        advise(log.advice)
-        return _run_rounds(trainable, run, settings, configurations, log, order, scratch)
+        write_json(join(run, run_folder.DONE), outcome)
+        return outcome
 
-
-def _run_rounds(
-    trainable: Any,
-    run: str,
-    settings: TuneSettings,
-    configurations: list[dict[str, Any] | None],
-    log: SearchLog,
-    order: list[int],
-    scratch: str,
-) -> str | None:
-    """Let Tune run the missing trials, in further rounds where it gave trials up, until none is left."""
-    losses: dict[int, int] = defaultdict(int)
-    broken = 0
-    while log.missing and not log.budget_reached():
-        waiting = set(log.missing) - set(log.running)
-        numbers = [*log.running, *(number for number in order if number in waiting)]
-        scheduler = SearchScheduler(log, losses)
-        searcher = Configurations(run, settings, log, configurations, numbers)
-        with stopping_in_order(_STOPPED, ask=scheduler.stop):
-            _run_round(trainable, scheduler, searcher, len(numbers), scratch)
-        broken += scheduler.broken
-        if (log.missing and not scheduler.goes_on and not log.budget_reached()) or broken > MOST_LOSSES:
-            raise SearchError(
-                f"the search was interrupted with {len(log.missing)} of {len(configurations)} trials unfinished; "
-                "repeat the command to resume."
+    def _run_trials(self) -> None:
+        """Start Ray or join it, and run the missing trials until all have ended or a budget is used up."""
+        _quieten_tune()
+        withhold_aws_variables()
+        log, search = self.log, self.settings.search
+        needs = {"CPU": search.cpus_per_trial or 1.0, "GPU": search.gpus_per_trial or 0.0}
+        with start_ray(worker=needs) as ray_here, scratch_folder("carray-tune-") as scratch:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            share = share_out(nodes, search, len(self.configurations))
+            log.devices = share.devices
+            log.listeners.append(SearchMetrics(Meter(self.run, private=ray_here.private), log))
+            if ray_here.private:  # on this machine: a changed image is found before anything is launched
+                ensure_block(self.manifest, self.settings.pixels)
+            say(
+                f"tune: {len(log.missing)} of {len(self.configurations)} trials to run, each on {share.text()}, "
+                f"{share.at_once} at once"
             )
-    return log.budget_reached() if log.missing else None
+            shared: dict[str, Any] = {
+                "run": self.run,
+                "manifest": self.manifest.uri,
+                "settings": self.settings.model_dump(mode="json"),
+                "cpus": share.cpus,
+                "gpus": share.gpus,
+                # Workers of a private Ray are this user's processes; a cluster has its own credentials. Tune writes a
+                # configuration to files, but not parameters.
+                "environment": dict(aws_environment()) if ray_here.private else {},
+            }
+            # TPE proposes better the more trials have ended, so its trials do not queue.
+            pending = 1 if search.searcher == "tpe" else max(_MOST_PENDING, share.at_once)
+            os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(pending)
+            trainable = tune.with_resources(
+                tune.with_parameters(TrialRunner, shared=shared), {"cpu": share.cpus, "gpu": share.gpus}
+            )
+            order, dropped = rank_trials(
+                self.run, self.manifest, self.settings, self.configurations, share, environment=shared["environment"]
+            )
+            for number in set(log.missing) - set(log.running):
+                if number in dropped:
+                    log.drop(number, dropped[number])
+            advise(log.advice)
+            self._run_rounds(trainable, order, scratch)
+
+    def _run_rounds(self, trainable: Any, order: list[int], scratch: str) -> None:
+        """Let Tune run the missing trials, in further rounds where it gave trials up, until none is left."""
+        log = self.log
+        losses: dict[int, int] = defaultdict(int)
+        broken = 0
+        while log.missing and not log.budget_reached():
+            waiting = set(log.missing) - set(log.running)
+            numbers = [*log.running, *(number for number in order if number in waiting)]
+            scheduler = SearchScheduler(log, losses)
+            searcher = Configurations(self.run, self.settings, log, self.configurations, numbers)
+            with stopping_in_order(STOPPED, ask=scheduler.stop):
+                _run_round(trainable, scheduler, searcher, len(numbers), scratch)
+            broken += scheduler.broken
+            if (log.missing and not scheduler.goes_on and not log.budget_reached()) or broken > MOST_LOSSES:
+                raise SearchError(
+                    f"the search was interrupted with {len(log.missing)} of {len(self.configurations)} trials "
+                    "unfinished; repeat the command to resume."
+                )
 
 
 class Configurations(Searcher):
@@ -271,7 +275,7 @@ def _run_round(trainable: Any, scheduler: SearchScheduler, searcher: Searcher, c
             name="search",
             storage_path=scratch,
             verbose=0,
-            stop=SearchStopper(scheduler),
+            stop=scheduler,
             failure_config=tune.FailureConfig(max_failures=MOST_LOSSES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
