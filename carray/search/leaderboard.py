@@ -36,8 +36,6 @@ TROUBLED = ("failed", "non_finite", "dropped")
 _UNENDED = ("out_of_time", "unfinished", "not_started")
 """Statuses whose reason is the same for all trials."""
 _NO_LIMIT = 1_000_000
-_NARROW = 100
-"""With fewer columns the configuration has lines of its own."""
 _INDENT = " " * 13
 _ALWAYS = ("backbone", "train", "input_size")
 """Shown in every configuration that has them, whether they vary or not."""
@@ -48,7 +46,7 @@ FEWEST_TRIALS = 6
 def leaderboard_text(
     trials: pd.DataFrame, *, speeds: Mapping[str, float] | None = None, width: int | None = None
 ) -> str:
-    """Write one line a trial, best first: its figures, its configuration and how it ended.
+    """Write one line a trial, best first: its figures, how it ended and its configuration, below where it is long.
 
     Args:
         trials: Rows as in trials.parquet, best first.
@@ -105,10 +103,9 @@ def configurations(trials: pd.DataFrame) -> dict[str, dict[str, Any]]:
 def _with_configuration(figures: str, values: Mapping[str, Any], width: int) -> list[str]:
     words = [readable(value if name in ("family", "backbone") else f"{name}={value}") for name, value in values.items()]
     text = " ".join(words)
-    if width < _NARROW and len(figures) + len(text) > width:
+    if len(figures) + len(text) > width:
         return [figures.rstrip(), *_wrapped(text, width)]
-    lines = textwrap.wrap(text, width, initial_indent=figures, subsequent_indent=" " * len(figures))
-    return lines or [figures.rstrip()]
+    return [(figures + text).rstrip()]
 
 
 def _wrapped(text: Any, width: int, *, indent: str = _INDENT) -> list[str]:

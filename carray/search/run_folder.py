@@ -272,9 +272,7 @@ def read_trial_ends(run: str, count: int) -> dict[int, dict[str, Any]]:
 def write_tables(run: str, *, ended_by: str | None = None) -> pd.DataFrame:
     """Derive trials.parquet and epochs.parquet from the log, and give the trials, best first.
 
-    Args:
-        run: The run's folder.
-        ended_by: What ended the search early, in words.
+    `ended_by` says in words what ended the search early.
 
     Raises:
         StorageError: storage refused a table.

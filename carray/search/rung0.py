@@ -89,14 +89,7 @@ def candidate_of(hyper: CnnHyper | TransferHyper | None) -> Candidate | None:
 
 
 def probe(candidate: Candidate, block: Block, pixels: PixelSettings, *, class_count: int, device: str = "cpu") -> Probe:
-    """Compute a candidate's features once and fit linear heads on them.
-
-    Args:
-        candidate: Backbone, weights, input size.
-        block: The decoded images.
-        pixels: Of the search; the candidate's own size replaces its input_size.
-        class_count: Of the manifest.
-        device: Where the backbone runs.
+    """Compute a candidate's features once, at its own input size, on `device`, and fit linear heads on them.
 
     Raises:
         SettingsError: the backbone or its weights are not to be had.

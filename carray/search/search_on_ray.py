@@ -1,7 +1,8 @@
 """Runs many trials at once under Ray Tune, and resumes a search that was killed.
 
-A configuration is stored before it is launched; ended trials are not run again, running ones resume from their
-checkpoint. Tune's own files lie in a temporary folder and are never read.
+First Ray tasks probe the candidate backbones (rung 0); each probe is written to RUN/probes.json as it comes, so a
+resumed search repeats none. A configuration is stored before it is launched; ended trials are not run again, running
+ones resume from their checkpoint. Tune's own files lie in a temporary folder and are never read.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
-from carray.core.errors import SearchError, StorageError
+from carray.core.errors import CarrayError, SearchError, StorageError
 from carray.core.exit_lines import advise, keeping_handlers, stopping_in_order
 from carray.core.leftovers import scratch_folder
 from carray.core.progress import say
@@ -27,19 +29,21 @@ from carray.core.ray.metrics import Meter
 from carray.core.store.aws import aws_environment
 from carray.core.store.files import absolute, join, write_json
 from carray.core.store.lease import hold_run
+from carray.images.pixels import PixelSettings
 from carray.manifest.manifest_file import Manifest, read_manifest
 from carray.search import run_folder
 from carray.search.loggers import EpochLoggers
-from carray.search.resources import share_out
+from carray.search.resources import Share, share_out
 from carray.search.run_log import STOPPED, SearchLog, check_search, open_run
-from carray.search.rung0_on_ray import rank_trials
+from carray.search.rung0 import Candidate, Probe, candidate_of, named, order_trials, probe, read_probes, write_probes
 from carray.search.scheduler_on_ray import MOST_LOSSES, SearchMetrics, SearchScheduler
 from carray.search.space import TuneSettings, candidates, draw_trials, grid_size
 from carray.search.tpe import Observation, propose
+from carray.search.train.hyperparameters import read_hyper
 from carray.search.trial_on_ray import TrialRunner
 from carray.tensors.block import ensure_block
 
-__all__ = ["Configurations", "search"]
+__all__ = ["Configurations", "rank_trials", "search"]
 
 _MOST_PENDING = 200
 """Trials that wait for resources at once, by which an autoscaling cluster grows; Tune's own default."""
@@ -50,11 +54,7 @@ def search(
 ) -> dict[str, Any]:
     """Search for the best network and write the run's tables; the same call again resumes.
 
-    Args:
-        manifest: Table written by carray prepare.
-        run: Folder of the run.
-        settings: What is searched, and for how long.
-        finish: Called with the finished run while this process holds it; its result is added to the outcome.
+    `finish` is called with the finished run while this process holds it; its result is added to the outcome.
 
     Raises:
         SettingsError: settings no network takes, resources the cluster has not, or a run folder of another search.
@@ -187,6 +187,76 @@ class _Search:
                     f"the search was interrupted with {len(log.missing)} of {len(self.configurations)} trials "
                     "unfinished; repeat the command to resume."
                 )
+
+
+def rank_trials(
+    run: str,
+    manifest: Manifest,
+    settings: TuneSettings,
+    configurations: Sequence[Mapping[str, Any] | None],
+    share: Share,
+    *,
+    environment: Mapping[str, str] = {},
+) -> tuple[list[int], dict[int, str]]:
+    """Order all trials, best backbone first; gives those to run and, with a reason, those not worth running.
+
+    `configurations` are of every trial, ended or not, so that every start of a search has the same order; None for one
+    that the searcher proposes later. A probe takes a trial's share of the cluster, and `environment` beside its own
+    variables. The trials of a candidate that cannot be probed are not dropped.
+
+    Raises:
+        StorageError: storage refused to keep an answer.
+    """
+    hypers = [None if values is None else read_hyper(values) for values in configurations]
+    candidates = list(dict.fromkeys(candidate for hyper in hypers if (candidate := candidate_of(hyper))))
+    if settings.search.rung0 == "off" or len(candidates) < (2 if settings.search.rung0 == "auto" else 1):
+        return list(range(len(hypers))), {}
+    probes = read_probes(run)
+    asked = set(candidates) - {one.candidate for one in probes}
+    if asked:
+        say(f"tune: rung 0 compares {len(candidates)} backbones on {share.text()} each, {len(asked)} to go")
+    # max_calls=0: Ray would end a process that used a GPU after each task, and the next would import torch again.
+    task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_calls=0)(_probe_here)
+    shared = (manifest.uri, settings.pixels, share, dict(environment))
+    tasks = {task.remote(candidate, *shared): candidate for candidate in candidates if candidate in asked}
+    while tasks:
+        (done,), _ = ray.wait(list(tasks), num_returns=1)
+        candidate = tasks.pop(done)
+        answer = _result_of(done)
+        if isinstance(answer, Probe):
+            probes.append(answer)
+            write_probes(run, probes)
+            text = f"{answer.val_top1:.1%} validation top-1 of a linear head, {answer.seconds:.0f} s"
+        else:
+            text = f"no answer ({answer}); its trials are not held back"
+        say(f"tune: rung 0: {named(candidate)}: {text}")
+    return order_trials(hypers, probes, margin=settings.search.rung0_margin)
+
+
+def _probe_here(
+    candidate: Candidate, manifest_uri: str, pixels: PixelSettings, share: Share, environment: Mapping[str, str]
+) -> Probe | str:
+    """Probe one candidate in a worker; gives a sentence where that fails."""
+    import torch
+
+    os.environ.update(environment)
+    torch.set_num_threads(max(1, int(share.cpus)))
+    device = "cuda" if share.gpus and torch.cuda.is_available() else "cpu"
+    try:
+        manifest = read_manifest(manifest_uri)
+        block = ensure_block(manifest, pixels)
+        return probe(candidate, block, pixels, class_count=len(manifest.classes), device=device)
+    except CarrayError as err:
+        return str(err)
+
+
+def _result_of(task: Any) -> Probe | str:
+    """Give a task's probe, or a sentence where its process was lost or torch cannot run the backbone."""
+    try:
+        return ray.get(task)
+    except RayError as err:
+        lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+        return lines[-1][:300] if lines else type(err).__name__
 
 
 class Configurations(Searcher):

@@ -37,10 +37,7 @@ from carray.search.train.hyperparameters import CnnHyper, TransferHyper, read_hy
 __all__ = ["measure_throughput", "read_throughput", "trial_speeds"]
 
 THROUGHPUT = "throughput.json"
-_DECIDING = {
-    "cnn": ("stages", "blocks", "width", "kernel"),
-    "transfer": ("backbone",),
-}
+_DECIDING = {"cnn": ("stages", "blocks", "width", "kernel"), "transfer": ("backbone",)}
 """Hyperparameters that decide a network's speed, besides its size and flip_average."""
 _RUNTIME = "onnxruntime fp32"
 _BATCH_IMAGES = 16
@@ -54,10 +51,7 @@ Logits = Callable[[Pixels], npt.NDArray[np.float32]]
 def measure_throughput(run: str, *, images: int = 48, seconds: float = 2.0) -> dict[str, float]:
     """Measure every distinct network of a run's trials with a result; give images a second by trial_id.
 
-    Args:
-        run: The run's folder.
-        images: How many images of the validation split are fetched, once, and scored again and again.
-        seconds: How long each network is measured, at least.
+    `images` of the validation split are fetched once; each network scores them again and again for `seconds`.
 
     Raises:
         SettingsError: no search was ever started there, or it has no table yet.
@@ -69,10 +63,7 @@ def measure_throughput(run: str, *, images: int = 48, seconds: float = 2.0) -> d
     search, trials = run_folder.read_search(run), run_folder.read_trials(run)
     settings = parse_settings(TuneSettings, search["settings"])
     manifest = read_manifest(search["manifest"])
-    wanted: dict[str, CnnHyper | TransferHyper] = {}
-    for values in trials.loc[trials["val_top1"].notna(), "hyper"]:
-        hyper = read_hyper(json.loads(values))
-        wanted.setdefault(_network_key(hyper), hyper)
+    wanted = {_network_key(hyper): hyper for hyper in _hypers(trials).values()}
     machine = _machine()
     before = read_throughput(run)
     found = dict(before["networks"]) if before.get("machine") == machine else {}
@@ -99,13 +90,16 @@ def read_throughput(run: str) -> dict[str, Any]:
 def trial_speeds(run: str, trials: pd.DataFrame) -> dict[str, float]:
     """Give measured end-to-end images a second by trial_id, for the trials whose network was measured."""
     networks: Mapping[str, Any] = read_throughput(run)["networks"]
-    speeds: dict[str, float] = {}
-    for row in trials.to_dict("records") if networks else []:
-        values = json.loads(str(row["hyper"]))
-        found = networks.get(_network_key(read_hyper(values))) if values else None
-        if found and pd.notna(row["val_top1"]):
-            speeds[row["trial_id"]] = found["images_per_second"]
-    return speeds
+    if not networks:
+        return {}
+    keys = {trial: _network_key(hyper) for trial, hyper in _hypers(trials).items()}
+    return {trial: networks[key]["images_per_second"] for trial, key in keys.items() if key in networks}
+
+
+def _hypers(trials: pd.DataFrame) -> dict[str, CnnHyper | TransferHyper]:
+    """Read the configuration of each trial with a result, by trial_id."""
+    hypers = trials[trials["val_top1"].notna()].set_index("trial_id")["hyper"]
+    return {str(trial): read_hyper(json.loads(values)) for trial, values in hypers.items()}
 
 
 def _network_key(hyper: CnnHyper | TransferHyper) -> str:

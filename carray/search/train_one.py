@@ -133,16 +133,15 @@ def find_row(run: str, row: str) -> dict[str, Any]:
         SettingsError: no run lies there, or it has no such row.
     """
     trials = run_folder.read_trials(run)
-    if row.isdecimal() and 1 <= int(row) <= len(trials):
-        chosen = trials.iloc[int(row) - 1]
-    elif row in set(trials["trial_id"]):
-        chosen = trials[trials["trial_id"] == row].iloc[0]
-    else:
+    ids = list(trials["trial_id"])
+    if row.isdecimal() and 1 <= int(row) <= len(ids):
+        row = ids[int(row) - 1]
+    if row not in ids:
         raise SettingsError(
-            f"{run} has no row {row!r}; allowed are 1 to {len(trials)}, as carray leaderboard counts them, and the "
-            f"trials {trials['trial_id'].min()} to {trials['trial_id'].max()}."
+            f"{run} has no row {row!r}; allowed are 1 to {len(ids)}, as carray leaderboard counts them, and the trials "
+            f"{min(ids)} to {max(ids)}."
         )
-    return {str(key): value for key, value in chosen.items()}
+    return {str(key): value for key, value in trials.iloc[ids.index(row)].items()}
 
 
 def _values(hyper: dict[str, Any], tune: TuneSettings, *, number: int) -> dict[str, Any]:
@@ -169,17 +168,13 @@ def train(
 ) -> dict[str, Any]:
     """Train one configuration and write its run; the same call again resumes.
 
-    Args:
-        manifest: Table written by carray prepare.
-        run: Folder of the run.
-        settings: The configuration, and for how many epochs.
-        refit_of: What names the trial that is trained once more; the validation images are then trained on, too.
-        finish: Called with the finished run while this process holds it; its result is added to the outcome.
+    `refit_of` names the run and the trial that is trained once more, then on the validation images, too. `finish` is
+    called with the finished run while this process holds it; its result is added to the outcome.
 
     Raises:
         SettingsError: values no network takes, or a folder that holds another run.
         SchemaError: the manifest has no usable training or validation image.
-        SearchError: the loss became no number in the first epoch.
+        SearchError: the loss was not finite in the first epoch.
         BudgetError: another process trains there.
         StoppedError: Ctrl-C or SIGTERM.
         StorageError: storage refused to keep the weights or the log.

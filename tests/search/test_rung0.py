@@ -125,7 +125,7 @@ def small(input_size: int, weights: str = "none") -> dict[str, object]:
 def test_nothing_is_asked_where_nothing_is_to_choose(
     manifest: Manifest, tmp_path: Path, settings: TuneSettings, sizes: list[int]
 ) -> None:
-    from carray.search.rung0_on_ray import rank_trials
+    from carray.search.search_on_ray import rank_trials
 
     configurations = [small(size) for size in sizes]
     numbers = list(range(len(sizes)))
@@ -141,7 +141,7 @@ def test_answers_are_kept_and_not_asked_for_twice(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from carray.search.rung0_on_ray import rank_trials
+    from carray.search.search_on_ray import rank_trials
 
     monkeypatch.setenv("CARRAY_CACHE", str(tmp_path / "cache"))
     configurations = [small(32), small(24), None, small(32, weights=str(tmp_path / "absent")), small(24)]
