@@ -12,8 +12,7 @@ from carray.core.settings import parse_settings
 from carray.core.store.files import join, write_json
 from carray.manifest.manifest_file import read_manifest
 from carray.search import run_folder
-from carray.search.proposals import draw_trials
-from carray.search.space import TuneSettings
+from carray.search.space import TuneSettings, draw_trials
 
 MARKUP = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> & $x_1$"
 """What a hostile name or reason may hold; a page must show it as it stands."""

@@ -21,7 +21,7 @@ from carray.manifest.manifest_file import read_manifest
 from carray.pages.charts import PAGE_COLOURS, bar_rows, chart, percent_axis, plain_log_axis, whole_numbers
 from carray.pages.templates import percent_text, records, render_page
 from carray.search import leaderboard, run_folder
-from carray.search.rung0 import rank_correlation, read_probes
+from carray.search.rung0 import read_probes
 from carray.search.throughput import read_throughput, trial_speeds
 
 __all__ = ["CURVES", "PAGE", "write_curves", "write_page"]
@@ -215,7 +215,7 @@ def _rung0(run: str, trials: pd.DataFrame) -> dict[str, Any] | None:
     return {
         "candidates": outcomes.to_dict("records"),
         "svg": _probes_svg(outcomes) if both > 2 else "",
-        "rank_correlation": rank_correlation(probes, records(trials)),
+        "rank_correlation": leaderboard.rank_correlation(outcomes),
         "both": both,
     }
 

@@ -37,11 +37,10 @@ from carray.preflight.estimates import (
 from carray.preflight.tune_probe import Hyper, NetCost, TrainingCost, frozen_key, measure_training, net_key
 from carray.search import run_folder
 from carray.search.judge import STOPPING_SETTINGS, first_stop
-from carray.search.proposals import draw_trials
 from carray.search.resources import Share, share_out
 from carray.search.run_log import check_search
 from carray.search.rung0 import TRAIN_IMAGES_PER_CLASS, VAL_IMAGES, candidate_of
-from carray.search.space import SearchSettings, TuneSettings
+from carray.search.space import SearchSettings, TuneSettings, draw_trials
 from carray.search.train.hyperparameters import TransferHyper
 
 __all__ = ["estimate_tune"]

@@ -18,7 +18,17 @@ import numpy as np
 
 from carray.search.space import SearchSettings
 
-__all__ = ["BUDGETS", "STOPPING_SETTINGS", "Judge", "budget_reached", "first_stop", "is_finite", "replay", "spent"]
+__all__ = [
+    "BUDGETS",
+    "STOPPING_SETTINGS",
+    "Judge",
+    "budget_reached",
+    "diverged",
+    "first_stop",
+    "is_finite",
+    "replay",
+    "spent",
+]
 
 Entry = Mapping[str, Any]
 """A (trial, epoch) of the log, or one that is about to be logged."""
@@ -46,18 +56,15 @@ class Judge:
             self.add(entry)
 
     def decide(self, entry: Entry) -> str:
-        """Decide about an epoch that is not logged yet: continue, stop, finish (last epoch) or non_finite.
-
-        A training on the validation images, too, has no validation figures: only its training loss counts.
-        """
-        validated = entry["val_top1"] is not None
-        if not (is_finite(entry) if validated else _finite(entry["train_loss"])):
+        """Decide about an epoch that is not logged yet: continue, stop, finish (last epoch) or non_finite."""
+        if diverged(entry):
             return "non_finite"
         if entry["epoch"] >= self._search.epochs:
             return "finish"
+        if entry["val_top1"] is None:
+            return "continue"
         rule = self._families[entry["family"]]
-        stops = validated and rule.stops(entry["number"], entry["epoch"], self._score(entry))
-        return "stop" if stops else "continue"
+        return "stop" if rule.stops(entry["number"], entry["epoch"], self._score(entry)) else "continue"
 
     def add(self, entry: Entry) -> None:
         """Take in a logged epoch; one that is not finite is compared with nothing."""
@@ -95,7 +102,7 @@ class _Asha(_Rule):
         self._rungs: list[tuple[float, dict[int, float]]] = [
             (search.grace_epochs * self._factor**k, {}) for k in reversed(range(count))
         ]
-        """The epoch of each rung, highest first, and the scores with which trials came to it."""
+        """The epoch of each rung, highest first, and the score of each trial that reached it."""
 
     def stops(self, number: int, epoch: int, score: float) -> bool:
         rung = self._reached(number, epoch)
@@ -159,6 +166,14 @@ def replay(search: SearchSettings, entries: Iterable[Entry]) -> list[str]:
             problems.append(f"{name}: the log says {entry['decision']}, its epochs lead to {decision}")
         judge.add(entry)
     return problems
+
+
+def diverged(entry: Entry) -> bool:
+    """Say whether an epoch ends its trial, since a loss is not finite.
+
+    A training on the validation images, too, has no validation figures: only its training loss counts.
+    """
+    return not (_finite(entry["train_loss"]) if entry["val_top1"] is None else is_finite(entry))
 
 
 def is_finite(entry: Entry) -> bool:

@@ -1,7 +1,7 @@
-"""Answers what a run's tables say: the leaderboard as text, who was stopped where, and which hyperparameters mattered.
+"""Derives from a run's tables the leaderboard as text, the trials stopped at each rung, and what decided the results.
 
-Nothing is measured here; a question that the tables cannot answer has no row or a row without a number. Text from
-elsewhere (a reason, a backbone's name) is shown, never interpreted.
+What the tables do not answer has no row, or a row without a number. Text from elsewhere (a reason, a backbone's name)
+is shown, never interpreted.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = [
     "leaderboard_text",
     "pareto_front",
     "probe_outcomes",
+    "rank_correlation",
     "rung_epochs",
     "rung_table",
 ]
@@ -34,26 +35,26 @@ TROUBLED = ("failed", "non_finite", "dropped")
 """Statuses whose reason is shown trial by trial."""
 _UNENDED = ("out_of_time", "unfinished", "not_started")
 """Statuses whose reason is the same for all trials."""
-_NARROW = 100
-"""With fewer columns the configuration goes on lines of its own."""
+_NO_LIMIT = 1_000_000
 _INDENT = " " * 13
 _ALWAYS = ("backbone", "train", "input_size")
 """Shown in every configuration that has them, whether they vary or not."""
 FEWEST_TRIALS = 6
-"""Importance needs so many, and twice the varied values: with fewer, a forest explains noise."""
+"""Trials with a result that importance needs, besides two for each varied value: with fewer it is noise."""
 
 
 def leaderboard_text(
     trials: pd.DataFrame, *, speeds: Mapping[str, float] | None = None, width: int | None = None
 ) -> str:
-    """Write one line a trial, best first: its figures, its configuration and how it ended.
+    """Write one line a trial, best first: its figures, how it ended and its configuration, below where it is long.
 
     Args:
         trials: Rows as in trials.parquet, best first.
         speeds: Measured end-to-end images a second by trial_id (search.throughput), for one more column.
         width: Columns to fill; None: those of the terminal, or no limit if the output is a file.
     """
-    width = _terminal_width() if width is None else width
+    if width is None:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _NO_LIMIT
     shown = configurations(trials)
     speed_head = f" {'images/s':>8}" if speeds else ""
     lines = [
@@ -62,7 +63,9 @@ def leaderboard_text(
     ]
     for rank, row in enumerate(trials.to_dict("records"), start=1):
         best = "" if pd.isna(row["best_epoch"]) else f"{int(row['best_epoch'])}/{row['epochs']}"
-        speed = f" {_speed(speeds.get(row['trial_id'])):>8}" if speeds else ""
+        speed = ""
+        if speeds:
+            speed = f" {speeds[row['trial_id']]:>8.0f}" if row["trial_id"] in speeds else " " * 9
         figures = (
             f"{rank:>3}  {row['trial_id']:<7} {_percent(row['val_top1']):>6} {_percent(row['val_top5']):>6} {best:>7} "
             f"{row['seconds'] / 60:>8.1f}{speed}  {row['status']:<11} "
@@ -72,7 +75,9 @@ def leaderboard_text(
             lines += _wrapped(row["reason"], width)
         if pd.notna(row["note"]):
             lines += _wrapped(f"note: {row['note']}", width)
-    lines += _closing_lines(trials, width)
+    unended = trials[trials["status"].isin(_UNENDED)]
+    for (status, reason), own in unended.groupby(["status", "reason"]):
+        lines += _wrapped(f"{len(own)} {str(status).replace('_', ' ')}: {reason}", width, indent="")
     return "\n".join(lines)
 
 
@@ -98,40 +103,17 @@ def configurations(trials: pd.DataFrame) -> dict[str, dict[str, Any]]:
 def _with_configuration(figures: str, values: Mapping[str, Any], width: int) -> list[str]:
     words = [readable(value if name in ("family", "backbone") else f"{name}={value}") for name, value in values.items()]
     text = " ".join(words)
-    if not width or len(figures) + len(text) <= width:
-        return [(figures + text).rstrip()]
-    if width < _NARROW:
+    if len(figures) + len(text) > width:
         return [figures.rstrip(), *_wrapped(text, width)]
-    return textwrap.wrap(text, width, initial_indent=figures, subsequent_indent=" " * len(figures))
-
-
-def _closing_lines(trials: pd.DataFrame, width: int) -> list[str]:
-    unended = trials[trials["status"].isin(_UNENDED)]
-    lines: list[str] = []
-    for (status, reason), own in unended.groupby(["status", "reason"]):
-        lines += _wrapped(f"{len(own)} {str(status).replace('_', ' ')}: {reason}", width, indent="")
-    return lines
+    return [(figures + text).rstrip()]
 
 
 def _wrapped(text: Any, width: int, *, indent: str = _INDENT) -> list[str]:
-    text = readable(text)
-    return (
-        textwrap.wrap(text, max(width, 40), initial_indent=indent, subsequent_indent=indent)
-        if width
-        else [indent + text]
-    )
-
-
-def _terminal_width() -> int:
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    return textwrap.wrap(readable(text), max(width, 40), initial_indent=indent, subsequent_indent=indent)
 
 
 def _percent(fraction: float | None) -> str:
     return "" if fraction is None or pd.isna(fraction) else f"{fraction:.1%}"
-
-
-def _speed(images_per_second: float | None) -> str:
-    return "" if images_per_second is None else f"{images_per_second:.0f}"
 
 
 def rung_epochs(search: Mapping[str, Any]) -> list[int]:
@@ -153,38 +135,18 @@ def rung_table(epochs: pd.DataFrame, search: Mapping[str, Any]) -> pd.DataFrame:
         and lowest_on (the lowest of those that continued; null if none did). Without rungs, one row for each epoch
         after which a trial was stopped.
     """
-    judged = _best_so_far(epochs)
-    stops = set(judged.loc[judged["decision"] == "stop", "epoch"])
-    rows: list[dict[str, Any]] = []
-    for family, own in judged.groupby("family"):
-        for epoch in sorted({*rung_epochs(search), *stops}):
-            here = own[(own["epoch"] == epoch) & (own["decision"] != "non_finite")]
-            stopped = here["decision"] == "stop"
-            if here.empty or (epoch not in rung_epochs(search) and not stopped.any()):
-                continue
-            on = here.loc[~stopped, "best_top1"]
-            rows.append(
-                {
-                    "family": family,
-                    "epoch": epoch,
-                    "reached": len(here),
-                    "stopped": int(stopped.sum()),
-                    "best": here["best_top1"].max(),
-                    "lowest_on": on.min() if len(on) else None,
-                }
-            )
-    return pd.DataFrame(rows, columns=["family", "epoch", "reached", "stopped", "best", "lowest_on"])
-
-
-def _best_so_far(epochs: pd.DataFrame) -> pd.DataFrame:
-    """Add `best_top1`, a trial's best top-1 up to each epoch, which is what schedulers compare."""
-    ordered = epochs.sort_values(["number", "epoch"])
-    finite = ordered["val_top1"].where(ordered["decision"] != "non_finite")
-    return ordered.assign(best_top1=finite.groupby(ordered["number"]).cummax())
+    finite = epochs[epochs["decision"] != "non_finite"].sort_values(["number", "epoch"])
+    stopped = finite["decision"] == "stop"
+    best = finite.groupby("number")["val_top1"].cummax()  # which schedulers compare
+    judged = finite.assign(stopped=stopped, best=best, lowest_on=best.mask(stopped))
+    figures = {"reached": ("number", "size"), "stopped": ("stopped", "sum")}
+    figures |= {"best": ("best", "max"), "lowest_on": ("lowest_on", "min")}
+    table = judged.groupby(["family", "epoch"], as_index=False).agg(**figures)
+    return table[table["epoch"].isin(rung_epochs(search)) | (table["stopped"] > 0)]
 
 
 def pareto_front(speeds: Sequence[float], accuracies: Sequence[float]) -> list[bool]:
-    """Tell for each point whether no other is at least as fast and as accurate, and better in one of the two."""
+    """Say for each point whether no other is at least as fast and as accurate, and better in one of the two."""
     points = list(zip(speeds, accuracies, strict=True))
     return [not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points) for p in points]
 
@@ -208,6 +170,17 @@ def probe_outcomes(probes: Sequence[Mapping[str, Any]], trials: pd.DataFrame) ->
         rows.append(row | {"best": ran["val_top1"].max() if ran["val_top1"].notna().any() else None})
     names = ["backbone", "weights", "input_size", "val_top1", "seconds", "trials", "dropped", "best"]
     return pd.DataFrame(rows, columns=names)
+
+
+def rank_correlation(outcomes: pd.DataFrame) -> float | None:
+    """Compute Spearman's correlation between a candidate's figure in rung 0 and its best trial's result, in -1..1.
+
+    None where fewer than three candidates have a result, or one side is constant. `outcomes` is of `probe_outcomes`.
+    """
+    both = outcomes.loc[outcomes["best"].notna(), ["val_top1", "best"]].astype(float)
+    if len(both) < 3 or both.nunique().min() < 2:
+        return None
+    return float(both["val_top1"].corr(both["best"], method="spearman"))
 
 
 def importance(trials: pd.DataFrame) -> pd.DataFrame:
@@ -246,7 +219,6 @@ def _varied_values(trials: pd.DataFrame) -> dict[str, list[Any]]:
 def _shares(values: dict[str, list[Any]], results: list[float]) -> dict[str, float]:
     import optuna
 
-    verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs the study's creation
     try:
         study = optuna.create_study(direction="maximize")
@@ -258,8 +230,6 @@ def _shares(values: dict[str, list[Any]], results: list[float]) -> dict[str, flo
         shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     except RuntimeError:  # no tree of the forest found any variance to explain
         return {}
-    finally:
-        optuna.logging.set_verbosity(verbosity)
     return {name: float(share) for name, share in shares.items()}
 
 

@@ -130,15 +130,19 @@ class _TensorBoard:
         self._best: dict[int, float] = {}
 
     def add(self, entry: Mapping[str, Any]) -> None:
+        from tensorboardX import SummaryWriter
+
         number = entry["number"]
-        writer = self._writers.get(number) or self._open(number)
+        if number not in self._writers:
+            folder = join(self._run, "tensorboard", run_folder.trial_id(number))
+            self._writers[number] = SummaryWriter(logdir=folder)
         for name, value in _metrics(entry).items():
-            writer.add_scalar(name, value, entry["epoch"])
+            self._writers[number].add_scalar(name, value, entry["epoch"])
         self._best[number] = max(self._best.get(number, 0.0), entry["val_top1"] or 0.0)
 
     def end(self, number: int, status: str) -> None:
         writer = self._writers.pop(number, None)
-        if writer is None:  # it never came to an epoch
+        if writer is None:  # it has logged no epoch
             return
         from tensorboardX.summary import hparams
 
@@ -152,12 +156,6 @@ class _TensorBoard:
     def close(self) -> None:
         for writer in self._writers.values():
             writer.close()
-
-    def _open(self, number: int) -> Any:
-        from tensorboardX import SummaryWriter
-
-        self._writers[number] = SummaryWriter(logdir=join(self._run, "tensorboard", run_folder.trial_id(number)))
-        return self._writers[number]
 
 
 class _MLflow:

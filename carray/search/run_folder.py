@@ -265,29 +265,25 @@ def read_trial_ends(run: str, count: int) -> dict[int, dict[str, Any]]:
         uri = join(trial_folder(run, number), "trial.json")
         return read_record(_TrialEnd, uri).model_dump() if exists(uri) else None
 
-    if not is_folder(join(run, "trials")):
-        return {}
-    ends = enumerate(at_once(read_end, range(count)))
-    return {number: end for number, end in ends if end is not None}
+    ends = at_once(read_end, range(count)) if is_folder(join(run, "trials")) else []
+    return {number: end for number, end in enumerate(ends) if end is not None}
 
 
 def write_tables(run: str, *, ended_by: str | None = None) -> pd.DataFrame:
     """Derive trials.parquet and epochs.parquet from the log, and give the trials, best first.
 
-    Args:
-        run: The run's folder.
-        ended_by: What ended the search early, in words.
+    `ended_by` says in words what ended the search early.
 
     Raises:
         StorageError: storage refused a table.
     """
     search = read_search(run)
     cut_off = f"the search ended before this trial did{f': {ended_by}' if ended_by else ''}"
-    trials, epochs = _derive_tables(run, search, cut_off, unended="out_of_time")
+    tables = _derive_tables(run, search, cut_off, unended="out_of_time")
     provenance = {"manifest": search["manifest_fingerprint"], "seed": search["settings"]["search"]["seed"]}
-    write_table(epochs, join(run, EPOCHS), kind="epochs", version=VERSION, provenance=provenance)
-    write_table(trials, join(run, TRIALS), kind="trials", version=VERSION, provenance=provenance)
-    return trials.to_pandas()
+    for kind in ("epochs", "trials"):  # in this order: where the second is, the first is, too
+        write_table(tables[kind], join(run, f"{kind}.parquet"), kind=kind, version=VERSION, provenance=provenance)
+    return tables["trials"].to_pandas()
 
 
 def delete_tables(run: str) -> None:
@@ -307,25 +303,24 @@ def read_trials(run: str) -> pd.DataFrame:
         SettingsError: no search was ever started there.
         StorageError: the table or the log cannot be read.
     """
-    return _read(run, TRIALS, "trials", TRIALS_SCHEMA)
+    return _read(run, "trials", TRIALS_SCHEMA)
 
 
 def read_epochs(run: str) -> pd.DataFrame:
     """Read every (trial, epoch) of a run, in the order of decisions; see `read_trials`."""
-    return _read(run, EPOCHS, "epochs", EPOCHS_SCHEMA)
+    return _read(run, "epochs", EPOCHS_SCHEMA)
 
 
-def _read(run: str, name: str, kind: str, schema: pa.Schema) -> pd.DataFrame:
+def _read(run: str, kind: str, schema: pa.Schema) -> pd.DataFrame:
     search = read_search(run)
     if exists(join(run, TRIALS)):
-        return read_table(join(run, name), kind=kind, required=schema.names).to_pandas()
-    cut_off = "the search has not ended; to go on with one that does not run, repeat carray tune"
-    trials, epochs = _derive_tables(run, search, cut_off, unended="unfinished")
-    return {TRIALS: trials, EPOCHS: epochs}[name].to_pandas()
+        return read_table(join(run, f"{kind}.parquet"), kind=kind, required=schema.names).to_pandas()
+    cut_off = "the search has not ended; to resume one that does not run, repeat carray tune"
+    return _derive_tables(run, search, cut_off, unended="unfinished")[kind].to_pandas()
 
 
-def _derive_tables(run: str, search: Mapping[str, Any], cut_off: str, *, unended: str) -> tuple[pa.Table, pa.Table]:
-    """Give trials and epochs; a trial that ran and has not ended has the status `unended`."""
+def _derive_tables(run: str, search: Mapping[str, Any], cut_off: str, *, unended: str) -> dict[str, pa.Table]:
+    """Derive the tables trials and epochs; a trial that ran and has not ended has the status `unended`."""
     log = read_log(run)
     ends = read_trial_ends(run, len(search["configurations"]))
     of_trial = defaultdict(list)
@@ -336,7 +331,7 @@ def _derive_tables(run: str, search: Mapping[str, Any], cut_off: str, *, unended
         for number, hyper in enumerate(search["configurations"])
     ]
     rows.sort(key=lambda row: (-(row["val_top1"] if row["val_top1"] is not None else -1.0), row["number"]))
-    return table_from_rows(rows, TRIALS_SCHEMA), table_from_rows(log, EPOCHS_SCHEMA)
+    return {"trials": table_from_rows(rows, TRIALS_SCHEMA), "epochs": table_from_rows(log, EPOCHS_SCHEMA)}
 
 
 def best_trial(trials: pd.DataFrame) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from carray.search.train.export import check_backbones
 from carray.search.train.hyperparameters import CnnHyper, TransferHyper, read_hyper
 from carray.search.train.weights import check_backbone, check_weights
 
-__all__ = ["SearchLog", "check_decisions", "check_search", "open_run"]
+__all__ = ["STOPPED", "SearchLog", "check_decisions", "check_search", "open_run"]
 
 CHANGEABLE = {
     *("search.trials", "search.time_budget_minutes", "search.device_hours_budget", "search.money_budget"),
@@ -33,6 +33,7 @@ CHANGEABLE = {
 }
 """Length, budgets and resources of a search, which a later start may change; all else decides its figures."""
 
+STOPPED = "every logged epoch stays; run the same command again to resume."
 _STATUS = {"stop": "stopped", "finish": "finished", "non_finite": "non_finite"}
 _WITH_RESULT = {"stopped", "finished"}
 _SCHEDULERS = {"asha": "ASHA", "median": "the median rule"}
@@ -65,10 +66,8 @@ def check_search(manifest: Manifest, configurations: Sequence[Configuration]) ->
     check_backbones(configurations)
 
 
-def open_run(
-    run: str, manifest: Manifest, settings: TuneSettings, configurations: Sequence[Configuration]
-) -> list[dict[str, Any] | None]:
-    """Write search.json, or extend the one there; gives every configuration, those of earlier starts unchanged.
+def open_run(run: str, manifest: Manifest, settings: TuneSettings, configurations: Sequence[Configuration]) -> None:
+    """Record a search in search.json, or extend the one there, whose configurations stay.
 
     Raises:
         SettingsError: the folder holds another search, one with more trials, or one of another version of carray.
@@ -86,14 +85,14 @@ def open_run(
         there = run_folder.read_search(run)
         _check_same(run, there, wanted)
         wanted = {**there, **wanted, "configurations": _continued(run, there["configurations"], wanted)}
-        margins = [document["settings"]["search"]["rung0_margin"] for document in (there, wanted)]
-        if margins[0] != margins[1]:
-            _take_back_dropped(run, len(there["configurations"]))
+        if there["settings"]["search"]["rung0_margin"] != settings.search.rung0_margin:
+            for number, end in run_folder.read_trial_ends(run, len(there["configurations"])).items():
+                if end["status"] == "dropped":
+                    delete(join(run_folder.trial_folder(run, number), "trial.json"))
         say(f"{run} was started before: what is finished there is kept")
         if wanted == there:
-            return list(wanted["configurations"])
+            return
     write_json(join(run, run_folder.SEARCH), wanted)
-    return list(wanted["configurations"])
 
 
 def _check_same(run: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -108,7 +107,7 @@ def _check_same(run: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -
         more = f" (and {others} more differ)" if others else ""
         raise SettingsError(
             f"{run} holds another search: its {key} is {old.get(key)!r}, not {new.get(key)!r}{more}; name another "
-            "--out, or repeat the command with the settings and images of that search to go on."
+            "--out, or repeat the command with the settings and images of that search to resume it."
         )
     if new["search.trials"] < old["search.trials"]:
         raise SettingsError(
@@ -128,12 +127,6 @@ def _continued(run: str, there: Sequence[Any], wanted: Mapping[str, Any]) -> lis
                 "another version of carray began it; use that one, or name another --out."
             )
     return [*there, *drawn[len(there) :]]
-
-
-def _take_back_dropped(run: str, count: int) -> None:
-    for number, end in run_folder.read_trial_ends(run, count).items():
-        if end["status"] == "dropped":
-            delete(join(run_folder.trial_folder(run, number), "trial.json"))
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -199,7 +192,7 @@ class SearchLog:
         """The best validation top-1 so far, and its trial's id."""
         done = read_json(join(run, run_folder.DONE)) if exists(join(run, run_folder.DONE)) else {}
         self._clock, self._started = clock, clock()
-        # The epochs that a budget's end cut off have no entry, but their time is gone: done.json has it.
+        # Epochs that the end of a budget cut off have no entry; done.json has their time.
         self._earlier_seconds = 60 * float(done.get("spent", {}).get("minutes", 0.0))
         self._device_seconds = 0.0
         for entry in entries:

@@ -8,9 +8,9 @@ Cost: a forward pass of at most 12 images a class and 2,000 validation images, a
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from carray.core.store.files import exists, join, read_json, write_json
 from carray.images.pixels import PixelSettings
 from carray.search import run_folder
-from carray.search.train.hyperparameters import CnnHyper, TransferHyper, read_hyper
+from carray.search.train.hyperparameters import CnnHyper, TransferHyper
 from carray.tensors.batches import view_batches
 from carray.tensors.block import Block
 
@@ -32,7 +32,6 @@ __all__ = [
     "named",
     "order_trials",
     "probe",
-    "rank_correlation",
     "read_probes",
     "write_probes",
 ]
@@ -45,6 +44,7 @@ _STEPS = 30
 _BATCH_IMAGES = 64
 
 Rows = npt.NDArray[np.int64]
+Features = npt.NDArray[np.float32]
 Candidate = tuple[str, str, int]
 """Backbone, weights and input size, on which a frozen backbone's features depend."""
 
@@ -89,14 +89,7 @@ def candidate_of(hyper: CnnHyper | TransferHyper | None) -> Candidate | None:
 
 
 def probe(candidate: Candidate, block: Block, pixels: PixelSettings, *, class_count: int, device: str = "cpu") -> Probe:
-    """Compute a candidate's features once and fit linear heads on them.
-
-    Args:
-        candidate: Backbone, weights, input size.
-        block: The decoded images.
-        pixels: Of the search; the candidate's own size replaces its input_size.
-        class_count: Of the manifest.
-        device: Where the backbone and the heads run.
+    """Compute a candidate's features once, at its own input size, on `device`, and fit linear heads on them.
 
     Raises:
         SettingsError: the backbone or its weights are not to be had.
@@ -114,10 +107,9 @@ def probe(candidate: Candidate, block: Block, pixels: PixelSettings, *, class_co
     train_N, val_N = choose_rows(block)
     top1 = _best_head(
         _embed(net, block, train_N, seen),
-        torch.from_numpy(block.labels_N[train_N]).to(device),
+        block.labels_N[train_N],
         _embed(net, block, val_N, seen),
-        torch.from_numpy(block.labels_N[val_N]).to(device),
-        class_count=class_count,
+        block.labels_N[val_N],
     )
     return Probe(backbone, weights, input_size, top1, round(time.monotonic() - started, 2))
 
@@ -131,8 +123,8 @@ def choose_rows(block: Block) -> tuple[Rows, Rows]:
     return np.sort(np.concatenate(chosen)), np.sort(np.random.default_rng(1).permutation(val_N)[:VAL_IMAGES])
 
 
-def _embed(net: Any, block: Block, rows_N: Rows, pixels: PixelSettings) -> Any:
-    """Compute the trunk's embedding_ND of evaluation's views, a float32 tensor on the network's device."""
+def _embed(net: Any, block: Block, rows_N: Rows, pixels: PixelSettings) -> Features:
+    """Compute the trunk's embedding_ND of evaluation's views, float32."""
     import torch
 
     from carray.search.train.inputs import forward_precision
@@ -143,34 +135,24 @@ def _embed(net: Any, block: Block, rows_N: Rows, pixels: PixelSettings) -> Any:
     with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision != torch.float32):
         for pixels_BHWC, _ in view_batches(block, rows_N, pixels, batch_images=_BATCH_IMAGES):
             images_BCHW = torch.from_numpy(pixels_BHWC).to(device).permute(0, 3, 1, 2).float()
-            parts.append(net.trunk(net.normalise(images_BCHW)).float())
-    return torch.cat(parts)
+            parts.append(net.trunk(net.normalise(images_BCHW)).float().cpu().numpy())
+    return np.concatenate(parts)
 
 
-def _best_head(train_ND: Any, labels_N: Any, val_MD: Any, val_labels_M: Any, *, class_count: int) -> float:
-    """Fit multinomial logistic regressions by L-BFGS and give the best one's validation accuracy."""
-    import torch
-    from torch.nn import functional
+def _best_head(train_ND: Features, labels_N: Rows, val_MD: Features, val_labels_M: Rows) -> float:
+    """Fit multinomial logistic regressions and give the best one's validation accuracy."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
 
-    mean_D, std_D = train_ND.mean(dim=0), train_ND.std(dim=0).clamp_min(1e-6)
-    train_ND, val_MD = (train_ND - mean_D) / std_D, (val_MD - mean_D) / std_D
-    weight_KD = torch.zeros(class_count, train_ND.shape[1], device=train_ND.device, requires_grad=True)
-    bias_K = torch.zeros(class_count, device=train_ND.device, requires_grad=True)
-    best = 0.0
-    for decay in DECAYS:
-        fitting = torch.optim.LBFGS([weight_KD, bias_K], max_iter=_STEPS, line_search_fn="strong_wolfe")
-
-        def loss(fitting: Any = fitting, decay: float = decay) -> Any:
-            fitting.zero_grad()
-            logits_NK = train_ND @ weight_KD.T + bias_K
-            total = functional.cross_entropy(logits_NK, labels_N) + decay / len(labels_N) * weight_KD.square().sum()
-            total.backward()
-            return total
-
-        fitting.step(loss)
-        with torch.no_grad():
-            hits_M = (val_MD @ weight_KD.T + bias_K).argmax(dim=1) == val_labels_M
-        best = max(best, float(hits_M.double().mean()))
+    scaler = StandardScaler().fit(train_ND)
+    train_ND, val_MD = scaler.transform(train_ND), scaler.transform(val_MD)
+    head, best = LogisticRegression(max_iter=_STEPS, warm_start=True), 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a few steps rank as well as many
+        for decay in DECAYS:
+            head.set_params(C=1 / (2 * decay)).fit(train_ND, labels_N)
+            best = max(best, float(head.score(val_MD, val_labels_M)))
     return best
 
 
@@ -196,36 +178,9 @@ def order_trials(
                 f"{margin:.1%} below the {value[best]:.1%} of {named(best)} (search.rung0_margin)"
             )
     left = [number for number in others if number not in dropped]
-    positions = [i for i, number in enumerate(left) if candidate_of(configurations[number])]
-    moving = [left[i] for i in positions]
-    moving.sort(key=lambda number: -value.get(candidate_of(configurations[number]) or ("", "", 0), -1.0))
-    for i, number in zip(positions, moving, strict=True):
-        left[i] = number
-    return early + left, dropped
-
-
-def rank_correlation(probes: Iterable[Probe], trials: Iterable[Mapping[str, Any]]) -> float | None:
-    """Compute Spearman's correlation between rung 0's figure of each candidate and its best trial's, in -1..1.
-
-    None where fewer than three candidates have a trial with a result, or one side is constant.
-
-    Args:
-        probes: Of the search.
-        trials: Rows of trials.parquet.
-    """
-    from scipy.stats import spearmanr
-
-    best: dict[Candidate | None, float] = {}
-    for row in trials:
-        values, reached = json.loads(row["hyper"]), row["val_top1"]
-        if values is not None and reached is not None and reached == reached:
-            candidate = candidate_of(read_hyper(values))
-            best[candidate] = max(best.get(candidate, 0.0), reached)
-    pairs = [(one.val_top1, best[one.candidate]) for one in probes if one.candidate in best]
-    if len(pairs) < 3 or any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
-        return None
-    before, after = zip(*pairs, strict=True)
-    return float(spearmanr(before, after).statistic)
+    moving = {number: candidate for number in left if (candidate := candidate_of(configurations[number]))}
+    ranked = iter(sorted(moving, key=lambda number: -value.get(moving[number], -1.0)))
+    return early + [next(ranked) if number in moving else number for number in left], dropped
 
 
 def named(candidate: Candidate) -> str:

@@ -23,14 +23,14 @@ from carray.core.ray.internals import forget_handover
 from carray.core.ray.metrics import Meter
 from carray.search.run_log import SearchLog
 
-__all__ = ["MOST_LOSSES", "SearchMetrics", "SearchScheduler", "SearchStopper"]
+__all__ = ["MOST_LOSSES", "SearchMetrics", "SearchScheduler"]
 
 MOST_LOSSES = 3
 """How often a trial's process may be lost in one epoch; a trial that kills its process each time must end."""
 
 
-class SearchScheduler(FIFOScheduler):
-    """Passes each epoch to the log, and its decision to Tune."""
+class SearchScheduler(FIFOScheduler, Stopper):
+    """Passes each epoch to the log, and its decision to Tune; also the stopper, which Tune asks between results."""
 
     def __init__(self, log: SearchLog, losses: dict[int, int]) -> None:
         """Take the search's log, and how often each trial has lost its process."""
@@ -41,7 +41,7 @@ class SearchScheduler(FIFOScheduler):
         self.given_up: set[int] = set()
         """Trials whose process was lost while it took them up, which Tune does not try again."""
         self.broken = False
-        """Whether Tune itself came to an unexpected end."""
+        """Whether Tune itself ended unexpectedly."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles a copy, which is never read
@@ -87,7 +87,7 @@ class SearchScheduler(FIFOScheduler):
         if "halt" in result:
             self.trouble = DataError(result["halt"])
             if result["halt_kind"] == "storage":
-                self.trouble = StorageError(f"{result['halt']} Nothing is lost: the same command then goes on.")
+                self.trouble = StorageError(f"{result['halt']} Nothing is lost: run the same command again to resume.")
         elif result.get("failed") or ("entry" in result and not self.log.is_logged(json.loads(result["entry"]))):
             self.on_trial_result(tune_controller, trial, result)
 
@@ -107,23 +107,13 @@ class SearchScheduler(FIFOScheduler):
         except StorageError as err:
             self.trouble = err
 
-
-class SearchStopper(Stopper):
-    """Ends the search between results, too, so that no running epoch is awaited."""
-
-    def __init__(self, scheduler: SearchScheduler) -> None:
-        self._scheduler = scheduler
-
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Stop no single trial: that is the scheduler's."""
+        """Stop no single trial: `on_trial_result` does."""
         return False
 
     def stop_all(self) -> bool:
-        """Say whether a budget is used up, or something ends the search."""
-        return self._scheduler.trouble is not None or self._scheduler.log.budget_reached() is not None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # as above
+        """Say whether a budget is used up, or something ends the search, so that no running epoch is awaited."""
+        return self.trouble is not None or self.log.budget_reached() is not None
 
 
 def _cause(trial: Trial) -> str:

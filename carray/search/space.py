@@ -1,16 +1,45 @@
-"""Defines the settings of `carray tune`: the search, its families and their spaces; unknown names are errors."""
+"""Defines the settings of `carray tune`, and draws the configurations of its trials from the search spaces.
+
+Configuration i is a function of the seed, i and the families alone. Every space is checked before anything is drawn,
+and every configuration before anything is launched. The first trial of each family is its known-good default; a larger
+search keeps the configurations of a smaller one.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from carray.core.errors import SettingsError
 from carray.core.settings import Seed, Settings
 from carray.images.pixels import PixelSettings
-from carray.search.train.hyperparameters import HYPERS, CnnHyper, TransferHyper
+from carray.search.train.hyperparameters import HYPERS, CnnHyper, TransferHyper, read_hyper
 
-__all__ = ["FamilySettings", "SearchSettings", "TuneSettings"]
+__all__ = [
+    "Domain",
+    "Family",
+    "FamilySettings",
+    "SearchSettings",
+    "TuneSettings",
+    "candidates",
+    "deal_families",
+    "draw_trials",
+    "draw_values",
+    "grid_size",
+    "read_domain",
+    "read_values",
+    "shorten",
+    "spaces",
+]
+
+Family = Literal["cnn", "transfer"]
+_LARGEST_GRID = 1_000_000
 
 
 class FamilySettings(Settings):
@@ -83,7 +112,7 @@ class SearchSettings(Settings):
         return self
 
 
-_FAMILIES: dict[Literal["cnn", "transfer"], FamilySettings] = {
+_FAMILIES: dict[Family, FamilySettings] = {
     "transfer": FamilySettings(
         share=0.6,
         space={
@@ -113,7 +142,7 @@ class TuneSettings(Settings):
     search: SearchSettings = SearchSettings()
     pixels: PixelSettings = PixelSettings()
     """Pixel settings; a trial's own eval_size or input_size replaces pixels.input_size."""
-    families: dict[Literal["cnn", "transfer"], FamilySettings] = Field(default_factory=lambda: dict(_FAMILIES))
+    families: dict[Family, FamilySettings] = Field(default_factory=lambda: dict(_FAMILIES))
 
     @model_validator(mode="after")
     def _check_families(self) -> TuneSettings:
@@ -132,3 +161,251 @@ class TuneSettings(Settings):
     def trial_pixels(self, hyper: CnnHyper | TransferHyper) -> PixelSettings:
         """Give a trial's pixel settings: the search's, at the trial's own size."""
         return self.pixels.model_copy(update={"input_size": hyper.eval_size or hyper.input_size})
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The values that one hyperparameter may have: `choices`, or numbers from `low` to `high`, both included."""
+
+    kind: str
+    """choice, integers, uniform or log_uniform."""
+    choices: Sequence[Any] = ()
+    """Every value; of integers, a range; none of a continuous kind."""
+    low: float = 0.0
+    high: float = 0.0
+
+    @property
+    def extremes(self) -> tuple[Any, ...]:
+        """Give the choices, or both ends of the range; a network that accepts these accepts every value."""
+        if self.kind == "choice":
+            return tuple(self.choices)
+        return (self.choices[0], self.choices[-1]) if self.choices else (self.low, self.high)
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """Draw one value; a number has four significant digits."""
+        if self.choices:
+            return self.choices[int(rng.integers(len(self.choices)))]
+        if self.kind == "log_uniform":
+            return shorten(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
+        return shorten(rng.uniform(self.low, self.high))
+
+
+def shorten(value: float) -> float:
+    """Round to four significant digits, so that a person can read and type the value."""
+    return float(f"{value:.4g}")
+
+
+def read_domain(where: str, spec: Any) -> Domain:
+    """Read an entry of a space: a list, {uniform|log_uniform|integers: [a, b]} or a fixed value; `where` is its name.
+
+    Raises:
+        SettingsError: nothing can be drawn from it.
+    """
+    if isinstance(spec, list) and not spec:
+        raise SettingsError(f"{where} is an empty list; give at least one choice.")
+    if not isinstance(spec, dict):
+        return Domain("choice", spec if isinstance(spec, list) else [spec])
+    kind, bounds = next(iter(spec.items())) if len(spec) == 1 else ("", None)
+    if kind not in ("uniform", "log_uniform", "integers"):
+        allowed = "a list, {uniform: [a, b]}, {log_uniform: [a, b]} or {integers: [a, b]}"
+        raise SettingsError(f"{where} is {spec!r}; allowed is {allowed}.")
+    try:
+        low, high = (float(bound) for bound in bounds or ())
+    except (TypeError, ValueError):
+        raise SettingsError(f"{where}.{kind} is {bounds!r}; allowed are two numbers [a, b].") from None
+    if not low <= high or not math.isfinite(high - low) or (kind == "log_uniform" and low <= 0):
+        raise SettingsError(f"{where}.{kind} is {bounds!r}; allowed is a <= b, and a > 0 for log_uniform.")
+    if kind != "integers":
+        return Domain(kind, low=low, high=high)
+    if not (low.is_integer() and high.is_integer()):
+        raise SettingsError(f"{where}.integers is {bounds!r}; allowed are two whole numbers [a, b].")
+    return Domain("integers", range(int(low), int(high) + 1))
+
+
+def draw_trials(settings: TuneSettings) -> list[CnnHyper | TransferHyper]:
+    """Draw every configuration of a search, at random or from a grid.
+
+    A grid holds each family's default and every combination of its lists and integers, in an order that the seed
+    shuffles; a search has at most that many trials. With tpe, these are the configurations of the trials before it
+    has observed enough to propose any.
+
+    Raises:
+        SettingsError: a range that cannot be drawn from, or a value that no network takes.
+    """
+    problems: dict[str, None] = {}
+    trials: list[CnnHyper | TransferHyper] = []
+    for name, values in (_grid if settings.search.searcher == "grid" else _random)(settings):
+        try:
+            trials.append(read_values(settings, name, values))
+        except SettingsError as err:
+            problems |= dict.fromkeys(err.problems)
+    if problems:
+        raise SettingsError(list(problems))
+    return trials
+
+
+def grid_size(settings: TuneSettings) -> int:
+    """Count the configurations of a grid, including the families' defaults.
+
+    Raises:
+        SettingsError: a continuous range, or a default that no network takes.
+    """
+    return sum(_combinations(settings, name, axes)[0] for name, axes in spaces(settings).items())
+
+
+def spaces(settings: TuneSettings) -> dict[Family, dict[str, Domain]]:
+    """Read the families' spaces; sorted, so that the order of keys in a file does not change what is drawn.
+
+    Raises:
+        SettingsError: one sentence for each range that nothing can be drawn from, each continuous range of a grid, and
+            each choice or end of a range that no network takes.
+    """
+    problems: dict[str, None] = {}
+    found: dict[Family, dict[str, Domain]] = {name: {} for name in settings.families}
+    for name, family in settings.families.items():
+        for key in sorted(family.space):
+            try:
+                found[name][key] = _axis(settings, name, key)
+            except SettingsError as err:
+                problems |= dict.fromkeys(err.problems)
+    if problems:
+        raise SettingsError(list(problems))
+    return found
+
+
+def _axis(settings: TuneSettings, family: Family, key: str) -> Domain:
+    """Read the space of one hyperparameter, its choices as the hyperparameter's type holds them."""
+    where, spec, hypers = f"families.{family}.space.{key}", settings.families[family].space[key], HYPERS[family]
+    possible = read_domain(where, spec)
+    problems, held = [], []
+    if settings.search.searcher == "grid" and not possible.choices:
+        problems.append(
+            f"{where} is {spec!r}, of which a grid cannot try every value; give a list or {{integers: [a, b]}}, or "
+            "take search.searcher random or tpe."
+        )
+    # YAML reads 1e-3 as text, and a path of weights becomes absolute.
+    field: Any = hypers.model_fields[key]
+    reader = TypeAdapter[Any](Annotated[field.annotation, field], config=hypers.model_config)
+    for value in possible.extremes:
+        try:
+            held.append(reader.validate_python(value))
+        except ValidationError as err:
+            problems += [_sentence(family, problem, key) for problem in err.errors()]
+        else:
+            problems += _size_problems(settings, family, {key: value})
+    if problems:
+        raise SettingsError(problems)
+    return replace(possible, choices=held) if possible.kind == "choice" else possible
+
+
+def read_values(settings: TuneSettings, family: Family, values: Mapping[str, Any]) -> CnnHyper | TransferHyper:
+    """Check one configuration's values, including those of the family's default.
+
+    Raises:
+        SettingsError: one sentence for each value that no network takes.
+    """
+    try:
+        hyper = read_hyper({"family": family, **values})
+    except ValidationError as err:
+        raise SettingsError(list(dict.fromkeys(_sentence(family, problem) for problem in err.errors()))) from None
+    if problems := _size_problems(settings, family, vars(hyper)):
+        raise SettingsError(problems)
+    return hyper
+
+
+def draw_values(settings: TuneSettings, family: Family, axes: Mapping[str, Domain], number: int) -> dict[str, Any]:
+    """Draw trial `number` from its family's space, over the family's default; the result is not checked."""
+    rng = np.random.default_rng([settings.search.seed, number])
+    return {**settings.families[family].default, **{key: possible.draw(rng) for key, possible in axes.items()}}
+
+
+def candidates(settings: TuneSettings) -> list[CnnHyper | TransferHyper]:
+    """Give a configuration for every backbone, weights and size that a searcher may propose.
+
+    Each has the highest last_stages, the only value of it that a backbone may lack.
+
+    Raises:
+        SettingsError: a range that cannot be drawn from, or a default that no network takes.
+    """
+    found = []
+    for name, axes in spaces(settings).items():
+        highest = {key: max(axes[key].extremes) for key in ("last_stages",) if key in axes}
+        if "train" in axes and "last_stages" in axes["train"].choices:
+            highest["train"] = "last_stages"
+        keys = [key for key in ("backbone", "weights", "input_size", "eval_size") if key in axes]
+        for chosen in product(*(axes[key].extremes for key in keys)):
+            values = {**settings.families[name].default, **highest, **dict(zip(keys, chosen, strict=True))}
+            found.append(read_values(settings, name, values))
+    return found
+
+
+def deal_families(settings: TuneSettings, *, limits: Mapping[Family, int] | None = None) -> Iterator[Family]:
+    """Deal numbers 0, 1, ... to families in proportion to their shares, the largest first (Bresenham's rule).
+
+    It ends after `search.trials` numbers, or when every family has its limit.
+    """
+    limits = limits or dict.fromkeys(settings.families, settings.search.trials)
+    names = sorted(settings.families, key=lambda name: (-settings.families[name].share, name))
+    total = sum(family.share for family in settings.families.values())
+    given = dict.fromkeys(names, 0)
+    for i in range(min(settings.search.trials, sum(limits.values()))):
+        # A family without a trial goes first, so that even a short search tries each default.
+        name = max(
+            (name for name in names if given[name] < limits[name]),
+            key=lambda n: (given[n] == 0, settings.families[n].share / total * (i + 1) - given[n]),
+        )
+        given[name] += 1
+        yield name
+
+
+def _random(settings: TuneSettings) -> Iterator[tuple[Family, dict[str, Any]]]:
+    axes = spaces(settings)
+    seen: set[Family] = set()
+    for number, name in enumerate(deal_families(settings)):
+        default = settings.families[name].default
+        yield name, draw_values(settings, name, axes[name], number) if name in seen else dict(default)
+        seen.add(name)
+
+
+def _grid(settings: TuneSettings) -> Iterator[tuple[Family, dict[str, Any]]]:
+    combinations = {name: _combinations(settings, name, axes) for name, axes in spaces(settings).items()}
+    for name in deal_families(settings, limits={name: count for name, (count, _) in combinations.items()}):
+        yield name, next(combinations[name][1])
+
+
+def _combinations(
+    settings: TuneSettings, family: Family, axes: Mapping[str, Domain]
+) -> tuple[int, Iterator[dict[str, Any]]]:
+    """Count a family's configurations and yield each once: the default, then the others shuffled."""
+    default = settings.families[family].default
+    choices = [list(dict.fromkeys(possible.choices)) for possible in axes.values()]
+    count = math.prod(map(len, choices))
+    if count > _LARGEST_GRID:
+        raise SettingsError(
+            f"families.{family}.space has {count:,} combinations; a grid may have {_LARGEST_GRID:,}, so shorten its "
+            "lists, or take search.searcher random or tpe."
+        )
+    # A combination equal to the default would be a second trial of the same configuration.
+    known_good = read_values(settings, family, default)
+    twin = tuple(getattr(known_good, key) for key in axes)
+    combinations = list(product(*choices))
+    order = np.random.default_rng([settings.search.seed, sorted(HYPERS).index(family)]).permutation(count)
+    others = [combinations[i] for i in order if combinations[i] != twin]
+    return 1 + len(others), (default | dict(zip(axes, chosen, strict=False)) for chosen in [(), *others])
+
+
+def _size_problems(settings: TuneSettings, family: Family, values: Mapping[str, Any]) -> list[str]:
+    largest = settings.pixels.decode_size
+    return [
+        f"families.{family}: {key} is {size}, above pixels.decode_size {largest}; lower it or raise pixels.decode_size."
+        for key in ("input_size", "eval_size")
+        if (size := values.get(key)) is not None and size > largest
+    ]
+
+
+def _sentence(family: Family, problem: Any, key: str = "") -> str:
+    # A problem of a whole configuration has no location; its message names the values.
+    where = key or ".".join(str(part) for part in problem["loc"] if part != family)
+    message = problem["msg"].removeprefix("Value error, ")
+    value = f"{where} is {problem['input']!r}: " if where else ""
+    return f"families.{family}: {value}{message[:1].lower()}{message[1:]}."

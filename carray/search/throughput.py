@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from carray.core.errors import BundleError, DataError
+from carray.core.errors import DataError
 from carray.core.progress import say
 from carray.core.settings import parse_settings
 from carray.core.store.files import absolute, exists, join, read_json, write_json
@@ -36,11 +37,9 @@ from carray.search.train.hyperparameters import CnnHyper, TransferHyper, read_hy
 __all__ = ["measure_throughput", "read_throughput", "trial_speeds"]
 
 THROUGHPUT = "throughput.json"
-_DECIDING = {
-    "cnn": ("stages", "blocks", "width", "kernel"),
-    "transfer": ("backbone",),
-}
+_DECIDING = {"cnn": ("stages", "blocks", "width", "kernel"), "transfer": ("backbone",)}
 """Hyperparameters that decide a network's speed, besides its size and flip_average."""
+_RUNTIME = "onnxruntime fp32"
 _BATCH_IMAGES = 16
 _SLICES = 4
 
@@ -50,26 +49,21 @@ Logits = Callable[[Pixels], npt.NDArray[np.float32]]
 
 
 def measure_throughput(run: str, *, images: int = 48, seconds: float = 2.0) -> dict[str, float]:
-    """Measure every distinct network of a run's trials that came to a result; give images a second by trial_id.
+    """Measure every distinct network of a run's trials with a result; give images a second by trial_id.
 
-    Args:
-        run: The run's folder.
-        images: How many images of the validation split are fetched, once, and scored again and again.
-        seconds: How long each network is measured, at least.
+    `images` of the validation split are fetched once; each network scores them again and again for `seconds`.
 
     Raises:
         SettingsError: no search was ever started there, or it has no table yet.
         DataError: no image of the validation split can be read.
+        BundleError: a network cannot be exported.
         StorageError: the manifest cannot be read, or the result not be written.
     """
     run = absolute(run)
     search, trials = run_folder.read_search(run), run_folder.read_trials(run)
     settings = parse_settings(TuneSettings, search["settings"])
     manifest = read_manifest(search["manifest"])
-    wanted: dict[str, CnnHyper | TransferHyper] = {}
-    for values in trials.loc[trials["val_top1"].notna(), "hyper"]:
-        hyper = read_hyper(json.loads(values))
-        wanted.setdefault(_network_key(hyper), hyper)
+    wanted = {_network_key(hyper): hyper for hyper in _hypers(trials).values()}
     machine = _machine()
     before = read_throughput(run)
     found = dict(before["networks"]) if before.get("machine") == machine else {}
@@ -77,11 +71,11 @@ def measure_throughput(run: str, *, images: int = 48, seconds: float = 2.0) -> d
     if missing:
         data = _fetch(manifest, images)
         for number, key in enumerate(missing, start=1):
-            hyper = wanted[key]
-            score, runtime = _scorer(hyper, settings.trial_pixels(hyper), len(manifest.classes))
-            rate = _measure(score, data, settings.trial_pixels(hyper), seconds)
-            found[key] = {"images_per_second": round(rate, 2), "runtime": runtime}
-            say(f"throughput: {number} of {len(missing)} networks: {key}: {rate:.0f} images a second ({runtime})")
+            pixels = settings.trial_pixels(wanted[key])
+            score = _scorer(wanted[key], pixels.input_size, len(manifest.classes))
+            rate = _measure(score, data, pixels, seconds)
+            found[key] = {"images_per_second": round(rate, 2), "runtime": _RUNTIME}
+            say(f"throughput: {number} of {len(missing)} networks: {key}: {rate:.0f} images a second ({_RUNTIME})")
         note = {"machine": machine, "measured_at": datetime.now(UTC).isoformat(timespec="seconds")}
         write_json(join(run, THROUGHPUT), {**note, "images": len(data), "networks": found})
     return trial_speeds(run, trials)
@@ -96,13 +90,16 @@ def read_throughput(run: str) -> dict[str, Any]:
 def trial_speeds(run: str, trials: pd.DataFrame) -> dict[str, float]:
     """Give measured end-to-end images a second by trial_id, for the trials whose network was measured."""
     networks: Mapping[str, Any] = read_throughput(run)["networks"]
-    speeds: dict[str, float] = {}
-    for row in trials.to_dict("records") if networks else []:
-        values = json.loads(str(row["hyper"]))
-        found = networks.get(_network_key(read_hyper(values))) if values else None
-        if found and pd.notna(row["val_top1"]):
-            speeds[row["trial_id"]] = found["images_per_second"]
-    return speeds
+    if not networks:
+        return {}
+    keys = {trial: _network_key(hyper) for trial, hyper in _hypers(trials).items()}
+    return {trial: networks[key]["images_per_second"] for trial, key in keys.items() if key in networks}
+
+
+def _hypers(trials: pd.DataFrame) -> dict[str, CnnHyper | TransferHyper]:
+    """Read the configuration of each trial with a result, by trial_id."""
+    hypers = trials[trials["val_top1"].notna()].set_index("trial_id")["hyper"]
+    return {str(trial): read_hyper(json.loads(values)) for trial, values in hypers.items()}
 
 
 def _network_key(hyper: CnnHyper | TransferHyper) -> str:
@@ -114,13 +111,9 @@ def _network_key(hyper: CnnHyper | TransferHyper) -> str:
 
 def _machine() -> str:
     """Name the processor and how many cores this process may use."""
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), name)
-    except OSError:  # not Linux
-        pass
-    return f"{name}, {_cores()} cores"
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.machine()}, {_cores()} cores"
 
 
 def _cores() -> int:
@@ -132,10 +125,8 @@ def _fetch(manifest: Manifest, images: int) -> list[Fetched]:
     chosen = rows.iloc[np.linspace(0, len(rows) - 1, min(images, len(rows))).astype(int)].to_dict("records")
 
     def fetch(row: Mapping[Any, Any]) -> Fetched | None:
-        fetched, box = (
-            fetch_original(row["uri"], escaped=bool(row["escaped"])),
-            row_box(row) if manifest.crop_boxes else None,
-        )
+        fetched = fetch_original(row["uri"], escaped=bool(row["escaped"]))
+        box = row_box(row) if manifest.crop_boxes else None
         if isinstance(fetched, ReadImage) or decode_fetched(fetched, PixelSettings(), box=box).pixels_HWC is None:
             return None
         return fetched, box
@@ -150,32 +141,18 @@ def _fetch(manifest: Manifest, images: int) -> list[Fetched]:
     return found
 
 
-def _scorer(hyper: CnnHyper | TransferHyper, pixels: PixelSettings, class_count: int) -> tuple[Logits, str]:
-    """Build a network with random weights, and give a function from uint8 pixels_BHWC to logits_BK and its runtime."""
-    import torch
+def _scorer(hyper: CnnHyper | TransferHyper, input_size: int, class_count: int) -> Logits:
+    """Export a network with random weights, and give a function from uint8 pixels_BHWC to logits_BK."""
+    import onnxruntime
 
     from carray.search.train.nets import build_net
 
     net = build_net(hyper, class_count=class_count, load_weights=False).eval()
-
-    def score(pixels_BHWC: Pixels) -> npt.NDArray[np.float32]:
-        with torch.inference_mode():
-            return np.asarray(net(torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).float())[0].numpy())
-
-    probe_BHWC = np.random.default_rng(0).integers(0, 256, (2, pixels.input_size, pixels.input_size, 3), dtype=np.uint8)
-    try:
-        return _session(export_onnx(net, probe_BHWC, fast=True)[0]), "onnxruntime fp32"
-    except BundleError as err:
-        say(f"throughput: {_network_key(hyper)} is timed in torch: {err}")
-        return score, "torch fp32"
-
-
-def _session(model: bytes) -> Logits:
-    import onnxruntime
-
+    probe_BHWC = np.random.default_rng(0).integers(0, 256, (2, input_size, input_size, 3), dtype=np.uint8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = _cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as bundle.scorer does
+    model = export_onnx(net, probe_BHWC, fast=True)[0]
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return lambda pixels_BHWC: np.asarray(session.run(["logits"], {"pixels": pixels_BHWC})[0])
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from carray.core.errors import SettingsError
-from carray.search.proposals import Domain, deal_families, draw_values, read_values, shorten, spaces
-from carray.search.space import TuneSettings
+from carray.search.space import Domain, TuneSettings, deal_families, draw_values, read_values, shorten, spaces
 from carray.search.train.hyperparameters import CnnHyper, TransferHyper
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ FIRST_DRAWN = 5
 """Trials with a score that a family needs before TPE proposes; until then its configurations are drawn at random."""
 
 _ATTEMPTS = 20
-"""Proposals with incompatible values that are asked for again, before a drawn configuration is taken."""
+"""How often TPE is asked again after incompatible values, before the configuration is drawn at random."""
 
 
 @dataclass(frozen=True)
@@ -83,29 +82,35 @@ def _ask(
             constant_liar=False,  # which trials are running is not reproducible
         )
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    study.add_trials([_as_trial(settings, distributions, observation) for observation in told])
+    study.add_trials([_as_trial(distributions, one, epochs=settings.search.epochs) for one in told])
     asked = study.ask(distributions).params
-    return {key: _within(axes[key], value) for key, value in asked.items()}
+    ranges = {key: possible for key, possible in axes.items() if not possible.choices}
+    # Rounded as a drawn number, within its range.
+    return asked | {key: min(max(shorten(asked[key]), one.low), one.high) for key, one in ranges.items()}
 
 
-def _as_trial(
-    settings: TuneSettings, distributions: Mapping[str, BaseDistribution], observation: Observation
-) -> FrozenTrial:
+def _distribution(possible: Domain) -> BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if possible.kind == "choice":
+        return CategoricalDistribution(list(dict.fromkeys(possible.choices)))
+    low, high = possible.extremes
+    if possible.kind == "integers":
+        return IntDistribution(low, high)
+    return FloatDistribution(low, high, log=possible.kind == "log_uniform")
+
+
+def _as_trial(distributions: Mapping[str, BaseDistribution], observation: Observation, *, epochs: int) -> FrozenTrial:
     from optuna.trial import TrialState, create_trial
 
     # A value of the default may lie outside its domain and is then left out.
-    held = {
-        key: distribution
-        for key, distribution in distributions.items()
-        if _holds(distribution, observation.hyper.get(key))
-    }
+    held = {key: one for key, one in distributions.items() if _holds(one, observation.hyper.get(key))}
     params = {key: observation.hyper[key] for key in held}
     if observation.score is None:
         return create_trial(state=TrialState.FAIL, params=params, distributions=held)
     # Optuna ranks a stopped trial below every finished one, and by its last epoch.
-    finished = observation.epochs >= settings.search.epochs
     return create_trial(
-        state=TrialState.COMPLETE if finished else TrialState.PRUNED,
+        state=TrialState.COMPLETE if observation.epochs >= epochs else TrialState.PRUNED,
         params=params,
         distributions=held,
         value=observation.score,
@@ -113,25 +118,8 @@ def _as_trial(
     )
 
 
-def _distribution(possible: Domain) -> BaseDistribution:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if possible.choices:
-        return CategoricalDistribution(possible.values or ())
-    if possible.kind == "integers":
-        return IntDistribution(int(possible.low), int(possible.high))
-    return FloatDistribution(possible.low, possible.high, log=possible.kind == "log_uniform")
-
-
 def _holds(distribution: BaseDistribution, value: Any) -> bool:
     try:
         return bool(distribution._contains(distribution.to_internal_repr(value)))
     except (TypeError, ValueError):
         return False
-
-
-def _within(possible: Domain, value: Any) -> Any:
-    """Round a proposed number as a drawn one, within its domain."""
-    if not isinstance(value, float) or possible.choices:
-        return value
-    return min(max(shorten(value), possible.low), possible.high)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from pydantic import Field
 
 from carray.core.errors import SettingsError
@@ -24,17 +25,28 @@ from carray.core.store.lease import Lease, hold_run
 from carray.images.pixels import PixelSettings
 from carray.manifest.manifest_file import Manifest, read_manifest
 from carray.search import run_folder
-from carray.search.proposals import draw_trials
-from carray.search.run_log import SearchLog, check_search, open_run
-from carray.search.space import FamilySettings, SearchSettings, TuneSettings
+from carray.search.judge import diverged
+from carray.search.run_log import STOPPED, SearchLog, check_search, open_run
+from carray.search.space import FamilySettings, SearchSettings, TuneSettings, draw_trials
 from carray.search.train.checkpoint import TrialFiles
 from carray.search.train.hyperparameters import HYPERS, CnnHyper, TransferHyper
 from carray.tensors.block import ensure_block
 
-__all__ = ["TRAINING", "TrainSettings", "find_row", "read_settings", "refit_run", "settings_of_row", "train"]
+if TYPE_CHECKING:
+    from carray.search.train.fit import Fit
+
+__all__ = [
+    "TRAINING",
+    "TrainSettings",
+    "find_row",
+    "read_settings",
+    "refit_run",
+    "settings_of_row",
+    "train",
+    "train_epochs",
+]
 
 TRAINING = "training.json"
-_STOPPED = "every logged epoch stays, and the same command goes on from there."
 
 
 class TrainSettings(Settings):
@@ -55,6 +67,14 @@ class TrainSettings(Settings):
         Raises:
             SettingsError: an unknown family, or values that it does not take.
         """
+        return draw_trials(self.as_search())[0]
+
+    def as_search(self) -> TuneSettings:
+        """Give the search of one trial that this training is, for the run's files.
+
+        Raises:
+            SettingsError: an unknown family, or values that it does not take.
+        """
         family = self.hyper.get("family", "transfer")
         if family not in HYPERS:
             raise SettingsError(f"hyper.family is {family!r}; allowed are {' and '.join(sorted(HYPERS))}.")
@@ -62,20 +82,9 @@ class TrainSettings(Settings):
             hyper = parse_settings(HYPERS[family], self.hyper)
         except SettingsError as err:
             raise SettingsError([f"hyper.{problem}" for problem in err.problems]) from None
-        return draw_trials(self._search_of(hyper))[0]
-
-    def as_search(self) -> TuneSettings:
-        """Give the search of one trial that this training is, for the run's files.
-
-        Raises:
-            SettingsError: the configuration is not one.
-        """
-        return self._search_of(self.configuration())
-
-    def _search_of(self, hyper: CnnHyper | TransferHyper) -> TuneSettings:
         default = hyper.model_dump(mode="json", exclude={"family"})
         search = SearchSettings(trials=1, epochs=self.epochs, seed=self.seed, scheduler="none", rung0="off")
-        return TuneSettings(search=search, pixels=self.pixels, families={hyper.family: FamilySettings(default=default)})
+        return TuneSettings(search=search, pixels=self.pixels, families={family: FamilySettings(default=default)})
 
 
 def read_settings(config: str | None = None, *, overrides: Iterable[str] = ()) -> TrainSettings:
@@ -124,16 +133,15 @@ def find_row(run: str, row: str) -> dict[str, Any]:
         SettingsError: no run lies there, or it has no such row.
     """
     trials = run_folder.read_trials(run)
-    if row.isdecimal() and 1 <= int(row) <= len(trials):
-        chosen = trials.iloc[int(row) - 1]
-    elif row in set(trials["trial_id"]):
-        chosen = trials[trials["trial_id"] == row].iloc[0]
-    else:
+    ids = list(trials["trial_id"])
+    if row.isdecimal() and 1 <= int(row) <= len(ids):
+        row = ids[int(row) - 1]
+    if row not in ids:
         raise SettingsError(
-            f"{run} has no row {row!r}; allowed are 1 to {len(trials)}, as carray leaderboard counts them, and the "
-            f"trials {_named(sorted(trials['trial_id']))}."
+            f"{run} has no row {row!r}; allowed are 1 to {len(ids)}, as carray leaderboard counts them, and the trials "
+            f"{min(ids)} to {max(ids)}."
         )
-    return {str(key): value for key, value in chosen.items()}
+    return {str(key): value for key, value in trials.iloc[ids.index(row)].items()}
 
 
 def _values(hyper: dict[str, Any], tune: TuneSettings, *, number: int) -> dict[str, Any]:
@@ -143,10 +151,6 @@ def _values(hyper: dict[str, Any], tune: TuneSettings, *, number: int) -> dict[s
         "seed": tune.search.seed + number,  # as the trial's own
         "pixels": tune.pixels.model_dump(mode="json"),
     }
-
-
-def _named(trials: list[str]) -> str:
-    return ", ".join(trials) if len(trials) <= 12 else f"{trials[0]} to {trials[-1]}"
 
 
 def refit_run(run: str, trial: str, epochs: int) -> str:
@@ -164,57 +168,48 @@ def train(
 ) -> dict[str, Any]:
     """Train one configuration and write its run; the same call again resumes.
 
-    Args:
-        manifest: Table written by carray prepare.
-        run: Folder of the run.
-        settings: The configuration, and for how many epochs.
-        refit_of: What names the trial that is trained once more; the validation images are then trained on, too.
-        finish: Called with the finished run while this process holds it; its result is added to the outcome.
+    `refit_of` names the run and the trial that is trained once more, then on the validation images, too. `finish` is
+    called with the finished run while this process holds it; its result is added to the outcome.
 
     Raises:
         SettingsError: values no network takes, or a folder that holds another run.
         SchemaError: the manifest has no usable training or validation image.
-        SearchError: the loss became no number in the first epoch.
+        SearchError: the loss was not finite in the first epoch.
         BudgetError: another process trains there.
         StoppedError: Ctrl-C or SIGTERM.
         StorageError: storage refused to keep the weights or the log.
     """
     run = absolute(run)
-    source = read_manifest(absolute(manifest))
-    check_search(source, [settings.configuration()])
+    source, search = read_manifest(absolute(manifest)), settings.as_search()
+    (hyper,) = draw_trials(search)
+    check_search(source, [hyper])
+    splits = ["train", "val"] if refit_of else ["train"]
     with hold_run(run, what="train") as lease:
-        _open(run, source, settings, refit_of)
+        _check_folder(run, {"splits": splits, "refit_of": dict(refit_of) if refit_of else None})
+        open_run(run, source, search, [hyper])
         if exists(join(run, run_folder.DONE)):
             outcome = dict(read_json(join(run, run_folder.DONE)))
         else:
             advise(f"to resume from the last whole epoch, run the same command again; OUT={run}")
-            with stopping_in_order(_STOPPED):
-                _run_epochs(run, source, settings, lease, refit=refit_of is not None)
-            outcome = _outcome(run, refit=refit_of is not None)
+            with stopping_in_order(STOPPED):
+                _run_epochs(run, source, search, hyper, splits, lease)
+            outcome = _outcome(run)
             write_json(join(run, run_folder.DONE), outcome)
         return outcome if finish is None else {**outcome, **finish(run)}
 
 
-def _open(run: str, manifest: Manifest, settings: TrainSettings, refit_of: Mapping[str, Any] | None) -> None:
-    """Take up a new folder, or check that the one there is of this very training."""
-    wanted: dict[str, Any] = {
-        "splits": _splits(refit=refit_of is not None),
-        "refit_of": None if refit_of is None else dict(refit_of),
-    }
+def _check_folder(run: str, training: Mapping[str, Any]) -> None:
+    """Write training.json into a new folder, or check that the folder there is of this very training."""
     uri = join(run, TRAINING)
     if not exists(join(run, run_folder.SEARCH)):
-        write_json(uri, wanted)
+        write_json(uri, training)
     elif not exists(uri):
         raise SettingsError(f"{run} holds a search, which carray tune continues; name another --out.")
-    elif (there := dict(read_json(uri))) != wanted:
+    elif (there := read_json(uri)) != training:
         raise SettingsError(
-            f"{run} holds another training: one {_described(there)}, not one {_described(wanted)}; name another --out."
+            f"{run} holds another training: one {_described(there)}, not one {_described(training)}; name another "
+            "--out."
         )
-    open_run(run, manifest, settings.as_search(), [settings.configuration()])
-
-
-def _splits(*, refit: bool) -> list[str]:
-    return ["train", "val"] if refit else ["train"]
 
 
 def _described(training: Mapping[str, Any]) -> str:
@@ -223,41 +218,62 @@ def _described(training: Mapping[str, Any]) -> str:
     return f"on {' and '.join(training['splits'])}{after}"
 
 
-def _run_epochs(run: str, manifest: Manifest, settings: TrainSettings, lease: Lease, *, refit: bool) -> None:
+def _run_epochs(
+    run: str,
+    manifest: Manifest,
+    settings: TuneSettings,
+    hyper: CnnHyper | TransferHyper,
+    splits: Sequence[str],
+    lease: Lease,
+) -> None:
     import torch
 
     from carray.search.train.fit import Fit
 
     cpus, gpu = len(os.sched_getaffinity(0)), torch.cuda.is_available()
     torch.set_num_threads(cpus)
-    log = _TrainLog(run, settings.as_search().search, devices=1.0 if gpu else float(cpus), check=lease.check)
+    log = _TrainLog(run, settings.search, devices=1.0 if gpu else float(cpus), check=lease.check)
     if not log.missing:
         return
-    say(f"train: on {torch.cuda.get_device_name() if gpu else f'{cpus} CPUs'}, {settings.epochs} epochs")
-    hyper, search = settings.configuration(), settings.as_search()
+    say(f"train: on {torch.cuda.get_device_name() if gpu else f'{cpus} CPUs'}, {settings.search.epochs} epochs")
     fit = Fit(
         hyper,
-        ensure_block(manifest, search.pixels),
-        search.trial_pixels(hyper),
+        ensure_block(manifest, settings.pixels),
+        settings.trial_pixels(hyper),
         class_count=len(manifest.classes),
-        epochs=settings.epochs,
-        seed=settings.seed,
+        epochs=settings.search.epochs,
+        seed=settings.search.seed,
         device="cuda" if gpu else "cpu",
-        splits=_splits(refit=refit),
+        splits=splits,
     )
     files = TrialFiles(run, 0)
-    damage = files.restore(fit)
-    if damage:
+    if damage := files.restore(fit):
         log.remark(0, damage)
-    for result in fit.history:
-        log.add(result.log_entry(0, hyper.family))
-    while log.missing:
-        result = fit.run_epoch()
-        entry = result.log_entry(0, hyper.family)
-        decision = log.decide(entry)
-        if decision != "non_finite":
-            files.keep(fit, result, always=refit and decision == "finish")
+    for entry in train_epochs(fit, files, 0):
         log.add(entry)
+
+
+def train_epochs(fit: Fit, files: TrialFiles, number: int) -> Iterator[dict[str, Any]]:
+    """Train a trial to its end, and yield each epoch's entry for the log once its weights and checkpoint are written.
+
+    The first entry is that of the checkpoint's last epoch, if there is one: a killed process may not have logged it.
+
+    Raises:
+        SettingsError: not even two images fit into the device's memory.
+        StorageError: storage refused the files after every try, or another process has claimed the trial.
+    """
+    files.take()
+    if fit.history:
+        yield fit.history[-1].log_entry(number, fit.hyper.family)
+    while fit.epoch < fit.epochs:
+        result = fit.run_epoch()
+        entry = result.log_entry(number, fit.hyper.family)
+        if not diverged(entry):
+            refitted = entry["val_top1"] is None and fit.epoch == fit.epochs
+            files.keep(fit, result, always=refitted)
+        yield entry
+        if diverged(entry):
+            return
 
 
 class _TrainLog(SearchLog):
@@ -276,8 +292,9 @@ class _TrainLog(SearchLog):
         )
 
 
-def _outcome(run: str, *, refit: bool) -> dict[str, Any]:
+def _outcome(run: str) -> dict[str, Any]:
     trials = run_folder.write_tables(run)
     row = trials.iloc[0]
-    best = None if refit and row["status"] == "finished" else float(run_folder.best_trial(trials)["val_top1"])
+    refitted = row["status"] == "finished" and pd.isna(row["val_top1"])
+    best = None if refitted else float(run_folder.best_trial(trials)["val_top1"])
     return {"run": run, "trial": str(row["trial_id"]), "epochs": int(row["epochs"]), "val_top1": best}

@@ -16,17 +16,18 @@ import os
 import platform
 import signal
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ray import tune
 
 from carray.core.errors import CarrayError, DataError, StorageError
 from carray.manifest.manifest_file import read_manifest
-from carray.search.judge import is_finite
+from carray.search.judge import diverged
 from carray.search.space import TuneSettings
 from carray.search.train.checkpoint import TrialFiles
 from carray.search.train.hyperparameters import read_hyper
+from carray.search.train_one import train_epochs
 from carray.tensors.block import ensure_block
 
 __all__ = ["TrialRunner"]
@@ -75,10 +76,13 @@ class TrialRunner(tune.Trainable):
         settings = TuneSettings.model_validate(shared["settings"])
         self._epochs = settings.search.epochs
         self._open_block(shared["manifest"], settings)
-        self._release()
+        # The last trial's memory is freed before the next network is built.
+        self._entries: Iterator[dict[str, Any]] = iter(())
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
         hyper = read_hyper(hyper_values)
-        self._family = hyper.family
-        self._fit = Fit(
+        fit = Fit(
             hyper,
             self._block,
             settings.trial_pixels(hyper),
@@ -87,9 +91,9 @@ class TrialRunner(tune.Trainable):
             seed=settings.search.seed + self._number,
             device="cuda" if shared["gpus"] and torch.cuda.is_available() else "cpu",
         )
-        self._files = TrialFiles(shared["run"], self._number)
-        self._restarted = self._files.restore(self._fit)
-        self._reported = self._fit.epoch == 0
+        files = TrialFiles(shared["run"], self._number)
+        self._restarted = files.restore(fit)
+        self._entries = train_epochs(fit, files, self._number)
 
     def _open_block(self, manifest_uri: str, settings: TuneSettings) -> None:
         """Map the block, once a process, since a manifest of a million rows takes seconds to read and hash."""
@@ -101,29 +105,11 @@ class TrialRunner(tune.Trainable):
                 raise _ImagesError(str(err)) from None
             self._class_count = len(manifest.classes)
 
-    def _release(self) -> None:
-        """Free the last trial's memory before the next network is built."""
-        import torch
-
-        if hasattr(self, "_fit"):
-            del self._fit
-            gc.collect()
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
-
     def _next_result(self) -> dict[str, Any]:
-        self._files.take()
-        if not self._reported:
-            result = self._fit.history[-1]
-        else:
-            result = self._fit.run_epoch()
-            if is_finite(vars(result)):
-                self._files.keep(self._fit, result)
-        self._reported = True
-        entry = result.log_entry(self._number, self._family)
+        entry = next(self._entries)
         remark = {"restarted": self._restarted} if self._restarted else {}
         self._restarted = None
-        done = not is_finite(vars(result)) or result.epoch >= self._epochs
+        done = diverged(entry) or entry["epoch"] >= self._epochs
         return {"entry": json.dumps(entry), "done": done, **remark}
 
 

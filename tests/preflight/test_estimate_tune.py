@@ -18,9 +18,8 @@ from carray.preflight.estimate_tune import estimate_tune
 from carray.preflight.estimates import Machines, Range
 from carray.preflight.tune_probe import NetCost, TrainingCost, frozen_key, net_key
 from carray.search import run_folder
-from carray.search.proposals import draw_trials
 from carray.search.resources import Share
-from carray.search.space import TuneSettings
+from carray.search.space import TuneSettings, draw_trials
 from carray.testing.drawing import draw_dataset
 
 

@@ -21,6 +21,7 @@ from carray.search.leaderboard import (
     leaderboard_text,
     pareto_front,
     probe_outcomes,
+    rank_correlation,
     rung_epochs,
     rung_table,
 )
@@ -143,6 +144,20 @@ def test_candidates_stand_beside_what_their_trials_came_to(tmp_path: Path) -> No
     assert outcomes["trials"].sum() == len(transfer)
     assert outcomes["best"].max() == transfer["val_top1"].max()
     assert outcomes["dropped"].sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("best", "expected"),
+    [
+        ([0.5, 0.6, 0.7, None], 1.0),
+        ([0.7, 0.6, 0.5, None], -1.0),
+        ([0.5, 0.6, None, None], None),
+        ([0.5, 0.5, 0.5, None], None),
+    ],
+)
+def test_rank_correlation_compares_candidates_with_a_result(best: list[float | None], expected: float | None) -> None:
+    outcomes = pd.DataFrame({"val_top1": [0.1, 0.2, 0.3, 0.4], "best": best})
+    assert rank_correlation(outcomes) == (None if expected is None else pytest.approx(expected))
 
 
 def trials_of(count: int, value: Callable[[dict[str, Any]], float], *, family: str = "cnn") -> pd.DataFrame:

@@ -143,7 +143,7 @@ def test_a_killed_driver_and_then_a_full_disk(manifest: str, whole: str, small_d
 
     filler = fill(small_disk, leave_bytes=8_000)  # less than one checkpoint
     if len(before) < len(epochs_of(whole)):
-        with pytest.raises(StorageError, match=r"No space left on device.*the same command then goes on"):
+        with pytest.raises(StorageError, match=r"No space left on device.*run the same command again to resume"):
             search(manifest, run=run, settings=settings())
         assert "failed" not in {end["status"] for end in run_folder.read_trial_ends(run, 4).values()}
     filler.unlink()

@@ -14,7 +14,7 @@ from carray.manifest.manifest_file import Manifest, read_manifest
 from carray.manifest.prepare import prepare
 from carray.search import rung0 as probes
 from carray.search.resources import Share
-from carray.search.rung0 import Probe, order_trials, probe, rank_correlation, read_probes, write_probes
+from carray.search.rung0 import Probe, order_trials, probe, read_probes, write_probes
 from carray.search.space import TuneSettings
 from carray.search.train.hyperparameters import CnnHyper, TransferHyper
 from carray.tensors.block import Block
@@ -100,25 +100,6 @@ def test_input_size_and_weights_tell_candidates_apart() -> None:
     assert order_trials(configurations, known, margin=0.5)[0] == [0, 2, 1]
 
 
-@pytest.mark.parametrize(("reached", "expected"), [((0.5, 0.6, 0.7), 1.0), ((0.7, 0.6, 0.5), -1.0)])
-def test_rank_correlation_compares_each_candidates_best_trial(reached: tuple[float, ...], expected: float) -> None:
-    known = [answer("a", 0.1), answer("b", 0.2), answer("c", 0.3)]
-    rows = [
-        {"hyper": transfer(one.backbone).model_dump_json(), "val_top1": top1}
-        for one, top1 in zip(known, reached, strict=True)
-    ]
-    rows += [{**row, "val_top1": 0.0} for row in rows]
-    rows += [{"hyper": CnnHyper().model_dump_json(), "val_top1": 0.9}, {"hyper": "null", "val_top1": None}]
-    rows.append({"hyper": transfer("a").model_dump_json(), "val_top1": float("nan")})
-    assert rank_correlation(known, rows) == pytest.approx(expected)
-
-
-def test_rank_correlation_of_two_candidates_says_nothing() -> None:
-    known = [answer("a", 0.1), answer("b", 0.2)]
-    rows = [{"hyper": json.dumps(transfer(one.backbone).model_dump()), "val_top1": 0.5} for one in known]
-    assert rank_correlation(known, rows) is None
-
-
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     folder = tmp_path_factory.mktemp("drawn")
@@ -144,7 +125,7 @@ def small(input_size: int, weights: str = "none") -> dict[str, object]:
 def test_nothing_is_asked_where_nothing_is_to_choose(
     manifest: Manifest, tmp_path: Path, settings: TuneSettings, sizes: list[int]
 ) -> None:
-    from carray.search.rung0_on_ray import rank_trials
+    from carray.search.search_on_ray import rank_trials
 
     configurations = [small(size) for size in sizes]
     numbers = list(range(len(sizes)))
@@ -160,7 +141,7 @@ def test_answers_are_kept_and_not_asked_for_twice(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from carray.search.rung0_on_ray import rank_trials
+    from carray.search.search_on_ray import rank_trials
 
     monkeypatch.setenv("CARRAY_CACHE", str(tmp_path / "cache"))
     configurations = [small(32), small(24), None, small(32, weights=str(tmp_path / "absent")), small(24)]

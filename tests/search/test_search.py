@@ -18,11 +18,10 @@ from carray.manifest.prepare import prepare
 from carray.manifest.splits import SplitSettings
 from carray.search import run_log
 from carray.search.leaderboard import leaderboard_text
-from carray.search.proposals import draw_trials
 from carray.search.run_folder import read_trials
 from carray.search.run_log import SearchLog, open_run
 from carray.search.search_on_ray import search
-from carray.search.space import TuneSettings
+from carray.search.space import TuneSettings, draw_trials
 from carray.testing.drawing import draw_dataset
 
 CNN = {"input_size": 32, "stages": 2, "width": 8, "batch_images": 16, "learning_rate": 0.003}

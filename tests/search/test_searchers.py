@@ -14,11 +14,10 @@ from ray.tune.search import Searcher
 from carray.core.settings import parse_settings
 from carray.core.store.files import write_json
 from carray.manifest.prepare import prepare
-from carray.search.proposals import draw_trials
 from carray.search.run_folder import VERSION, read_search, read_trials
 from carray.search.run_log import SearchLog
 from carray.search.search_on_ray import Configurations, search
-from carray.search.space import TuneSettings
+from carray.search.space import TuneSettings, draw_trials
 from carray.search.tpe import FIRST_DRAWN, Observation, propose
 from carray.search.train.hyperparameters import CnnHyper
 from carray.testing.drawing import draw_dataset

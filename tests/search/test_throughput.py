@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from written_runs import write_run
 
-from carray.core.errors import BundleError, DataError
+from carray.core.errors import DataError
 from carray.core.store.files import read_json, write_json
 from carray.manifest.prepare import prepare
-from carray.search import run_folder, throughput
+from carray.search import run_folder
 from carray.search.throughput import measure_throughput, trial_speeds
 from carray.testing.drawing import draw_dataset
 
@@ -61,16 +61,6 @@ def test_what_was_measured_on_this_machine_is_kept_and_on_another_is_not(run: st
     assert set(measure_throughput(run, images=4, seconds=0.05).values()) == {1e9}
     write_json(uri, {**found, "machine": "another"})
     assert 1e9 not in measure_throughput(run, images=4, seconds=0.05).values()
-
-
-def test_a_network_that_cannot_be_exported_is_timed_in_torch(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: Any, **options: Any) -> Any:
-        raise BundleError("no such operator")
-
-    monkeypatch.setattr(throughput, "export_onnx", refuse)
-    assert measure_throughput(run, images=4, seconds=0.05)
-    networks = read_json(f"{run}/throughput.json")["networks"]
-    assert {network["runtime"] for network in networks.values()} == {"torch fp32"}
 
 
 def test_a_transfer_network_is_exported_and_mirror_averaging_is_another_network(drawn: Path, tmp_path: Path) -> None:

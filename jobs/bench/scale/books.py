@@ -15,8 +15,7 @@ from carray.classify.predictions_folder import part_name
 from carray.core.store.files import join, write_bytes, write_json
 from carray.search import run_folder
 from carray.search.judge import Judge
-from carray.search.proposals import draw_trials
-from carray.search.space import TuneSettings
+from carray.search.space import TuneSettings, draw_trials
 
 Row = tuple[str, float, str, int]
 _WRITERS = 16

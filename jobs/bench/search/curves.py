@@ -65,8 +65,7 @@ class Plan:
     def configurations(self) -> list[dict[str, Any]]:
         """Draw the configurations at random, without the default, which a search would try first."""
         from carray.core.settings import parse_settings
-        from carray.search.proposals import draw_trials
-        from carray.search.space import TuneSettings
+        from carray.search.space import TuneSettings, draw_trials
 
         wanted = self.settings("none")
         wanted["search"] = {**wanted["search"], "trials": self.trials + 1}
