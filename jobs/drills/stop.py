@@ -80,7 +80,7 @@ class Scene:
             "report": ["report", str(self.predictions), "--out", str(out / "report.html")],
             "query": ["query", str(self.predictions), _SLOW_SQL],
         }
-        words["train"] += _set(["hyper.family=cnn", "hyper.input_size=48", *_SMALL])
+        words["train"] += _set(["hyper.family=cnn", "hyper.input_size=48", "hyper.stages=3", "hyper.width=8", *_SMALL])
         words["evaluate"] += ["--split", "train"]
         return [sys.executable, "-m", "carray", *words[name]]
 

@@ -1,4 +1,4 @@
-"""A hostile picture costs its row, and no more: formats, sizes and scans are bounded before anything is decoded."""
+"""A hostile image costs its own row only: format, size and scans are checked before anything is decoded."""
 
 from __future__ import annotations
 

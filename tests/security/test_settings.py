@@ -1,4 +1,4 @@
-"""Settings are values: no tag of YAML makes an object, no alias a bomb, and no credential passes as an address."""
+"""Settings files: YAML tags make no objects, aliases cannot exhaust memory, and URIs with credentials are refused."""
 
 from __future__ import annotations
 
