@@ -29,7 +29,7 @@ def start_browser() -> Iterator[Any]:
 
 
 class OpenedPage:
-    """One page in a browser: `tab` is playwright's, `complaints` are errors of the console and requests to the network."""
+    """One page in a browser: `tab` is playwright's, `complaints` are errors in the console and network requests."""
 
     def __init__(self, browser: Any, path: str | Path, *, width: int = 1280, dark: bool = False) -> None:
         self._context = browser.new_context(
