@@ -7,7 +7,7 @@ manifest
     |  carray tune               RUN/               Ray Tune + ASHA over CNNs and timm backbones
     v
 trials.parquet, bundle/          the winner: weights.safetensors, model.onnx, bundle.json
-    |  carray classify           PREDICTIONS/       Ray Data over shards of a folder or bucket
+    |  carray classify           PREDICTIONS/       shards of a folder or bucket, in processes or on Ray Data
     v
 Parquet, one row an image        carray query, carray report, carray.read_predictions, pd.read_parquet
 """

@@ -8,7 +8,6 @@ from typing import Any
 
 from carray.core.errors import SettingsError
 from carray.core.progress import print_result, say
-from carray.core.ray.connect import start_ray
 from carray.core.settings import load_settings
 from carray.core.store.files import absolute, exists, is_folder, is_s3, join
 
@@ -32,9 +31,8 @@ def run_demo(out: str) -> dict[str, Any]:
     if is_folder(out) and not exists(join(out, "manifest.parquet")) and not is_folder(join(out, "images")):
         raise SettingsError(f"{out} exists and is no earlier demo; name a folder that does not exist yet.")
     _draw(out)
-    with start_ray():
-        accuracy = _learn(out)
-        counts = _classify(out)
+    accuracy = _learn(out)
+    counts = _classify(out)
     _ask(out)
     result = {
         "out": out,
@@ -101,7 +99,7 @@ def _search_settings() -> Any:
 
 
 def _classify(out: str) -> dict[str, Any]:
-    from carray.classify.classify_on_ray import classify
+    from carray.classify.job import classify
     from carray.classify.predictions_folder import ClassifySettings
 
     _say_step(5, "classify: a folder that also holds broken files")

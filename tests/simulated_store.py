@@ -6,22 +6,17 @@ one of its process. Nothing else runs between two operations, so a seed always g
 
 from __future__ import annotations
 
-import io
 import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.fs as pafs
 import pytest
 
 from carray.classify import ledger
-from carray.core.errors import FetchError
-from carray.core.store import conditional, files
-from carray.core.store.image_bytes import FetchedImage
-from carray.core.store.s3 import UnmetCondition
+from carray.core.store import files, objects
+from carray.core.store.objects import ObjectState, UnmetCondition
 
 
 class Killed(BaseException):
@@ -133,34 +128,52 @@ class World:
         process.alive, process.machine_lost = False, process.machine_lost or machine
         raise Killed
 
-    def get(self, uri: str, **_: Any) -> FetchedImage:
-        """Read an object, as `fetch_image` does."""
+    def get(self, uri: str, admit: Any = None) -> tuple[bytes, str]:
+        """Read an object, as `get_object` does."""
 
-        def effect() -> FetchedImage:
+        def effect() -> tuple[bytes, str]:
             if path not in self.files:
-                raise FetchError("not_found", "the object does not exist (NoSuchKey)")
-            return FetchedImage(*self.files[path])
+                raise FileNotFoundError(path)
+            return self.files[path]
 
         path = uri.removeprefix("s3://")
-        return files.retry(lambda: self.operate("get", path, effect), what=f"reading {uri}")
+        return self.operate("get", path, effect)
 
-    def put(self, bucket: str, key: str, data: bytes, **condition: str) -> str:
-        """Write an object under a condition, as `put_object` does."""
+    def get_range(self, uri: str, start: int, end: int) -> tuple[bytes, int]:
+        """Read the last bytes of an object, or some others, as `get_range` does."""
+        data, _ = self.get(uri)
+        return data[start:end] if start >= 0 else data[start:], len(data)
+
+    def head(self, uri: str) -> ObjectState:
+        """Look at an object, as `head_object` does."""
+        return ObjectState(len(self.get(uri)[0]), 0)
+
+    def list(self, uri: str) -> tuple[list[str], bool]:
+        """List one folder, as `list_names` does."""
+
+        def effect() -> list[str]:
+            below = [path.removeprefix(f"{folder}/") for path in self.files if path.startswith(f"{folder}/")]
+            return sorted(name for name in below if "/" not in name)
+
+        folder = uri.removeprefix("s3://")
+        names = self.operate("list", folder, effect)
+        return names, bool(names)
+
+    def put(self, uri: str, data: bytes, *, mode: str | None = None) -> str:
+        """Write an object, as `put_object` does."""
 
         def effect() -> str:
             there = self.files.get(path)
-            if "IfNoneMatch" in condition and there is not None:
-                raise UnmetCondition
-            if "IfMatch" in condition and (there is None or f'"{there[1]}"' != condition["IfMatch"]):
+            if (mode == "create" and there) or (mode not in (None, "create") and (not there or there[1] != mode)):
                 raise UnmetCondition
             return self.store(path, data)
 
-        path = f"{bucket}/{key}"
+        path = uri.removeprefix("s3://")
         return str(self.operate("put", path, effect, writes=True))
 
-    def delete(self, bucket: str, key: str) -> None:
-        """Delete an object, as `delete_object` does."""
-        path = f"{bucket}/{key}"
+    def delete(self, uri: str) -> None:
+        """Delete an object, as `delete_object` does; S3 says nothing when there is none."""
+        path = uri.removeprefix("s3://")
         self.operate("delete", path, lambda: self.files.pop(path, None), writes=True)
 
     def store(self, path: str, data: bytes) -> str:
@@ -171,73 +184,7 @@ class World:
 
     def put_anyway(self, uri: str, data: bytes, *_: Any, **__: Any) -> str:
         """Write an object over any other, in the place of `create` or `replace`."""
-        path = uri.removeprefix("s3://")
-        write = lambda: self.operate("put", path, lambda: self.store(path, data), writes=True)  # noqa: E731
-        return str(files.retry(write, what=f"writing {uri}"))
-
-
-class FileSystem(pafs.FileSystemHandler):
-    """What pyarrow asks of the store."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    def get_type_name(self) -> str:
-        """Name it."""
-        return "simulated"
-
-    def normalize_path(self, path: str) -> str:
-        """Give the path as it is."""
-        return path
-
-    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
-        """Say what there is."""
-        return [self.world.operate("head", path, lambda path=path: self._info(path)) for path in paths]
-
-    def _info(self, path: str) -> pafs.FileInfo:
-        found = self.world.files.get(path)
-        kind = pafs.FileType.File if found else pafs.FileType.NotFound
-        return pafs.FileInfo(path, kind, size=len(found[0]) if found else None)
-
-    def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
-        """List one folder."""
-
-        def effect() -> list[pafs.FileInfo]:
-            prefix = f"{selector.base_dir}/"
-            inside = [path for path in self.world.files if path.startswith(prefix)]
-            return [self._info(path) for path in sorted(inside) if "/" not in path.removeprefix(prefix)]
-
-        return list(self.world.operate("list", selector.base_dir, effect))
-
-    def delete_file(self, path: str) -> None:
-        """Delete one object; S3 says nothing when there is none."""
-        self.world.operate("delete", path, lambda: self.world.files.pop(path, None), writes=True)
-
-    def open_input_file(self, path: str) -> pa.NativeFile:
-        """Read one object."""
-
-        def effect() -> bytes:
-            if path not in self.world.files:
-                raise FileNotFoundError(path)
-            return self.world.files[path][0]
-
-        return pa.PythonFile(io.BytesIO(self.world.operate("get", path, effect)), mode="r")
-
-    def open_output_stream(self, path: str, metadata: Any) -> pa.NativeFile:
-        """Write one object, which appears when the stream is closed."""
-        world = self.world
-        world.operate("put", path, lambda: None)
-
-        class Stream(io.BytesIO):
-            def close(self) -> None:
-                if not self.closed:
-                    world.store(path, self.getvalue())
-                super().close()
-
-        return pa.PythonFile(Stream(), mode="w")
-
-    create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = move = copy_file = None
-    open_input_stream = open_append_stream = None
+        return str(files.retry(lambda: self.put(uri, data), what=f"writing {uri}"))
 
 
 class Stores:
@@ -245,10 +192,11 @@ class Stores:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.world = World(0)
-        patch.setattr(conditional, "fetch_image", lambda uri: self.world.get(uri))
-        patch.setattr(conditional, "put_object", lambda *args, **condition: self.world.put(*args, **condition))
-        patch.setattr(conditional, "delete_object", lambda *args: self.world.delete(*args))
-        patch.setattr(files, "_s3", lambda _environment: pafs.PyFileSystem(FileSystem(self.world)))
-        patch.setattr(files, "aws_environment", lambda: ())  # to look at it costs more than the simulation
+        patch.setattr(objects, "get_object", lambda *args: self.world.get(*args))
+        patch.setattr(objects, "get_range", lambda *args: self.world.get_range(*args))
+        patch.setattr(objects, "head_object", lambda *args: self.world.head(*args))
+        patch.setattr(objects, "list_names", lambda *args: self.world.list(*args))
+        patch.setattr(objects, "put_object", lambda *args, **mode: self.world.put(*args, **mode))
+        patch.setattr(objects, "delete_object", lambda *args: self.world.delete(*args))
         patch.setattr(ledger, "at_once", lambda action, items: [action(item) for item in items])
         patch.setattr(files.time, "sleep", lambda seconds: None)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 import pytest
 
-from jobs.bench.classify.__main__ import summarise
 from jobs.bench.classify.peers import median_row, scale_up
 from jobs.bench.classify.setup import few, link_images
 from jobs.bench.classify.watch import (
     JobFailed,
     fit_line,
     headline,
-    parse_process,
-    parse_size,
     run_watched,
-    spread,
     steady_rate,
 )
+from jobs.processes import size_of, times_of
 
 
 def test_steady_rate_leaves_start_up_and_end_out() -> None:
@@ -43,9 +39,7 @@ def test_steady_rate_of_too_little_is_none(finished: list[tuple[float, int]]) ->
 
 def test_line_takes_the_start_up_off() -> None:
     line = fit_line((1000, 12.0 + 8.0), (10_000, 12.0 + 80.0))
-    assert line.startup_seconds == pytest.approx(12.0)
-    assert line.seconds_per_image == pytest.approx(0.008)
-    assert line.seconds_of(100_000) == pytest.approx(812.0)
+    assert line == pytest.approx((12.0, 0.008))
     with pytest.raises(ValueError, match="two sizes"):
         fit_line((10, 1.0), (10, 2.0))
 
@@ -59,27 +53,21 @@ def test_headline_units() -> None:
     }
 
 
-def test_spread_is_of_the_largest_over_the_smallest() -> None:
-    assert spread([5.0, 5.5, 5.2]) == pytest.approx(0.1)
-
-
 def test_process_whose_name_has_brackets() -> None:
     rest = "S 41 7 7 0 -1 4194560 10 0 0 0 250 50 9999 9999 20 0 8 0 123456 1000 100"
-    process = parse_process(f"42 (ray::(odd) name) {rest}")
-    assert process == (41, 3.0, 123456)
+    assert times_of(f"42 (ray::(odd) name) {rest}") == (123456, 3.0)
 
 
 def test_sizes_are_in_millions_of_bytes() -> None:
     status = "Name:\tpython\nVmHWM:\t  400000 kB\nVmRSS:\t  1 kB\n"
-    assert parse_size(status, "VmHWM") == pytest.approx(409.6)
-    assert parse_size(status, "Pss") == 0.0
+    assert size_of(status, "VmHWM") == pytest.approx(409.6)
+    assert size_of(status, "Pss") == 0.0
 
 
 def test_own_process_is_read_right() -> None:
-    process = parse_process(Path("/proc/self/stat").read_text())
-    assert process.parent == os.getppid()
-    assert process.cpu_seconds == pytest.approx(time.process_time(), abs=0.2)
-    assert parse_size(Path("/proc/self/status").read_text(), "VmHWM") > 10
+    _, cpu_seconds = times_of(Path("/proc/self/stat").read_text())
+    assert cpu_seconds == pytest.approx(time.process_time(), abs=0.2)
+    assert size_of(Path("/proc/self/status").read_text(), "VmHWM") > 10
 
 
 def test_a_watched_job_counts_its_children(tmp_path: Path) -> None:
@@ -116,18 +104,6 @@ def test_a_peer_that_had_fewer_images_is_scaled_at_its_steady_rate() -> None:
 def test_rows_of_one_arm_are_joined() -> None:
     rows = [{"arm": "carray", "images": 7, "wall_seconds": seconds, "ray_seconds": None} for seconds in (3.0, 5.0)]
     assert median_row(rows) == {"repeats": 2, "arm": "carray", "images": 7, "wall_seconds": 4.0, "ray_seconds": None}
-
-
-def test_summary_speaks_of_int8_where_there_is_one() -> None:
-    fp32 = {"part": "peers", "arm": "carray", "runtime": "fp32", "storage": "local", "times_timm": 2.0}
-    int8 = fp32 | {"runtime": "int8", "times_timm": 6.0}
-    assert summarise([fp32])["times_timm"] == 2.0
-    both = summarise(
-        [int8, fp32, {"part": "scaling", "arm": "carray", "runtime": "int8", "milliseconds_per_image": 5.0}]
-    )
-    assert (both["runtime"], both["times_timm"], both["times_timm_fp32"]) == ("int8", 6.0, 2.0)
-    assert both["cost_spread"] is None
-    assert both["fraction_of_ceiling"] is None
 
 
 def test_folders_of_links(tmp_path: Path) -> None:

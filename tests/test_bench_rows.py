@@ -35,10 +35,19 @@ def test_a_row_says_which_command_repeats_it_without_paths(tmp_path: Path, monke
     program.option("--times", type=int, default=3)
     program.option("--only", nargs="+", default=["a"])
     program.option("--small", action="store_true")
-    words = ["--data", str(tmp_path), "--only", "b", "c", "--small", "--results", str(tmp_path / "t.csv")]
+    program.option("--set", action="append", default=[])
+    words = ["--data", str(tmp_path), "--only", "b", "c", "--small", "--set", "x=1", "--set", "y=2"]
+    words += ["--results", str(tmp_path / "t.csv")]
     monkeypatch.setattr("sys.argv", ["job", *words])
     program.parse()
-    assert program.command().split()[1:] == ["--data", "DATA", "--only", "b", "c", "--small"]
+    assert program.command().split()[1:] == [
+        "--data",
+        "DATA",
+        "--only",
+        "b",
+        "c",
+        *"--small --set x=1 --set y=2".split(),
+    ]
     program.record([{"arm": "carray", "images": 3}])
     header, row = (tmp_path / "t.csv").read_text().splitlines()
     assert header.split(",") == columns_of("s3.csv") and header.split(",")[: len(ORIGIN)] == ORIGIN

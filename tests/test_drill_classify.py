@@ -13,8 +13,7 @@ import pandas as pd
 import pytest
 
 from carray.testing.object_store import find_server
-from jobs.drills.classify import run_one, set_scene
-from jobs.drills.faults import KINDS
+from jobs.drills.classify import KINDS, run_one, set_scene
 from jobs.drills.harness import kinds_of
 from jobs.drills.prediction_rows import Truth, compare_rows, inspect_output
 
@@ -89,7 +88,7 @@ def test_a_disturbed_job_ends_with_every_row_right(scene: tuple[Any, str, Path],
     assert outcome.said, "the fault did strike"
     assert outcome.complaints == []
     if kind in ("driver", "term"):
-        assert outcome.codes[0] and outcome.codes[-1] == 0
+        assert outcome.codes[""][0] and outcome.codes[""][-1] == 0
 
 
 @pytest.mark.slow

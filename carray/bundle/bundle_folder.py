@@ -40,9 +40,8 @@ __all__ = [
 
 VERSION = 1
 BUNDLE_JSON = "bundle.json"
-WEIGHTS, MODEL, PROBES = "weights.safetensors", "model.onnx", "probes.safetensors"
+WEIGHTS, MODEL, INT8_MODEL, PROBES = "weights.safetensors", "model.onnx", "model.int8.onnx", "probes.safetensors"
 TRAINED_ON = "trained_on.safetensors"
-INT8_MODEL = "model.int8.onnx"
 RUNTIME_FILES = {"fp32": MODEL, "int8": INT8_MODEL, "torch-bf16": WEIGHTS}
 """The file that each runtime reads; a bundle has the runtimes whose files it has."""
 
@@ -96,7 +95,7 @@ class Certificate(Settings):
         """Void a certificate of an earlier version that used training images."""
         if not (isinstance(values, dict) and values.get("images_seen_in_training") and values.get("holds")):
             return values
-        reason = "it was judged by images that the network was trained on; carray quantize --split test judges it anew"
+        reason = "it was judged by images that the network was trained on; carray quantize --split test judges it again"
         return {**values, "holds": False, "reason": reason}
 
 
@@ -173,11 +172,7 @@ def bundle_id_of(
 
 
 def write_bundle(uri: str, info: BundleInfo, files: Mapping[str, bytes]) -> BundleInfo:
-    """Write files into a bundle, and last its description with their hashes, which is returned.
-
-    Raises:
-        StorageError: storage refused a write.
-    """
+    """Write files into a bundle, and last its description with their hashes, which is returned."""
     uri = absolute(uri)
     entries = {
         name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)) for name, data in files.items()
@@ -191,11 +186,7 @@ def write_bundle(uri: str, info: BundleInfo, files: Mapping[str, bytes]) -> Bund
 
 
 def write_info(uri: str, info: BundleInfo) -> None:
-    """Replace a finished bundle's description, atomically, without changing its files.
-
-    Raises:
-        StorageError: storage refused it.
-    """
+    """Replace a finished bundle's description, atomically, without changing its files."""
     write_bytes(join(absolute(uri), BUNDLE_JSON), info.model_dump_json(indent=1).encode() + b"\n")
 
 
@@ -203,7 +194,7 @@ def open_bundle(uri: str) -> BundleInfo:
     """Read and check a bundle's description.
 
     Raises:
-        BundleError: no finished bundle lies there, it is of another version, or its description was changed.
+        BundleError: there is no finished bundle, it is of another version, or its description was changed.
     """
     uri = absolute(uri)
     path = join(uri, BUNDLE_JSON)
@@ -212,9 +203,9 @@ def open_bundle(uri: str) -> BundleInfo:
             f"{uri} holds no {BUNDLE_JSON}, so it is not a finished bundle; give RUN/bundle of a finished tune."
         )
     values = read_json(path)
-    if not isinstance(values, Mapping) or values.get("version") != VERSION:
-        seen = values.get("version") if isinstance(values, Mapping) else None
-        raise BundleError(f"{path} is of version {seen!r}, but this carray reads version {VERSION}; pack it again.")
+    version = values.get("version") if isinstance(values, Mapping) else None
+    if version != VERSION:
+        raise BundleError(f"{path} is of version {version!r}, but this carray reads version {VERSION}; pack it again.")
     try:
         info = BundleInfo.model_validate(values)
     except ValidationError as err:
@@ -240,7 +231,6 @@ def read_bundle_file(uri: str, info: BundleInfo, name: str) -> bytes:
 
     Raises:
         BundleError: the bundle has no such file, or its bytes are not the ones that were packed.
-        StorageError: the file cannot be read.
     """
     if name not in info.files:
         raise BundleError(f"{uri} has no {name}; it has {', '.join(info.files)}.")

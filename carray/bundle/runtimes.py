@@ -42,15 +42,14 @@ def resolve_runtime(runtime: str, info: BundleInfo, *, device: str = "cpu") -> s
     Raises:
         SettingsError: the runtime is unknown, or the bundle has no file for it.
     """
+    certificate = info.certificates.get("int8" if runtime == "auto" else runtime)
     if runtime == "auto":
         chosen = _fastest(info, device)
-        int8 = info.certificates.get("int8")
-        if chosen == "fp32" and device == "cpu" and int8 and not int8.holds:
-            why = f"the int8 certificate of bundle {info.bundle_id} does not hold: {int8.reason}"
+        if chosen == "fp32" and device == "cpu" and certificate and not certificate.holds:
+            why = f"the int8 certificate of bundle {info.bundle_id} does not hold: {certificate.reason}"
             say(f"runtime: auto takes fp32, since {why}")
         return chosen
     present = [name for name, file in RUNTIME_FILES.items() if file in info.files]
-    certificate = info.certificates.get(runtime)
     if runtime not in present:
         why = f" (int8 was left out: {certificate.reason})" if certificate else ""
         why = "; carray quantize adds int8" if runtime == "int8" and not certificate else why
@@ -61,20 +60,20 @@ def resolve_runtime(runtime: str, info: BundleInfo, *, device: str = "cpu") -> s
     return runtime
 
 
-def _is_built_in(info: BundleInfo) -> bool:
-    """Whether timm itself builds the bundle's network, without reading a hub or folder that the bundle names."""
-    return not {":", "/"} & set(str(info.net.get("backbone", "")))
-
-
 def _fastest(info: BundleInfo, device: str) -> str:
-    holding = {name: found for name, found in info.certificates.items() if found.holds}
     if device == "cuda" and _is_built_in(info):  # each worker compares its logits with fp32's probes
-        return "fp32" if "torch-bf16" in info.certificates and "torch-bf16" not in holding else "torch-bf16"
-    int8 = holding.get("int8")
-    if int8 is None or RUNTIME_FILES["int8"] not in info.files:
+        bf16 = info.certificates.get("torch-bf16")
+        return "fp32" if bf16 and not bf16.holds else "torch-bf16"
+    int8 = info.certificates.get("int8")
+    if not (int8 and int8.holds and RUNTIME_FILES["int8"] in info.files):
         return "fp32"
     speed = {name: max(rates.values()) for name, rates in int8.images_per_second.items()}
     return max(("fp32", "int8"), key=lambda name: speed.get(name, 0.0))
+
+
+def _is_built_in(info: BundleInfo) -> bool:
+    """Whether timm itself builds the bundle's network, without reading a hub or folder that the bundle names."""
+    return not {":", "/"} & set(str(info.net.get("backbone", "")))
 
 
 def best_batch(info: BundleInfo, runtime: str, *, device: str = "cpu") -> int:
@@ -166,21 +165,18 @@ class TorchRuntime:
         """Compute logits_BK and embedding_BD, float32, for a batch of any size."""
         import torch
 
-        parts = [pixels_BHWC[i : i + self._batch_images] for i in range(0, len(pixels_BHWC), self._batch_images)]
+        parts = torch.from_numpy(np.ascontiguousarray(pixels_BHWC)).split(self._batch_images)
         with self._lock, torch.inference_mode():
-            scored = [self._score_part(torch.from_numpy(np.ascontiguousarray(part))) for part in parts]
-        return np.concatenate([logits for logits, _ in scored]), np.concatenate([embedding for _, embedding in scored])
+            scored = [[output.float().cpu().numpy() for output in self._score_part(part)] for part in parts]
+        logits, embeddings = zip(*scored, strict=True)
+        return np.concatenate(logits), np.concatenate(embeddings)
 
-    def _score_part(self, pixels_BHWC: Any) -> tuple[Floats, Floats]:
-        images = len(pixels_BHWC)
+    def _score_part(self, pixels_BHWC: Any) -> Any:
         if self._graph is None:
-            outputs = self._forward(pixels_BHWC.to(self._device))
-        else:
-            self._input[:images].copy_(pixels_BHWC)
-            self._graph.replay()
-            outputs = self._outputs
-        logits_BK, embedding_BD = (output[:images].float().cpu().numpy() for output in outputs)
-        return logits_BK, embedding_BD
+            return self._forward(pixels_BHWC.to(self._device))
+        self._input[: len(pixels_BHWC)].copy_(pixels_BHWC)
+        self._graph.replay()
+        return [output[: len(pixels_BHWC)] for output in self._outputs]
 
     def _forward(self, pixels_BHWC: Any) -> Any:
         import torch

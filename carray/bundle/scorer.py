@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from carray.bundle.bundle_folder import PROBES, RUNTIME_FILES, BundleInfo, open_bundle, read_bundle_file
 from carray.bundle.runtimes import OnnxRuntime, TorchRuntime, best_batch, resolve_runtime
+from carray.bundle.threshold import calibrated_scores
 from carray.core.errors import BundleError
 from carray.core.store.files import absolute
 from carray.core.text import one_line, readable
@@ -58,18 +59,19 @@ class Scorer:
         self.runtime = resolve_runtime(runtime, self.info, device=device)
         self.batch_images = best_batch(self.info, self.runtime, device=device)
         """The runtime's fastest batch size."""
-        self._runtime = self._open(threads, device)
+        file = read_bundle_file(self.uri, self.info, RUNTIME_FILES[self.runtime])
+        self._runtime: OnnxRuntime | TorchRuntime
+        if self.runtime == "torch-bf16":
+            self._runtime = TorchRuntime(
+                file, self.info, device=device, threads=threads, batch_images=self.batch_images
+            )
+        else:
+            self._runtime = OnnxRuntime(file, threads=threads, device=device)
         self._check_probes()
 
     def score(self, pixels_BHWC: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
         """Compute logits_BK and embedding_BD, float32, for a batch of `pixels.view` outputs (uint8)."""
         return self._runtime.score(pixels_BHWC)
-
-    def _open(self, threads: int | None, device: str) -> Any:
-        file = read_bundle_file(self.uri, self.info, RUNTIME_FILES[self.runtime])
-        if self.runtime == "torch-bf16":
-            return TorchRuntime(file, self.info, device=device, threads=threads, batch_images=self.batch_images)
-        return OnnxRuntime(file, threads=threads, device=device)
 
     def _check_probes(self) -> None:
         from safetensors import SafetensorError
@@ -103,25 +105,17 @@ def _rms(values: Floats) -> float:
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
 
 
-class Classifier:
+class Classifier(Scorer):
     """A bundle opened to classify a few images in this process."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self._scorer = scorer
 
     @classmethod
     def load(cls, bundle: str, *, runtime: str = "auto") -> Classifier:
-        """Open a bundle, local or S3.
+        """Open a bundle, local or in a bucket.
 
         Raises:
-            BundleError: no finished bundle lies there, it is damaged, or it computes other logits here.
+            BundleError: there is no finished bundle, it is damaged, or it computes other logits here.
         """
-        return cls(Scorer(bundle, runtime=runtime))
-
-    @property
-    def info(self) -> BundleInfo:
-        """The bundle's description."""
-        return self._scorer.info
+        return cls(bundle, runtime=runtime)
 
     def predict(self, paths: Iterable[str | os.PathLike[str]]) -> pd.DataFrame:
         """Classify images, one row each in the given order; an unreadable one has its status and reason."""
@@ -134,12 +128,13 @@ class Classifier:
         row = {"uri": uri, **read.columns}
         if read.pixels_HWC is None:
             return row
-        logits_BK, _ = self._scorer.score(read.pixels_HWC[None])
+        logits_BK, _ = self.score(read.pixels_HWC[None])
         return row | {name: values[0] for name, values in score_columns(logits_BK, self.info).items()}
 
 
 def prediction_text(predictions: pd.DataFrame) -> str:
     """Format predictions for a terminal: each image with its five likeliest classes or its error."""
+    verdicts = {True: "  accepted", False: "  not accepted: below the bundle's threshold", None: ""}
     lines = []
     for row in predictions.to_dict("records"):
         name = readable(row["uri"])
@@ -147,13 +142,8 @@ def prediction_text(predictions: pd.DataFrame) -> str:
             lines.append(f"{name}\n  {row['status']}: {readable(row['error'])}")
             continue
         top = zip(row["top5_labels"], row["top5_scores"], strict=True)
-        lines += [name + _verdict(row["accept"]), *(f"  {score:6.1%}  {readable(label)}" for label, score in top)]
+        lines += [name + verdicts[row["accept"]], *(f"  {score:6.1%}  {readable(label)}" for label, score in top)]
     return "\n".join(lines)
-
-
-def _verdict(accept: bool | None) -> str:
-    """Say whether the bundle's threshold accepts the label; empty without a threshold."""
-    return "" if accept is None else "  accepted" if accept else "  not accepted: below the bundle's threshold"
 
 
 _COLUMNS = [
@@ -177,7 +167,7 @@ def score_columns(
     Raises:
         ValueError: `embedding` is asked for without embeddings.
     """
-    scores_BK = _softmax(logits_BK, info.temperature)
+    scores_BK = calibrated_scores(logits_BK, temperature=info.temperature)
     first_B5 = _largest(scores_BK)
     top_B5 = np.take_along_axis(scores_BK, first_B5, axis=1)
     runner_up_B = top_B5[:, 1] if top_B5.shape[1] > 1 else np.zeros(len(top_B5))
@@ -220,14 +210,6 @@ def centred_energy(logits_BK: Floats, *, temperature: float) -> npt.NDArray[np.f
     return np.minimum(np.log(logits_BK.shape[1]) - largest_B - np.log(sums_B), 0.0)
 
 
-def _softmax(logits_BK: Floats, temperature: float) -> npt.NDArray[np.float64]:
-    scores_BK = logits_BK.astype(np.float64) / temperature
-    scores_BK -= scores_BK.max(axis=1, keepdims=True)
-    np.exp(scores_BK, out=scores_BK)
-    scores_BK /= scores_BK.sum(axis=1, keepdims=True)
-    return scores_BK
-
-
 def _largest(scores_BK: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Find the classes of the five largest scores (or of all), int64 (B, 5); `argmax` takes the first of equal ones."""
     remaining_BK, rows_B = scores_BK.copy(), np.arange(len(scores_BK))
@@ -252,14 +234,10 @@ def _group_scores(
 def _vehicle_groups(classes: tuple[str, ...]) -> dict[str, npt.NDArray[np.int64]]:
     """Number the make, and the make and model, of each class, int64 (K,); -1 where its name has none."""
     vehicles = [parse_vehicle(name) for name in classes]
-    return {
-        "make_score": _numbered([vehicle.make for vehicle in vehicles]),
-        "model_score": _numbered([vehicle.make and (vehicle.make, vehicle.model) for vehicle in vehicles]),
-    }
+    models = [vehicle.make and (vehicle.make, vehicle.model) for vehicle in vehicles]
+    return {"make_score": _numbered([vehicle.make for vehicle in vehicles]), "model_score": _numbered(models)}
 
 
 def _numbered(names: Sequence[Hashable]) -> npt.NDArray[np.int64]:
-    numbers: dict[Hashable, int] = {None: -1}
-    for name in names:
-        numbers.setdefault(name, len(numbers) - 1)
-    return np.array([numbers[name] for name in names], dtype=np.int64)
+    numbers = {name: i for i, name in enumerate(set(names) - {None})}
+    return np.array([numbers.get(name, -1) for name in names], dtype=np.int64)

@@ -23,12 +23,13 @@ from carray.core.progress import say
 __all__ = [
     "acceptance_text",
     "calibrated_metrics",
+    "calibrated_scores",
     "choose_on_logits",
     "choose_threshold",
     "exact_bounds",
     "fit_temperature",
     "images_needed",
-    "mean_nll",
+    "label_losses",
     "top_scores",
 ]
 
@@ -39,40 +40,54 @@ THRESHOLDS = np.arange(999, -1, -1) / 1000
 LOWEST, HIGHEST = 0.05, 20.0
 """Bounds of the temperature; the fit ends at one when there are very few images or all are right."""
 
+Logits = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
 
 
-def fit_temperature(logits_NK: npt.NDArray[np.float32], labels_N: npt.NDArray[np.int64]) -> float:
+def fit_temperature(logits_NK: Logits, labels_N: Integers) -> float:
     """Find the temperature, in 0.05..20, with the greatest likelihood of labels under softmax(logits / temperature)."""
     from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(
-        lambda log_t: mean_nll(logits_NK, labels_N, temperature=float(np.exp(log_t))),
+        lambda log_t: label_losses(logits_NK, labels_N, temperature=float(np.exp(log_t))).mean(),
         bounds=(np.log(LOWEST), np.log(HIGHEST)),
         method="bounded",
     )
     return round(float(np.exp(found.x)), 6)
 
 
-def mean_nll(logits_NK: npt.NDArray[np.float32], labels_N: npt.NDArray[np.int64], *, temperature: float) -> float:
-    """Compute the mean negative log-likelihood of labels, in nats."""
+def label_losses(logits_NK: Logits, labels_N: Integers, *, temperature: float) -> Floats:
+    """Compute each label's negative log-likelihood under the calibrated scores, float64 (N,), in nats."""
     from scipy.special import log_softmax
 
     scores_NK = log_softmax(logits_NK.astype(np.float64) / temperature, axis=1)
-    return float(-scores_NK[np.arange(len(labels_N)), labels_N].mean())
+    return np.asarray(-scores_NK[np.arange(len(labels_N)), labels_N])
 
 
-def calibrated_metrics(
-    logits_NK: npt.NDArray[np.float32], labels_N: npt.NDArray[np.int64], temperature: float
-) -> dict[str, float]:
+def calibrated_metrics(logits_NK: Logits, labels_N: Integers, temperature: float) -> dict[str, float]:
     """Measure a split for bundle.json: images, top1, loss, and loss_calibrated, that of the calibrated scores."""
     return {
         "images": float(len(labels_N)),
         "top1": float((logits_NK.argmax(axis=1) == labels_N).mean()),
-        "loss": mean_nll(logits_NK, labels_N, temperature=1.0),
-        "loss_calibrated": mean_nll(logits_NK, labels_N, temperature=temperature),
+        "loss": float(label_losses(logits_NK, labels_N, temperature=1.0).mean()),
+        "loss_calibrated": float(label_losses(logits_NK, labels_N, temperature=temperature).mean()),
     }
+
+
+def calibrated_scores(logits_NK: Logits, *, temperature: float) -> Floats:
+    """Compute calibrated probabilities, float64 (N, K): softmax(logits / temperature)."""
+    scores_NK = logits_NK.astype(np.float64) / temperature
+    scores_NK -= scores_NK.max(axis=1, keepdims=True)
+    np.exp(scores_NK, out=scores_NK)
+    scores_NK /= scores_NK.sum(axis=1, keepdims=True)
+    return scores_NK
+
+
+def top_scores(logits_NK: Logits, *, temperature: float) -> Floats:
+    """Compute the calibrated score of each image's label, float64 (N,)."""
+    return np.asarray(calibrated_scores(logits_NK, temperature=temperature).max(axis=1))
 
 
 def choose_threshold(
@@ -92,15 +107,20 @@ def choose_threshold(
     if not 0 < target_precision < 1:
         raise ValueError(f"target_precision is {target_precision}, but it must lie above 0 and below 1")
     images = len(score_N)
-    first = _first_images(target_precision, images)
     record = Acceptance(target_precision=target_precision, confidence=CONFIDENCE, split=split, images=images)
+    # How many images the first tested threshold accepts depends on their number, never on labels. One of them may be
+    # wrong where there are enough: otherwise one mistake among the highest scores would end the sequence at once.
+    first = images_needed(target_precision, wrong=1)
+    first = first if images >= first else images_needed(target_precision)
     if images < first:
         reason = (
             f"{images:,} images are too few: even with every label right, {first:,} are needed to show "
             f"{target_precision:.4g} with {CONFIDENCE:.0%} confidence"
         )
         return None, record.model_copy(update={"reason": reason})
-    accepted_T, right_T = _counts(score_N, right_N)
+    order = np.argsort(-score_N, kind="stable")
+    accepted_T = np.searchsorted(-score_N[order], -THRESHOLDS, side="right")
+    right_T = np.concatenate([[0], np.cumsum(right_N[order])])[accepted_T]
     tried = np.flatnonzero(accepted_T >= first)
     low_T = exact_bounds(right_T[tried], accepted_T[tried])[0]
     passed = int(np.argmin(np.append(low_T >= target_precision, False)))  # tests before the first that fails
@@ -116,9 +136,21 @@ def choose_threshold(
     return float(THRESHOLDS[last_i]), _measured(record, int(right_T[last_i]), int(accepted_T[last_i]))
 
 
+def _measured(record: Acceptance, right: int, accepted: int) -> Acceptance:
+    figures: dict[str, float] = {"accepted": accepted}
+    # One-sided bounds at 97.5 % are the two-sided 95 % interval.
+    for name, hits, total, confidence in (
+        ("coverage", accepted, record.images, 0.975),
+        ("precision", right, accepted, CONFIDENCE),
+    ):
+        low, high = exact_bounds(hits, total, confidence=confidence)
+        figures |= {name: hits / total, f"{name}_low": float(low), f"{name}_high": float(high)}
+    return record.model_copy(update=figures)
+
+
 def choose_on_logits(
-    logits_NK: npt.NDArray[np.float32],
-    labels_N: npt.NDArray[np.int64],
+    logits_NK: Logits,
+    labels_N: Integers,
     *,
     temperature: float,
     target_precision: float | None,
@@ -145,65 +177,23 @@ def acceptance_text(threshold: float | None, found: Acceptance) -> str:
     )
 
 
-def top_scores(logits_NK: npt.NDArray[np.float32], *, temperature: float) -> Floats:
-    """Compute the calibrated score of each image's label, float64 (N,), as `score_columns` does."""
-    from scipy.special import softmax
-
-    scores_NK: Floats = softmax(logits_NK.astype(np.float64) / temperature, axis=1)
-    return scores_NK.max(axis=1)
-
-
-def images_needed(target_precision: float, *, wrong: int = 0, confidence: float = CONFIDENCE) -> int:
+def images_needed(target_precision: float, *, wrong: int = 0) -> int:
     """Compute the fewest images that show a precision when `wrong` of them are wrong.
 
     >>> images_needed(0.95), images_needed(0.95, wrong=1)
     (59, 93)
     """
     counts = np.arange(wrong + 1, int(np.ceil((20 + 20 * wrong) / (1 - target_precision))))
-    low = exact_bounds(counts - wrong, counts, confidence=confidence)[0]
+    low = exact_bounds(counts - wrong, counts)[0]
     return int(counts[np.argmax(low >= target_precision)])
 
 
 def exact_bounds(
-    hits: npt.NDArray[np.int64], totals: npt.NDArray[np.int64], *, confidence: float = CONFIDENCE
+    hits: Integers | int, totals: Integers | int, *, confidence: float = CONFIDENCE
 ) -> tuple[Floats, Floats]:
     """Compute Clopper and Pearson's lower and upper bounds of fractions, each one-sided at that confidence."""
     from scipy.stats import beta
 
-    low = np.where(hits == 0, 0.0, beta.ppf(1 - confidence, np.maximum(hits, 1), totals - hits + 1))
-    high = np.where(hits == totals, 1.0, beta.ppf(confidence, hits + 1, np.maximum(totals - hits, 1)))
+    low = np.where(np.equal(hits, 0), 0.0, beta.ppf(1 - confidence, np.maximum(hits, 1), totals - hits + 1))
+    high = np.where(np.equal(hits, totals), 1.0, beta.ppf(confidence, hits + 1, np.maximum(totals - hits, 1)))
     return low, high
-
-
-def _first_images(target_precision: float, images: int) -> int:
-    """Compute how many images the first tested threshold must accept; depends on their number, never on labels.
-
-    With one wrong label allowed: otherwise one mistake among the highest scores would end the sequence at once.
-    """
-    with_one_wrong = images_needed(target_precision, wrong=1)
-    return with_one_wrong if images >= with_one_wrong else images_needed(target_precision)
-
-
-def _counts(score_N: Floats, right_N: Booleans) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Count for each of THRESHOLDS the images that it accepts, and how many of them are right."""
-    order = np.argsort(-score_N, kind="stable")
-    accepted_T = np.searchsorted(-score_N[order], -THRESHOLDS, side="right")
-    right_so_far = np.concatenate([[0], np.cumsum(right_N[order])])
-    return accepted_T, right_so_far[accepted_T]
-
-
-def _measured(record: Acceptance, right: int, accepted: int) -> Acceptance:
-    precision_low, precision_high = exact_bounds(np.array([right]), np.array([accepted]))
-    # One-sided bounds at 97.5 % are the two-sided 95 % interval.
-    coverage_low, coverage_high = exact_bounds(np.array([accepted]), np.array([record.images]), confidence=0.975)
-    return record.model_copy(
-        update={
-            "accepted": accepted,
-            "coverage": accepted / record.images,
-            "coverage_low": float(coverage_low[0]),
-            "coverage_high": float(coverage_high[0]),
-            "precision": right / accepted,
-            "precision_low": float(precision_low[0]),
-            "precision_high": float(precision_high[0]),
-        }
-    )

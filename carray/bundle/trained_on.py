@@ -16,9 +16,10 @@ import pandas as pd
 
 from carray.bundle.bundle_folder import TRAINED_ON, BundleInfo, read_bundle_file
 from carray.core.errors import BundleError
+from carray.core.text import one_line
 from carray.manifest.manifest_file import Manifest
 
-__all__ = ["content_ids", "mask_trained_on", "pack_trained_on", "trained_splits"]
+__all__ = ["content_ids", "mask_trained_on", "pack_trained_on"]
 
 
 def content_ids(sha256: Iterable[str]) -> npt.NDArray[np.uint64]:
@@ -33,33 +34,23 @@ def pack_trained_on(sha256: Iterable[str]) -> bytes:
     return save({"content_N": np.unique(content_ids(sha256))})
 
 
-def trained_splits(info: BundleInfo) -> list[str]:
-    """List the splits of its own manifest that a bundle's network was trained on."""
-    return list(info.search.get("refit_splits", ["train", "val"])) if info.search.get("refit") else ["train"]
-
-
 def mask_trained_on(uri: str, info: BundleInfo, table: Manifest, rows: pd.DataFrame) -> npt.NDArray[np.bool_] | None:
     """Mark the rows of a manifest whose images a bundle's network was trained on; None if that is not known.
 
     Raises:
         BundleError: the bundle's file is damaged.
-        StorageError: it cannot be read.
     """
-    if TRAINED_ON in info.files:
-        seen_N = _read(uri, info)
-    elif info.search.get("manifest_fingerprint") == table.fingerprint:
-        usable = table.usable
-        seen_N = content_ids(usable.loc[usable["split"].isin(trained_splits(info)), "sha256"])
-    else:
-        return None
-    return np.isin(content_ids(rows["sha256"]), seen_N)
-
-
-def _read(uri: str, info: BundleInfo) -> npt.NDArray[np.uint64]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    try:
-        return load(read_bundle_file(uri, info, TRAINED_ON))["content_N"].astype(np.uint64)
-    except (SafetensorError, KeyError) as err:
-        raise BundleError(f"{uri} has a damaged {TRAINED_ON} ({' '.join(str(err).split())}); pack it again.") from None
+    if TRAINED_ON in info.files:
+        try:
+            seen_N = load(read_bundle_file(uri, info, TRAINED_ON))["content_N"].astype(np.uint64)
+        except (SafetensorError, KeyError) as err:
+            raise BundleError(f"{uri} has a damaged {TRAINED_ON} ({one_line(err)}); pack it again.") from None
+    elif info.search.get("manifest_fingerprint") == table.fingerprint:
+        refit = info.search.get("refit_splits", ["train", "val"])
+        seen_N = content_ids(table.by_content(*(refit if info.search.get("refit") else ["train"]))["sha256"])
+    else:
+        return None
+    return np.isin(content_ids(rows["sha256"]), seen_N)

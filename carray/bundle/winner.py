@@ -1,9 +1,9 @@
 """Decides what RUN/bundle holds: the search's winner, its refit, one training, or the trial that the user chose.
 
 From: a run that a search or a training left. To: a bundle folder.
-Invariants: a search that went on and found better packs anew; another trial, exported on purpose, stays until the next
-one is; what a bundle is of stands in its bundle.json under `search`. A refit keeps the temperature and
-the threshold of the model before it, since no image is left to choose them on, and says so.
+Invariants: when a resumed search finds a better trial, that one is packed; a trial that the user exported stays until
+another is exported; bundle.json says under `search` what the bundle is of. A refit keeps the temperature and the
+threshold of the model before it, since no image is left to choose them on, and says so.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ def keep_winner(run: str, *, finish_refit: Callable[[str], object] | None = None
     """
     run = absolute(run)
     bundle = join(run, "bundle")
-    trials = run_folder.read_trials(run)
-    document = run_folder.read_search(run)
+    trials, document = run_folder.read_trials(run), run_folder.read_search(run)
     there, best = _packed(bundle), run_folder.best_trial(trials)["trial_id"]
     if there.get("chosen"):
         if there["trial_id"] != best:
@@ -49,7 +48,7 @@ def keep_winner(run: str, *, finish_refit: Callable[[str], object] | None = None
     problems = []
     for row in trials[trials["val_top1"].notna()].to_dict("records"):  # best first
         try:
-            _pack_anew(run, row, document, bundle, there, finish_refit)
+            _pack_unless_there(run, row, document, there, finish_refit)
             return bundle
         except BundleError as err:
             problems.append(f"{row['trial_id']}: {err}")
@@ -57,15 +56,14 @@ def keep_winner(run: str, *, finish_refit: Callable[[str], object] | None = None
     raise BundleError(f"none of the {len(problems)} trials with a result can be packed; the best, {problems[0]}")
 
 
-def _pack_anew(
+def _pack_unless_there(
     run: str,
     row: Mapping[Any, Any],
     document: Mapping[str, Any],
-    bundle: str,
     there: Mapping[str, Any],
     finish_refit: Callable[[str], object] | None,
 ) -> None:
-    """Pack a trial, refitted where the search says so, unless that very bundle is there."""
+    """Pack a trial into RUN/bundle, refitted where the search says so, unless `there` says it is packed."""
     search = parse_settings(TuneSettings, document["settings"]).search
     trial, epochs = str(row["trial_id"]), search.refit_epochs or search.epochs
     wanted = {"trial_id": trial, "epoch": int(row["best_epoch"])}
@@ -73,7 +71,7 @@ def _pack_anew(
     if {name: there[name] for name in ("trial_id", "epoch", "refit", "refit_epochs") if name in there} == wanted:
         return
     if search.refit:
-        out = refit_run(run, trial, epochs)
+        out, bundle = refit_run(run, trial, epochs), join(run, "bundle")
         refit(run, trial, manifest=document["manifest"], out=out, to=bundle, epochs=epochs, finish=finish_refit)
     else:
         pack_winner(run, trial=trial)
@@ -95,11 +93,11 @@ def keep_trained(run: str) -> str:
 def export_trial(run: str, trial: str, *, out: str | None = None) -> BundleInfo:
     """Pack the trial of that id, or that row of the leaderboard, into RUN/bundle or `out`.
 
-    In RUN/bundle it stays, however the search goes on; only when it is the winner, a better one may take its place. A
-    refit's folder packs the refit anew, as `refit` does.
+    In RUN/bundle it stays when the search is resumed; only where it is the winner, a better one may replace it. For the
+    folder of a refit, the refit is packed again.
 
     Raises:
-        SettingsError: no run lies there, or it has no such trial.
+        SettingsError: there is no run, or it has no such trial.
         SearchError: that trial came to no result.
         BundleError: the exported model is not the same model.
     """
@@ -128,7 +126,7 @@ def refit(
     `finish` is called with `out` between the two.
 
     Raises:
-        SettingsError: no run lies there, it has no such row, or `manifest` is not the run's.
+        SettingsError: there is no run, it has no such row, or `manifest` is not the run's.
         SearchError: that row came to no result to keep the temperature of, or the training was interrupted.
         BundleError: the exported model is not the same model.
     """

@@ -15,7 +15,8 @@ plan, shards       pieces -> shards, fixed once they are written, while the list
 read_images        keys -> originals in bounded memory -> pixels
 score_shard        one shard of keys -> one Parquet file, in a worker without Ray and torch (since: what is new)
 ledger, attempts   what is done, whether rows out are images in; what a worker that died had in hand
-classify_on_ray    `classify`, the whole job: one driver, rounds of shards over Ray Data's workers (worker_on_ray)
+job                `classify`, the whole job: one driver, rounds of shards over an engine's workers
+engine             runs the workers: local in processes of this machine, worker_on_ray as actors of Ray Data
 compact            many files -> few, in another folder
 predictions_folder the rows' schema, the job's settings, the names of its files
 """

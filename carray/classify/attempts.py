@@ -12,7 +12,7 @@ from pydantic import Field
 from carray.classify.predictions_folder import part_name, record_place
 from carray.core.errors import BudgetError
 from carray.core.settings import Settings, parse_settings
-from carray.core.store.conditional import create, read_version, remove, replace
+from carray.core.store.conditional import create, read_version, replace
 from carray.core.store.files import delete, json_bytes, list_files, parse_json, read_json
 
 __all__ = ["Attempt", "AttemptFile", "forget_attempts"]
@@ -103,7 +103,7 @@ class AttemptFile:
     def remove(self) -> None:
         """Remove this worker's own note: it is alive, so no image is to blame."""
         if self._is_ours and self._etag is not None:
-            remove(self._uri)
+            delete(self._uri)
 
 
 def forget_attempts(out: str, *, driver: str | None = None) -> None:

@@ -20,7 +20,7 @@ from carray.classify.predictions_folder import KIND, VERSION, record_place
 from carray.core.errors import SettingsError, StorageError
 from carray.core.progress import Progress, say
 from carray.core.store.files import absolute, delete, exists, join, list_files, read_json, write_json
-from carray.core.tables import file_rows, read_table, write_table
+from carray.core.tables import file_note, read_table, write_table
 
 __all__ = ["compact"]
 
@@ -47,7 +47,7 @@ def compact(out: str, *, to: str, rows_per_file: int = 1_000_000) -> dict[str, A
             write_table(table, target, kind=KIND, version=VERSION, provenance=provenance)
             files += 1
             progress.advance(table.num_rows)
-    written = sum(file_rows(uri) for uri in list_files(to) if uri.endswith(".parquet"))
+    written = sum(file_note(uri)[0] for uri in list_files(to) if uri.endswith(".parquet"))
     if written != run["rows"]:
         raise StorageError(
             f"{to} has {written:,} rows, but the run {out} has {run['rows']:,}; let nothing else write to either "

@@ -111,6 +111,9 @@ class ClassifySettings(Settings):
     """Which of the bundle's runtimes scores: auto, fp32, int8 or torch-bf16; resolved once, kept on resume."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What scores: a GPU where there is one, when auto."""
+    engine: Literal["auto", "local", "ray"] = "auto"
+    """What runs the scoring processes: local (this machine, without Ray) or ray; auto is ray in a Ray job or where
+    RAY_ADDRESS is set, else local. Either resumes the other's run."""
     outputs: list[Output] = Field(default_factory=list)
     """Optional columns: `embedding` (float16), `make_score` and `model_score`, the label's make's and model's, and
     `ood_score`, which is higher the less an image is like the training images."""

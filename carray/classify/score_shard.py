@@ -210,7 +210,7 @@ class ShardScorer:
         self, images: list[PlannedImage], note: Attempt, notes: AttemptFile, *, retry_failed: bool
     ) -> LedgerEntry:
         started = time.monotonic()
-        self._open()
+        self.open()
         rows = ShardRows(self._schema)
         before = self._read_part(note.shard) if retry_failed else None
         known = self._keep(before, images, rows) if before else self._known(images)
@@ -225,7 +225,12 @@ class ShardScorer:
         entry = _entry(note.shard, rows, known, scored=len(todo), kept_bytes=kept_bytes, started=started)
         return self._write(entry, rows, known, before)
 
-    def _open(self) -> None:
+    def open(self) -> None:
+        """Open the bundle, unless that is done; the first shard does it otherwise.
+
+        Raises:
+            BundleError: the bundle is damaged, computes other logits here, or is not the run's.
+        """
         with self._opening:
             if self._scorer is not None:
                 return

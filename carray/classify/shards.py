@@ -12,10 +12,11 @@ import io
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,14 +27,15 @@ from carray.classify.predictions_folder import ClassifySettings, PlannedImage, r
 from carray.core.errors import StorageError
 from carray.core.settings import Settings
 from carray.core.store.conditional import read_version
-from carray.core.store.files import filesystem, list_files, retry, write_bytes
+from carray.core.store.files import list_files, retry, write_bytes
 from carray.core.store.image_bytes import IMAGE_SUFFIXES, key_suffix
 from carray.core.store.listing import Gap, Piece
-from carray.manifest.manifest_file import row_box
+from carray.core.store.random_access import open_file
+from carray.core.uri_tables import BOX
+from carray.images.pixels import Box
 
 __all__ = ["ShardCutter", "ShardNote", "read_notes", "read_shard", "shard_images", "uncovered"]
 
-BOX = ("x1", "y1", "x2", "y2")
 SHARD_SCHEMA = pa.schema(
     [
         *(("uri", pa.string()), ("escaped", pa.bool_()), ("etag", pa.string()), ("size_bytes", pa.int64())),
@@ -230,9 +232,12 @@ def read_shard(out: str, shard: int) -> list[PlannedImage]:
         raise StorageError(f"{uri} is damaged ({' '.join(str(err).split())[:200]}); give another folder.") from None
     if any(row["uri"] is None for row in rows):
         raise StorageError(f"{uri} is damaged (an image has no uri); give another folder.")
-    return [
-        PlannedImage(row["uri"], bool(row["escaped"]), row_box(row), row["etag"], row["size_bytes"]) for row in rows
-    ]
+    return [PlannedImage(row["uri"], bool(row["escaped"]), _box(row), row["etag"], row["size_bytes"]) for row in rows]
+
+
+def _box(row: Mapping[str, Any]) -> Box | None:
+    x1, y1, x2, y2 = (row[name] for name in BOX)
+    return None if None in (x1, y1, x2, y2) else (x1, y1, x2, y2)
 
 
 def read_notes(out: str) -> dict[int, ShardNote]:
@@ -287,10 +292,9 @@ def _pack(shard: _Growing) -> bytes:
 
 
 def _read_note(uri: str) -> ShardNote:
-    fs, path = filesystem(uri)
 
     def read() -> bytes:
-        with fs.open_input_file(path) as file, pa.ipc.open_file(file) as reader:
+        with open_file(uri) as file, pa.ipc.open_file(file) as reader:
             note: bytes = (reader.schema.metadata or {})[_NOTE]
             return note
 

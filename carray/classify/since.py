@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from carray.classify.predictions_folder import PlannedImage
 from carray.core.errors import SchemaError, SettingsError, StorageError
-from carray.core.store.files import filesystem, is_folder, retry
+from carray.core.store.files import is_folder, list_files, retry
+from carray.core.store.random_access import open_dataset
 
 __all__ = ["EarlierRun"]
 
@@ -72,10 +73,8 @@ class EarlierRun:
         return (uri >= min(uris, key=str.encode)) & (uri <= max(uris, key=str.encode)) & ours
 
     def _open(self) -> Any:
-        import pyarrow.dataset as ds
-
-        fs, path = filesystem(self.uri)
-        return ds.dataset(path, filesystem=fs, format="parquet")
+        files = [uri for uri in list_files(self.uri) if not uri.rpartition("/")[2].startswith((".", "_"))]
+        return open_dataset(files)
 
     def _read(self, action: Any) -> Any:
         try:

@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 from carray.classify.predictions_folder import ClassifySettings
 from carray.classify.shards import SHARD_SCHEMA
 from carray.core.errors import SchemaError, SettingsError, StorageError
-from carray.core.store.files import absolute, exists, filesystem, is_s3, join, read_json, retry
+from carray.core.store.files import absolute, exists, file_state, is_s3, join, read_json, retry
 from carray.core.store.listing import Gap, Piece, Take, list_pieces
+from carray.core.store.random_access import open_file
 from carray.core.uri_tables import BATCH_ROWS, BOX, TABLE_SUFFIXES, UriTable
-from carray.manifest.tables import table_splits
 
 __all__ = ["Source", "open_source"]
 
@@ -89,11 +89,10 @@ def file_mark(uri: str) -> dict[str, Any]:
     Raises:
         StorageError: it does not exist.
     """
-    fs, path = filesystem(uri)
-    found = retry(lambda: fs.get_file_info(path), what=f"looking for {uri}")
-    if not found.is_file:
+    found = file_state(uri)
+    if found is None:
         raise StorageError(f"{uri} does not exist; check its spelling.")
-    return {"uri": uri, "size_bytes": found.size, "mtime_ns": found.mtime_ns}
+    return {"uri": uri, "size_bytes": found.size_bytes, "mtime_ns": found.modified_ns}
 
 
 def take_rows(batches: Iterable[pa.RecordBatch], take: Take, *, gaps: Sequence[Gap], stop: threading.Event) -> None:
@@ -196,6 +195,8 @@ class TableSource(Source):
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         """Give the table's rows of the split, in the columns of a shard that it has."""
+        from carray.manifest.tables import table_splits  # imports pandas, which other sources do without
+
         for rows in self._table.batches():
             columns = {"uri": rows.uris(), "escaped": rows.flags("escaped")}
             for name in ("etag", "size_bytes"):
@@ -286,13 +287,12 @@ class InventorySource(Source):
 
 
 def _copy(uri: str, file: Any, md5: str) -> None:
-    fs, path = filesystem(uri)
 
     def read() -> str:
         digest = hashlib.md5(usedforsecurity=False)
         file.seek(0)
         file.truncate()
-        with fs.open_input_stream(path, compression=None) as stream:
+        with open_file(uri) as stream:
             while chunk := stream.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 file.write(chunk)

@@ -1,17 +1,15 @@
 """Carries shards to scoring processes, through Ray Data, and their counts back.
 
 Invariants: only shards' numbers travel out and counts back, so Ray Data needs no CPU for reading or writing, and one
-CPU is enough; a worker has two shards in hand, so that it reads the next one while it scores the last images of this
-one; a worker that dies is started again and its shards given to it again.
+CPU is enough; a worker that dies is started again and its shards given to it again.
 Cost: a worker imports neither torch nor timm; see `cold` in results/classify.csv.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -19,54 +17,53 @@ import ray.data
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
-from carray.classify.ledger import LedgerEntry, RunRecord
-from carray.classify.predictions_folder import ClassifySettings
-from carray.classify.score_shard import ShardScorer
-from carray.core import errors
-from carray.core.errors import CarrayError, SettingsError
-from carray.core.ray.connect import RunningRay
+from carray.classify.engine import SHARDS_IN_HAND, Pool, Shards, Worker, read_answer
+from carray.classify.ledger import LedgerEntry
+from carray.core.errors import SettingsError
+from carray.core.ray.connect import start_ray, used_text
+from carray.core.ray.resources import Resources
+from carray.core.store.s3 import aws_environment
 
-__all__ = ["SHARDS_IN_HAND", "Pool", "run_shards", "size_pool"]
-
-SHARDS_IN_HAND = 2
+__all__ = ["RayEngine", "run_shards", "start_on_ray"]
 
 
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """Says how many scoring processes there may be, and what each takes of the cluster."""
+class RayEngine:
+    """Scores shards on a Ray; see `start_on_ray`."""
 
-    workers: int
-    min_workers: int
-    cpus: int
-    gpus: int = 0
-    most_workers: int = 0
-    """How many there may be once the cluster has grown; `workers` when 0."""
+    name = "ray"
 
-    def __str__(self) -> str:
-        each = f"{self.cpus} CPU" + (f" and {self.gpus} GPU" if self.gpus else "")
-        fewest = f"{self.min_workers} to " if self.min_workers < self.workers else ""
-        more = ", more as machines are added" if self.most_workers > self.workers else ""
-        return f"{fewest}{self.workers} workers of {each}{more}"
+    def __init__(self, resources: Resources) -> None:
+        """Use the Ray of this process."""
+        self.resources = resources
 
+    def usage(self) -> str:
+        """Say what is in use, and where to look."""
+        return (
+            f"{used_text()}; large shards take minutes, but where that lasts, see `ray status` and the nodes' memory: "
+            "workers may be waited for, or be lost as fast as they start"
+        )
 
-def size_pool(running: RunningRay, settings: ClassifySettings, *, shards: int, device: str) -> Pool:
-    """Size the pool by the cluster: never more a worker than a node has, or Ray would wait for ever."""
-    gpus = int(device == "cuda")
-    most_cpus = max(running.cpus_per_gpu if gpus else running.node_cpus, 1)
-    cpus = min(settings.threads or (most_cpus if gpus else 1), most_cpus)
-    most = running.gpus if gpus else running.cpus // cpus
-    workers = min(settings.workers or max(1, most), shards)
-    grown = shards if running.grows and not settings.workers else 0
-    return Pool(workers, min(settings.min_workers, workers), cpus, gpus, most_workers=grown)
+    def prepare(self, job: dict[str, Any], pool: Pool) -> None:
+        """Do nothing: Ray Data starts its actors with the first shards."""
+
+    def run_shards(self, job: dict[str, Any], todo: Shards, pool: Pool) -> Generator[LedgerEntry]:
+        """Score shards; see `run_shards`."""
+        # Workers of a private Ray are this user's processes; a cluster has credentials of its own.
+        return run_shards({**job, "environment": dict(aws_environment()) if self.resources.private else {}}, todo, pool)
 
 
-def run_shards(
-    job: dict[str, Any], todo: list[dict[str, Any]], pool: Pool, *, worker: Any = None
-) -> Generator[LedgerEntry]:
-    """Score shards, each given as {"shard": number, "retry": bool}; gives their entries as they finish.
+@contextmanager
+def start_on_ray(worker: Mapping[str, float]) -> Iterator[RayEngine]:
+    """Give the processes of a Ray; see `core.ray.connect.start_ray`."""
+    with start_ray(worker=worker) as resources:
+        yield RayEngine(resources)
+
+
+def run_shards(job: dict[str, Any], todo: Shards, pool: Pool, *, worker: Any = None) -> Generator[LedgerEntry]:
+    """Score shards, and give their entries as they finish.
 
     Args:
-        job: What `_Worker` takes, in plain values.
+        job: What a `Worker` takes, in plain values.
         todo: The shards.
         pool: The processes.
         worker: Their class, where it is to be another: for a measurement of all but the scoring.
@@ -82,7 +79,7 @@ def run_shards(
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     shards = ray.data.from_items(todo, override_num_blocks=len(todo))
-    made_of: Any = worker or _Worker  # Ray's annotation knows functions only
+    made_of: Any = worker or _RayWorker  # Ray's annotation knows functions only
     counts = shards.map(
         made_of,
         fn_constructor_kwargs={"job": job},
@@ -102,9 +99,7 @@ def run_shards(
     rows: Any = iter(counts.iter_rows())
     try:
         for row in rows:
-            if row["refusal"]:
-                raise getattr(errors, row["refusal"])(row["sentence"])
-            yield LedgerEntry.model_validate_json(row["entry"])
+            yield read_answer(row)
     except RayError as err:
         if "No module named 'carray" not in str(err):
             raise
@@ -121,25 +116,8 @@ def _is_lost(machine: str) -> bool:
     return machine not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
-class _Worker:
+class _RayWorker(Worker):
     """A Ray actor that scores shards."""
 
     def __init__(self, job: dict[str, Any]) -> None:
-        os.environ.update(job["environment"])
-        self._scorer = ShardScorer(
-            job["bundle"],
-            out=job["out"],
-            run=RunRecord.model_validate(job["run"]),
-            settings=ClassifySettings.model_validate(job["settings"]),
-            driver=job["driver"],
-            machine=ray.get_runtime_context().get_node_id(),
-            is_lost=_is_lost,
-        )
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        try:
-            entry = self._scorer.score_shard(int(row["shard"]), retry_failed=bool(row["retry"]))
-        except CarrayError as err:
-            # Ray would wrap it, drop what it was, and print a stack: a sentence for the user travels as what it is.
-            return {"entry": "", "refusal": type(err).__name__, "sentence": str(err)}
-        return {"entry": entry.model_dump_json(), "refusal": "", "sentence": ""}
+        super().__init__(job, machine=ray.get_runtime_context().get_node_id(), is_lost=_is_lost)

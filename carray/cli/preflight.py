@@ -150,21 +150,22 @@ def estimate_classify(
     Example: `carray estimate classify run/bundle s3://photos/2026 --machines 10 --cores 16`
     """
     from carray.classify.predictions_folder import ClassifySettings
+    from carray.core.cgroups import usable_cores
     from carray.core.settings import load_settings
     from carray.preflight import estimate_classify as classify
-    from carray.preflight.machine import usable_cores
+    from carray.preflight import estimates
 
     overrides = short_for(settings, all_files=all_files or None, split=split, runtime=runtime)
     found = classify.estimate_classify(
         bundle,
         source,
         settings=load_settings(ClassifySettings, config=config, overrides=overrides),
-        machines=classify.Machines(machines, cores or max(1, int(usable_cores()))),
-        prices=classify.Prices(list_price, get_price, put_price, machine_price),
+        machines=estimates.Machines(machines, cores or max(1, int(usable_cores())), hour_price=machine_price),
+        prices={"list": list_price, "get": get_price, "put": put_price},
         probe=classify.Probe(probe_images, probe_workers, total_images, listing_seconds),
         out=out,
     )
-    typer.echo(classify.classify_text(found))
+    typer.echo(found.as_text())
     print_result(found.as_json())
 
 
@@ -200,19 +201,20 @@ def estimate_tune(
 
     Example: `carray estimate tune --manifest manifest.parquet --config jobs/configs/cars-cpu.yaml --machines 4`
     """
+    from carray.core.cgroups import usable_cores
     from carray.core.settings import load_settings
     from carray.preflight import estimate_tune as tune
-    from carray.preflight.machine import usable_cores
+    from carray.preflight import estimates
     from carray.search.space import TuneSettings
 
     overrides = short_for(settings, search__trials=trials, search__epochs=epochs, search__seed=seed)
     found = tune.estimate_tune(
         manifest,
         settings=load_settings(TuneSettings, config=config, overrides=overrides),
-        cluster=tune.Cluster(machines, cores or max(1, int(usable_cores())), gpus, machine_price),
+        machines=estimates.Machines(machines, cores or max(1, int(usable_cores())), gpus, machine_price),
         most_networks=networks,
         probe_workers=probe_workers,
         earlier_run=earlier_run,
     )
-    typer.echo(tune.tune_text(found))
+    typer.echo(found.as_text())
     print_result(found.as_json())

@@ -186,6 +186,9 @@ def classify(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="The most scoring processes; default: as the CPUs allow.")] = None,
     runtime: Runtime = None,
+    engine: Annotated[
+        str | None, typer.Option(help="auto, local (processes of this machine) or ray; auto is ray only on a cluster.")
+    ] = None,
     config: Config = None,
     settings: Settings = None,
 ) -> None:
@@ -199,7 +202,7 @@ def classify(
 
     Example: `carray classify run/bundle s3://photos/2026 --out s3://photos-predictions/2026`
     """
-    from carray.classify.classify_on_ray import classify as run_classify
+    from carray.classify.job import classify as run_classify
     from carray.classify.predictions_folder import ClassifySettings
     from carray.core.settings import load_settings
     from carray.core.uri_tables import parse_columns
@@ -214,6 +217,7 @@ def classify(
         max_failed_fraction=max_failed_fraction,
         workers=workers,
         runtime=runtime,
+        engine=engine,
     )
     overrides += [f"column.{what}={json.dumps(name)}" for what, name in parse_columns(column or []).items()]
     chosen = load_settings(ClassifySettings, config=config, overrides=overrides)

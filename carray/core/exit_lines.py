@@ -33,6 +33,7 @@ from carray.core.text import readable
 __all__ = [
     "advise",
     "deferring_stops",
+    "die_with",
     "keeping_handlers",
     "record_error",
     "restore_handlers",
@@ -114,7 +115,7 @@ def run_watched(command: Callable[[], Any]) -> int:
         return _Watch(child, shared).wait()
     _shared = shared
     os.setsid()
-    _die_with(parent)
+    die_with(parent)
     with _answering_stops():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
         code = run_command(command)
@@ -397,7 +398,7 @@ def _read_shared(shared: mmap.mmap) -> dict[str, Any]:
         return {"advice": ""}
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End with the parent, which the shell or Ray's job server knows: another driver may then take the run over."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from carray.core.errors import SchemaError, StorageError
-from carray.core.store.files import filesystem, retry, write_bytes
+from carray.core.store.files import retry, write_bytes
+from carray.core.store.random_access import open_file
 from carray.core.text import one_line
 
 __all__ = [
     "file_note",
-    "file_rows",
     "pack_table",
     "read_table",
     "table_from_rows",
@@ -67,8 +67,7 @@ def file_note(uri: str) -> tuple[int, dict[str, Any]]:
         StorageError: the file cannot be read.
         SchemaError: the file is not Parquet.
     """
-    fs, path = filesystem(uri)
-    found = _read(lambda: pq.read_metadata(path, filesystem=fs), uri)
+    found = _read(lambda: pq.read_metadata(open_file(uri)), uri)
     return int(found.num_rows), _note(found, uri)
 
 
@@ -79,19 +78,7 @@ def table_metadata(uri: str) -> dict[str, Any]:
         StorageError: the file cannot be read.
         SchemaError: the file is not Parquet.
     """
-    fs, path = filesystem(uri)
-    return _note(_read(lambda: pq.read_schema(path, filesystem=fs), uri), uri)
-
-
-def file_rows(uri: str) -> int:
-    """Count a file's rows, from its footer.
-
-    Raises:
-        StorageError: the file cannot be read.
-        SchemaError: the file is not Parquet.
-    """
-    fs, path = filesystem(uri)
-    return int(_read(lambda: pq.read_metadata(path, filesystem=fs), uri).num_rows)
+    return file_note(uri)[1]
 
 
 def read_table(uri: str, *, kind: str, required: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
@@ -101,8 +88,8 @@ def read_table(uri: str, *, kind: str, required: Sequence[str], columns: Sequenc
         SchemaError: the file is not Parquet, is a carray table of another kind, or lacks a required column.
         StorageError: the file does not exist or cannot be read.
     """
-    fs, path = filesystem(uri)
-    schema = _read(lambda: pq.read_schema(path, filesystem=fs), uri)
+    file = _read(lambda: open_file(uri), uri)
+    schema = _read(lambda: pq.read_schema(file), uri)
     found = _note(schema, uri).get("kind", kind)
     if found != kind:
         raise SchemaError(f"{uri} is a table of {found}, but a {kind} is needed here.")
@@ -113,7 +100,7 @@ def read_table(uri: str, *, kind: str, required: Sequence[str], columns: Sequenc
             f"{', '.join(schema.names) or 'none'})."
         )
     names = columns and list(columns)
-    return _read(lambda: _whole(pq.read_table(path, filesystem=fs, columns=names, partitioning=None)), uri)
+    return _read(lambda: _whole(pq.read_table(file, columns=names, partitioning=None)), uri)
 
 
 def _whole(table: pa.Table) -> pa.Table:

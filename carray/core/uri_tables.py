@@ -18,18 +18,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from carray.core.errors import SchemaError, SettingsError, StorageError
-from carray.core.store.files import absolute, filesystem, is_s3, join, retry
+from carray.core.store.files import absolute, is_s3, join
+from carray.core.store.random_access import open_file
 from carray.core.tables import table_metadata
 from carray.core.text import one_line, readable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["BOX", "COLUMNS", "TABLE_SUFFIXES", "TableRows", "UriTable", "parse_columns"]
 
@@ -297,6 +300,8 @@ class TableRows:
         )
 
     def _numbers(self, name: str, most: int) -> tuple[pd.Series, Any]:
+        import pandas as pd
+
         """Read a column's whole numbers, null elsewhere, and a mask of values that are none or exceed `most`."""
         values = pd.Series(self.columns[name].to_pylist(), dtype=object).replace("", None)
         try:
@@ -401,14 +406,12 @@ def _nth_row(first: int, row: int) -> str:
 
 def _parquet_names(uri: str) -> list[str]:
     table_metadata(uri)  # raises a sentence where it is not Parquet
-    fs, path = filesystem(uri)
-    return list(retry(lambda: pq.read_schema(path, filesystem=fs), what=f"reading {uri}").names)
+    return list(pq.read_schema(open_file(uri)).names)
 
 
 def _parquet_batches(uri: str, names: Sequence[str]) -> Iterator[tuple[list[pa.Array], Callable[[int], str]]]:
-    fs, path = filesystem(uri)
     first = 1
-    with _sentences(uri), pq.ParquetFile(path, filesystem=fs) as file:
+    with _sentences(uri), pq.ParquetFile(open_file(uri)) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=list(names)):
             batch.validate(full=True)  # Parquet's reader does not check that texts are UTF-8
             yield [batch[name] for name in names], partial(_nth_row, first)
@@ -429,9 +432,8 @@ def _sentences(uri: str) -> Iterator[None]:
 
 
 def _open(uri: str) -> Any:
-    fs, path = filesystem(uri)
     try:
-        return fs.open_input_stream(path, compression=None, buffer_size=_BYTES_AT_ONCE)
+        return pa.BufferedInputStream(open_file(uri), _BYTES_AT_ONCE)
     except FileNotFoundError:
         raise StorageError(f"{uri} does not exist; check its spelling.") from None
 

@@ -27,23 +27,12 @@ from carray.bundle.bundle_folder import BundleInfo
 from carray.bundle.scorer import Scorer
 from carray.core.errors import DecodeError
 from carray.evaluation.metrics import paired_drop, wilson_interval
-from carray.evaluation.score import Row, read_batches, score_pixels
+from carray.evaluation.score import Row, read_batches
 from carray.images.pixels import decode, decode_original, view
 from carray.images.read import ReadImage, failed_image, fetch_original
 from carray.manifest.manifest_file import row_box
 
-__all__ = [
-    "CORRUPTIONS",
-    "NONE",
-    "PICTURE_SIDE",
-    "REENCODED",
-    "ROBUSTNESS_SCHEMA",
-    "VARIANTS",
-    "Corruption",
-    "as_picture",
-    "corrupted_hits",
-    "robustness_rows",
-]
+__all__ = ["CORRUPTIONS", "VARIANTS", "Corruption", "as_picture", "corrupted_hits", "robustness_rows"]
 
 Bools = npt.NDArray[np.bool_]
 Pixels = npt.NDArray[np.uint8]
@@ -51,98 +40,99 @@ Pixels = npt.NDArray[np.uint8]
 NONE, REENCODED = "none", "reencoded"
 PICTURE_SIDE = 512
 """Short side, in pixels, above which a picture is scaled down before it is corrupted."""
+BATCH_IMAGES = 16
+"""Photographs whose variants are in memory at once."""
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """A corruption at one severity; `apply` takes a Pillow image and returns the bytes of an image file."""
+    """A corruption at one severity."""
 
     name: str
     severity: str
-    apply: Callable[[Any], bytes]
+    change: Callable[[Any], Any] = lambda picture: picture
+    """Turns a Pillow image into the corrupted one."""
+    jpeg_quality: int | None = None
+    """None: the file is lossless."""
+
+    def apply(self, picture: Any) -> bytes:
+        """Corrupt a Pillow image; gives the bytes of an image file."""
+        buffer, changed = io.BytesIO(), self.change(picture)
+        if self.jpeg_quality:
+            changed.save(buffer, "JPEG", quality=self.jpeg_quality)
+        else:
+            changed.save(buffer, "BMP")  # the fastest lossless format
+        return buffer.getvalue()
 
 
-def as_picture(original_HWC: npt.NDArray[np.uint8], *, decode_size: int) -> Any:
+def as_picture(original_HWC: Pixels, *, decode_size: int) -> Any:
     """Convert to a Pillow image whose short side is at most PICTURE_SIDE or decode_size."""
     from PIL import Image
 
     return _shrink(Image.fromarray(original_HWC), max(PICTURE_SIDE, decode_size))
 
 
-def _shrink(picture: Any, side: int) -> Any:
+def _torchvision() -> Any:
     from torchvision.transforms.v2 import functional
 
-    return functional.resize(picture, [side], antialias=True) if min(picture.size) > side else picture
+    return functional
 
 
-def _lossless(picture: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "BMP")  # the fastest lossless format
-    return buffer.getvalue()
+def _shrink(picture: Any, strength: float) -> Any:
+    """Scale down so that the short side has at most `strength` pixels."""
+    side = round(strength)
+    return _torchvision().resize(picture, [side], antialias=True) if min(picture.size) > side else picture
 
 
-def _jpeg(picture: Any, quality: int) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
-
-
-def _blur(picture: Any, sigma: float) -> bytes:
-    """Blur by a Gaussian of standard deviation `sigma`, a fraction of the short side."""
-    from torchvision.transforms.v2 import functional
-
-    pixels = sigma * min(picture.size)
+def _blur(picture: Any, strength: float) -> Any:
+    """Blur by a Gaussian whose standard deviation is a fraction of the short side."""
+    pixels = strength * min(picture.size)
     radius = min(math.ceil(3 * pixels), min(picture.size) - 1)
-    return _lossless(functional.gaussian_blur(picture, [2 * radius + 1] * 2, [pixels] * 2) if radius else picture)
+    return _torchvision().gaussian_blur(picture, [2 * radius + 1] * 2, [pixels] * 2) if radius else picture
 
 
-def _low_resolution(picture: Any, side: int) -> bytes:
-    return _lossless(_shrink(picture, side))
+def _crop(picture: Any, strength: float) -> Any:
+    """Keep the centre: a fraction of each side."""
+    return _torchvision().center_crop(picture, [max(1, round(strength * side)) for side in picture.size[::-1]])
 
 
-def _crop(picture: Any, kept: float) -> bytes:
-    """Keep the centre: the fraction `kept` of each side."""
-    from torchvision.transforms.v2 import functional
+def _rotate(picture: Any, strength: float) -> Any:
+    """Rotate counter-clockwise by degrees; corners are mirrored, since black ones would be another corruption."""
+    from torchvision.transforms.v2 import InterpolationMode
 
-    return _lossless(functional.center_crop(picture, [max(1, round(kept * side)) for side in picture.size[::-1]]))
-
-
-def _grey(picture: Any) -> bytes:
-    from torchvision.transforms.v2 import functional
-
-    return _lossless(functional.to_grayscale(picture, num_output_channels=3))
-
-
-def _rotate(picture: Any, degrees: float) -> bytes:
-    """Rotate counter-clockwise; corners are filled by mirroring, since black ones would be another corruption."""
-    from torchvision.transforms.v2 import InterpolationMode, functional
-
-    width, height = picture.size
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    functional, (width, height) = _torchvision(), picture.size
+    cos, sin = math.cos(math.radians(strength)), math.sin(math.radians(strength))
     across, down = width * cos + height * sin - width, width * sin + height * cos - height
     margins = [max(0, math.ceil(across / 2)), max(0, math.ceil(down / 2))]
     padded = functional.pad(picture, margins, padding_mode="symmetric")
-    turned = functional.rotate(padded, degrees, interpolation=InterpolationMode.BILINEAR)
-    return _lossless(functional.center_crop(turned, [height, width]))
+    turned = functional.rotate(padded, strength, interpolation=InterpolationMode.BILINEAR)
+    return functional.center_crop(turned, [height, width])
 
 
-def _brightness(picture: Any, factor: float) -> bytes:
-    from torchvision.transforms.v2 import functional
-
-    return _lossless(functional.adjust_brightness(picture, factor))
+def _grey(picture: Any) -> Any:
+    return _torchvision().to_grayscale(picture, num_output_channels=3)
 
 
-_SIGMAS, _DARK, _BRIGHT = (0.005, 0.01, 0.02), (0.5, 0.25), (1.5, 2.0)
+def _light(picture: Any, strength: float) -> Any:
+    return _torchvision().adjust_brightness(picture, strength)
+
+
+def _severities(name: str, words: str, change: Callable[..., Any], strengths: Sequence[float]) -> list[Corruption]:
+    """List a corruption's severities; per cent become fractions."""
+    scale = 100 if "%" in words else 1
+    return [Corruption(name, words.format(one), partial(change, strength=one / scale)) for one in strengths]
+
+
 CORRUPTIONS = [
-    Corruption(REENCODED, "lossless", _lossless),
-    *(Corruption("blur", f"sigma {100 * sigma:g} %", partial(_blur, sigma=sigma)) for sigma in _SIGMAS),
-    *(Corruption("jpeg", f"quality {quality}", partial(_jpeg, quality=quality)) for quality in (50, 20, 10)),
-    *(Corruption("low_resolution", f"{side} pixels", partial(_low_resolution, side=side)) for side in (128, 64, 32)),
-    *(Corruption("crop", f"{100 * kept:g} % kept", partial(_crop, kept=kept)) for kept in (0.8, 0.6, 0.4)),
+    Corruption(REENCODED, "lossless"),
+    *_severities("blur", "sigma {:g} %", _blur, (0.5, 1, 2)),
+    *(Corruption("jpeg", f"quality {quality}", jpeg_quality=quality) for quality in (50, 20, 10)),
+    *_severities("low_resolution", "{} pixels", _shrink, (128, 64, 32)),
+    *_severities("crop", "{} % kept", _crop, (80, 60, 40)),
     Corruption("grey", "no colour", _grey),
-    *(Corruption("rotation", f"{angle} degrees", partial(_rotate, degrees=angle)) for angle in (5, 15, 30)),
-    *(Corruption("darkness", f"{100 * f:g} % light", partial(_brightness, factor=f)) for f in _DARK),
-    *(Corruption("brightness", f"{100 * f:g} % light", partial(_brightness, factor=f)) for f in _BRIGHT),
+    *_severities("rotation", "{} degrees", _rotate, (5, 15, 30)),
+    *_severities("darkness", "{} % light", _light, (50, 25)),
+    *_severities("brightness", "{} % light", _light, (150, 200)),
 ]
 """In the table's order, severities growing. Sigma is relative to the short side, and pixels are those of the short
 side."""
@@ -177,17 +167,20 @@ def corrupted_hits(rows: Sequence[Row], scorer: Scorer) -> tuple[Bools, Counter[
     index = {name: i for i, name in enumerate(scorer.info.classes)}
     hits = [np.empty((len(VARIANTS), 0), dtype=bool)]
     unreadable: Counter[str] = Counter()
-    for batch in read_batches(rows, lambda row: _variants(row, scorer.info), what="corrupting"):
+    read = partial(_variants, info=scorer.info)
+    for batch in read_batches(rows, read, what="corrupting", batch_images=BATCH_IMAGES):
         unreadable.update(str(seen.error_code) for _, seen in batch if isinstance(seen, ReadImage))
         readable = [(index[row["label"]], seen) for row, seen in batch if not isinstance(seen, ReadImage)]
-        truth_B = np.array([truth for truth, _ in readable], dtype=np.int64)
-        logits_NK, _ = score_pixels(scorer, [pixels_HWC for _, variants in readable for pixels_HWC in variants])
-        predicted_BV = logits_NK.argmax(axis=1).reshape(len(readable), len(VARIANTS))
-        hits.append((predicted_BV == truth_B[:, None]).T)
+        if readable:
+            pixels_NHWC = np.concatenate([variants_VHWC for _, variants_VHWC in readable])
+            starts = range(0, len(pixels_NHWC), scorer.batch_images)
+            logits = [scorer.score(pixels_NHWC[start : start + scorer.batch_images])[0] for start in starts]
+            predicted_BV = np.concatenate(logits).argmax(axis=1).reshape(len(readable), len(VARIANTS))
+            hits.append((predicted_BV == np.array([[truth] for truth, _ in readable])).T)
     return np.concatenate(hits, axis=1), unreadable
 
 
-def _variants(row: Row, info: BundleInfo) -> list[Pixels] | ReadImage:
+def _variants(row: Row, info: BundleInfo) -> Pixels | ReadImage:
     """Make the network's inputs, of the image as it is and of each corruption; or the reason why it is unreadable."""
     fetched = fetch_original(row["uri"], escaped=bool(row["escaped"]), sha256=row["sha256"])
     if isinstance(fetched, ReadImage):
@@ -201,7 +194,7 @@ def _variants(row: Row, info: BundleInfo) -> list[Pixels] | ReadImage:
             seen.append(view(decode(corruption.apply(picture), info.pixels).pixels_HWC, info.pixels))
     except DecodeError as err:
         return failed_image(err, fetched)
-    return seen
+    return np.stack(seen)
 
 
 def robustness_rows(hits_VN: Bools, variants: Sequence[tuple[str, str]] = VARIANTS) -> list[dict[str, Any]]:

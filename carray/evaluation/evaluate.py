@@ -6,11 +6,9 @@ is counted in `unreadable`, but in no other figure. metrics.json is written last
 
 from __future__ import annotations
 
-import io
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,14 +18,16 @@ import pyarrow as pa
 from carray.bundle.bundle_folder import INT8_MODEL, BundleInfo
 from carray.bundle.scorer import Scorer
 from carray.bundle.threshold import top_scores
-from carray.core.errors import BundleError, SettingsError
+from carray.bundle.trained_on import mask_trained_on
+from carray.core.errors import BundleError
 from carray.core.progress import say
-from carray.core.store.files import absolute, delete, exists, join, read_json, write_json
+from carray.core.store.files import absolute, delete, join, write_json
 from carray.core.tables import table_from_rows, write_table
 from carray.evaluation import metrics as measure
-from carray.evaluation.evaluation_folder import METRICS_JSON, TABLES, VERSION, table_kind
-from carray.evaluation.score import ScoredSplit, score_split, seen_before
-from carray.images.pixels import Box, PixelSettings
+from carray.evaluation.evaluation_folder import METRICS_JSON, TABLES, VERSION, read_finished, table_kind
+from carray.evaluation.score import ScoredSplit, score_split
+from carray.images.pictures import picture_settings, small_jpeg
+from carray.images.read import read_all
 from carray.manifest.manifest_file import read_manifest, read_row, row_box
 
 __all__ = ["WritePage", "evaluate", "summary_text", "take_examples", "write_evaluation"]
@@ -36,65 +36,8 @@ WritePage = Callable[[str, Mapping[str, Any]], object]
 """Writes the page of an evaluation from its folder and metrics."""
 
 PAIRS, IMAGES_A_PAIR = 12, 3
-LONG_SIDE, SHORT_SIDE_LEAST = 240, 24
+LONG_SIDE, SHORT_SIDE_LEAST, QUALITY = 240, 24, 78
 """Sides of example pictures, in pixels; all of them together are about half a megabyte."""
-QUALITY = 78
-
-
-def take_examples(scored: ScoredSplit, pairs: pd.DataFrame, info: BundleInfo) -> list[dict[str, Any]]:
-    """Make up to three small pictures for each of the first 12 pairs, the most confident mistakes first.
-
-    Returns:
-        Rows of truth, label, uri, score, jpeg, width, height and reason, in the order of the pairs.
-    """
-    mistaken = pd.DataFrame(
-        [
-            (index, row["truth"], row["label"], row["score"])
-            for index, row in enumerate(scored.predictions)
-            if row["status"] == "ok" and row["label"] != row["truth"]
-        ],
-        columns=["index", "truth", "label", "score"],
-    ).sort_values(["score", "index"], ascending=[False, True])
-    chosen = [
-        int(index)
-        for pair in pairs.head(PAIRS).to_dict("records")
-        for index in mistaken.loc[
-            (mistaken["truth"] == pair["truth"]) & (mistaken["label"] == pair["label"]), "index"
-        ].head(IMAGES_A_PAIR)
-    ]
-    with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as pool:
-        pictures = list(pool.map(lambda index: _picture(scored.rows[index], boxes=info.uses_boxes), chosen))
-    names = ("uri", "truth", "label", "score")
-    return [
-        {name: scored.predictions[index][name] for name in names} | picture
-        for index, picture in zip(chosen, pictures, strict=True)
-    ]
-
-
-def _picture(row: Mapping[Any, Any], *, boxes: bool) -> dict[str, Any]:
-    """Return jpeg, width and height of a small picture, or the reason why there is none."""
-    from PIL import Image
-
-    # Decoded to a square and stretched back: this handles boxes, EXIF and every format.
-    settings = PixelSettings(decode_size=LONG_SIDE, input_size=LONG_SIDE, aspect="squash")
-    read = read_row(row, settings, crop_boxes=boxes)
-    if read.pixels_HWC is None or read.width is None or read.height is None:
-        return {"reason": read.error}
-    width, height = _size(read.width, read.height, row_box(row) if boxes else None)
-    buffer = io.BytesIO()
-    Image.fromarray(read.pixels_HWC).resize((width, height), Image.Resampling.BICUBIC).save(
-        buffer, "JPEG", quality=QUALITY, optimize=True
-    )
-    return {"jpeg": buffer.getvalue(), "width": width, "height": height}
-
-
-def _size(width: int, height: int, box: Box | None) -> tuple[int, int]:
-    """Compute the picture's sides, the longer one LONG_SIDE, from those of the image or of its box."""
-    if box is not None:
-        width, height = min(box[2], width) - max(box[0], 0), min(box[3], height) - max(box[1], 0)
-    scale = LONG_SIDE / max(width, height)
-    return max(SHORT_SIDE_LEAST, round(width * scale)), max(SHORT_SIDE_LEAST, round(height * scale))
-
 
 _VERDICTS = {
     "kept": "kept",
@@ -122,40 +65,156 @@ def evaluate(
         SchemaError: the split is empty, or holds labels that the bundle does not know.
         SettingsError: the bundle lacks that runtime, or `out` holds another evaluation.
         BudgetError: no image of the split can be read, so there is nothing to measure.
-        StorageError: storage refused to read the manifest or to write the results.
     """
-    out, table = absolute(out), read_manifest(manifest)
-    scorer = Scorer(bundle, runtime=runtime)
-    identity = {
+    out, table, scorer = absolute(out), read_manifest(manifest), Scorer(bundle, runtime=runtime)
+    info, marker = scorer.info, join(out, METRICS_JSON)
+    origin = {
         "version": VERSION,
-        "bundle_id": scorer.info.bundle_id,
-        "accept_threshold": scorer.info.accept_threshold,
+        "bundle_id": info.bundle_id,
+        "accept_threshold": info.accept_threshold,
         "manifest_fingerprint": table.fingerprint,
         "split": split,
         "runtime": scorer.runtime,
     }
-    if (finished := _finished(out, identity, scorer.info)) is not None:
-        return finished
-    seen, trained_on = seen_before(scorer, table, split)
-    scored = score_split(table, split, scorer, other=_other_runtime(scorer))
-    origin = identity | {
+    if (finished := read_finished(marker, origin, what="evaluation")) is not None:
+        if finished.get("certificates", {}) == _certificates(info):
+            say(f"{out} holds this evaluation already; delete its {METRICS_JSON} to measure again.")
+            return finished
+        say(f"{out} holds this evaluation with other certificates of the bundle's runtimes; it is measured again.")
+        delete(marker)
+    seen_N = mask_trained_on(scorer.uri, info, table, table.of_split(split))
+    trained_on = 0 if seen_N is None else int(seen_N.sum())
+    own_manifest = info.search.get("manifest_fingerprint") == table.fingerprint
+    origin |= {
         "bundle": scorer.uri,
         "manifest": table.uri,
-        "seen_before": seen,
+        # Trial, epoch and temperature were chosen on val. Null also if it is not known how the images were used.
+        "seen_before": "training" if trained_on else "selection" if own_manifest and split == "val" else None,
         "images_trained_on": trained_on,
     }
-    return write_evaluation(out, origin, scorer.info, scored, write_page=write_page)
+    scored = score_split(table, split, scorer, other=_other_runtime(scorer))
+    return write_evaluation(out, origin, info, scored, write_page=write_page)
+
+
+def _certificates(info: BundleInfo) -> dict[str, Any]:
+    return {name: found.model_dump(mode="json") for name, found in info.certificates.items()}
 
 
 def _other_runtime(scorer: Scorer) -> Scorer | None:
     """Open the runtime to compare with: fp32, or for fp32 the bundle's int8, if any."""
-    has_int8 = INT8_MODEL in scorer.info.files
-    name = "fp32" if scorer.runtime != "fp32" else "int8" if has_int8 else None
+    if scorer.runtime == "fp32" and INT8_MODEL not in scorer.info.files:
+        return None
+    name = "int8" if scorer.runtime == "fp32" else "fp32"
     try:
-        return None if name is None else Scorer(scorer.uri, runtime=name)
+        return Scorer(scorer.uri, runtime=name)
     except BundleError as err:
         say(f"warning: {name} is not compared with {scorer.runtime} ({err})")
         return None
+
+
+def write_evaluation(
+    out: str, origin: dict[str, Any], info: BundleInfo, scored: ScoredSplit, *, write_page: WritePage | None = None
+) -> dict[str, Any]:
+    """Write the tables and metrics of a scored split into `out`, and return the metrics, which include `origin`."""
+    truth_N, predicted_N, right_N, classes = scored.truth_N, scored.predicted_N, scored.right_N, info.classes
+    counts_KK = measure.confusion_counts(truth_N, predicted_N, len(classes))
+    pairs = measure.confused_pairs(counts_KK, classes)
+    scores = {
+        "before": top_scores(scored.logits_NK, temperature=1.0),
+        "after": top_scores(scored.logits_NK, temperature=info.temperature),
+    }
+    bins = [measure.reliability(score_N, right_N).assign(stage=stage) for stage, score_N in scores.items()]
+    tables: dict[str, pd.DataFrame] = {
+        "per_class": measure.class_table(counts_KK, classes),
+        "confused_pairs": pairs,
+        "levels": measure.accuracy_by_level(truth_N, predicted_N, classes),
+        "confusion_kinds": measure.confusion_kinds(truth_N, predicted_N, classes),
+        "calibration": pd.concat(bins, ignore_index=True),
+        "coverage": measure.coverage_table(scores["after"], right_N),
+    }
+    written = {name: pa.Table.from_pandas(rows, TABLES[name], preserve_index=False) for name, rows in tables.items()}
+    for name, records in (("predictions", scored.predictions), ("examples", take_examples(scored, pairs, info))):
+        written[name] = table_from_rows(records, TABLES[name])
+    for name, table in written.items():
+        write_table(table, join(out, f"{name}.parquet"), kind=table_kind(name), version=VERSION, provenance=origin)
+    metrics = _metrics(origin, info, scored, scores)
+    for name, key in (("levels", "level"), ("confusion_kinds", "kind")):
+        metrics[name] = {row.pop(key): row for row in written[name].to_pylist()}
+    if write_page is not None:
+        write_page(out, metrics)
+    write_json(join(out, METRICS_JSON), metrics)
+    return metrics
+
+
+def take_examples(scored: ScoredSplit, pairs: pd.DataFrame, info: BundleInfo) -> list[dict[str, Any]]:
+    """Make up to three small pictures for each of the first 12 pairs, the most confident mistakes first.
+
+    Returns:
+        Rows of truth, label, uri, score, jpeg, width, height and reason, in the order of the pairs.
+    """
+    by_pair: dict[tuple[str, str], list[int]] = {pair: [] for pair in zip(pairs["truth"], pairs["label"], strict=True)}
+    for index, row in enumerate(scored.predictions):
+        if row["status"] == "ok" and row["label"] != row["truth"]:
+            by_pair.setdefault((row["truth"], row["label"]), []).append(index)
+    chosen = [
+        index
+        for indices in list(by_pair.values())[:PAIRS]
+        for index in sorted(indices, key=lambda index: -scored.predictions[index]["score"])[:IMAGES_A_PAIR]
+    ]
+    rows = [scored.rows[index] for index in chosen]
+    pictures = read_all(rows, partial(_picture, boxes=info.uses_boxes), what="reading examples")
+    names = ("uri", "truth", "label", "score")
+    return [
+        {name: scored.predictions[index][name] for name in names} | picture
+        for index, picture in zip(chosen, pictures, strict=True)
+    ]
+
+
+def _picture(row: Mapping[Any, Any], *, boxes: bool) -> dict[str, Any]:
+    """Return jpeg, width and height of a small picture, or the reason why there is none."""
+    read = read_row(row, picture_settings(LONG_SIDE), crop_boxes=boxes)
+    if read.pixels_HWC is None:
+        return {"reason": read.error}
+    box = row_box(row) if boxes else None
+    jpeg, width, height = small_jpeg(read, quality=QUALITY, box=box, shortest=SHORT_SIDE_LEAST, enlarge=True)
+    return {"jpeg": jpeg, "width": width, "height": height}
+
+
+def _metrics(
+    origin: Mapping[str, Any], info: BundleInfo, scored: ScoredSplit, scores: Mapping[str, measure.Doubles]
+) -> dict[str, Any]:
+    codes = Counter(row["error_code"] for row in scored.predictions if row["status"] != "ok")
+    before_N, score_N, right_N = scores["before"], scores["after"], scored.right_N
+    # Sorted, so that the resamples do not depend on the order of rows.
+    order = np.lexsort((before_N, right_N, score_N))
+    before_N, score_N, right_N = before_N[order], score_N[order], right_N[order]
+    aurc_low, aurc_high = measure.bootstrap_interval(measure.area_under_risk, score_N, right_N, highest=1.0)
+    certificate = None
+    if scored.other_NK is not None:
+        is_fp32 = origin["runtime"] == "fp32"
+        pair = (scored.logits_NK, scored.other_NK) if is_fp32 else (scored.other_NK, scored.logits_NK)
+        certificate = measure.check_certificate(info, "int8" if is_fp32 else origin["runtime"], *pair, scored.truth_N)
+    return {
+        **origin,
+        "images": len(scored.predictions),
+        "scored": len(scored.truth_N),
+        "classes": len(info.classes),
+        "classes_with_images": len(np.unique(scored.truth_N)),
+        "unreadable": codes.total(),
+        "unreadable_codes": dict(codes.most_common()),
+        **measure.headline(scored.logits_NK, scored.truth_N, temperature=info.temperature),
+        "temperature": info.temperature,
+        "ece": measure.calibration_error(score_N, right_N),
+        "ece_before": measure.calibration_error(before_N, right_N),
+        "ece_by_chance": measure.chance_error(score_N),
+        "aurc": measure.area_under_risk(score_N, right_N),
+        "aurc_low": aurc_low,
+        "aurc_high": aurc_high,
+        "acceptance": measure.check_acceptance(info, score_N, right_N),
+        "certificates": _certificates(info),
+        "certificate": certificate,
+        "own_manifest": info.search.get("manifest_fingerprint") == origin["manifest_fingerprint"],
+    }
 
 
 def summary_text(metrics: Mapping[str, Any]) -> str:
@@ -203,124 +262,3 @@ def _certificate_text(found: Mapping[str, Any]) -> str:
         f"the label of fp32 for {found['agreement']:.1%}, top-1 {found['drop_points']:.1f} points below it  ({said}"
         f"{f': {text}' if (text := _VERDICTS.get(found['verdict'])) else ''})"
     )
-
-
-def _finished(out: str, identity: Mapping[str, Any], info: BundleInfo) -> dict[str, Any] | None:
-    if not exists(join(out, METRICS_JSON)):
-        return None
-    found: dict[str, Any] = read_json(join(out, METRICS_JSON))
-    if any(found.get(name) != value for name, value in identity.items()):
-        seen = ", ".join(f"{name} {found.get(name)}" for name in identity)
-        raise SettingsError(f"{out} holds another evaluation ({seen}); choose another folder with --out.")
-    if found.get("certificates", {}) != _certificates(info):
-        say(f"{out} holds this evaluation with other certificates of the bundle's runtimes; it is measured again.")
-        delete(join(out, METRICS_JSON))
-        return None
-    say(f"{out} holds this evaluation already; delete its {METRICS_JSON} to measure again.")
-    return found
-
-
-def _certificates(info: BundleInfo) -> dict[str, Any]:
-    return {name: found.model_dump(mode="json") for name, found in info.certificates.items()}
-
-
-def write_evaluation(
-    out: str, origin: dict[str, Any], info: BundleInfo, scored: ScoredSplit, *, write_page: WritePage | None = None
-) -> dict[str, Any]:
-    """Write the tables and metrics of a scored split into `out`, and return the metrics, which include `origin`.
-
-    Raises:
-        StorageError: storage refused to write.
-    """
-    predicted_N = scored.logits_NK.argmax(axis=1)
-    counts_KK = measure.confusion_counts(scored.truth_N, predicted_N, len(info.classes))
-    pairs = measure.confused_pairs(counts_KK, info.classes)
-    tables: dict[str, Any] = {
-        "predictions": scored.predictions,
-        "per_class": measure.class_table(scored.truth_N, predicted_N, info.classes),
-        "confused_pairs": pairs,
-        "examples": take_examples(scored, pairs, info),
-        "levels": measure.accuracy_by_level(scored.truth_N, predicted_N, info.classes),
-        "confusion_kinds": measure.confusion_kinds(scored.truth_N, predicted_N, info.classes),
-        **_score_tables(scored, info),
-    }
-    for name, rows in tables.items():
-        table = _table(rows, TABLES[name])
-        write_table(table, join(out, f"{name}.parquet"), kind=table_kind(name), version=VERSION, provenance=origin)
-    metrics = _metrics(origin, info, scored, tables)
-    if write_page is not None:
-        write_page(out, metrics)
-    write_json(join(out, METRICS_JSON), metrics)
-    return metrics
-
-
-def _score_tables(scored: ScoredSplit, info: BundleInfo) -> dict[str, pd.DataFrame]:
-    right_N = scored.logits_NK.argmax(axis=1) == scored.truth_N
-    stages = {"before": 1.0, "after": info.temperature}
-    bins = [
-        measure.reliability(top_scores(scored.logits_NK, temperature=temperature), right_N).assign(stage=stage)
-        for stage, temperature in stages.items()
-    ]
-    after_N = top_scores(scored.logits_NK, temperature=info.temperature)
-    return {
-        "calibration": pd.concat(bins, ignore_index=True),
-        "coverage": measure.coverage_table(after_N, right_N),
-    }
-
-
-def _metrics(
-    origin: dict[str, Any], info: BundleInfo, scored: ScoredSplit, tables: Mapping[str, Any]
-) -> dict[str, Any]:
-    codes = Counter(row["error_code"] for row in scored.predictions if row["status"] != "ok")
-    right_N = scored.logits_NK.argmax(axis=1) == scored.truth_N
-    before_N = top_scores(scored.logits_NK, temperature=1.0)
-    score_N = top_scores(scored.logits_NK, temperature=info.temperature)
-    # Sorted, so that the resamples do not depend on the order of rows.
-    order = np.lexsort((before_N, right_N, score_N))
-    before_N, score_N, right_N = before_N[order], score_N[order], right_N[order]
-    aurc_low, aurc_high = measure.bootstrap_interval(measure.area_under_risk, score_N, right_N, highest=1.0)
-    found = {
-        **origin,
-        "images": len(scored.predictions),
-        "scored": len(scored.truth_N),
-        "classes": len(info.classes),
-        "classes_with_images": len(np.unique(scored.truth_N)),
-        "unreadable": codes.total(),
-        "unreadable_codes": dict(codes.most_common()),
-        **measure.headline(scored.logits_NK, scored.truth_N, temperature=info.temperature),
-        "levels": {row.pop("level"): row for row in _plain(tables["levels"])},
-        "confusion_kinds": {row.pop("kind"): row for row in _plain(tables["confusion_kinds"])},
-        "temperature": info.temperature,
-        "ece": measure.calibration_error(score_N, right_N),
-        "ece_before": measure.calibration_error(before_N, right_N),
-        "ece_by_chance": measure.chance_error(score_N),
-        "aurc": measure.area_under_risk(score_N, right_N),
-        "aurc_low": aurc_low,
-        "aurc_high": aurc_high,
-        "acceptance": measure.check_acceptance(info, score_N, right_N),
-        "certificates": _certificates(info),
-        "certificate": _check_certificate(origin["runtime"], info, scored),
-        "own_manifest": info.search.get("manifest_fingerprint") == origin["manifest_fingerprint"],
-    }
-    return found
-
-
-def _check_certificate(runtime: str, info: BundleInfo, scored: ScoredSplit) -> dict[str, Any] | None:
-    """Compare the faster of two runtimes with fp32; None if only one scored the split."""
-    if scored.other_NK is None:
-        return None
-    if runtime == "fp32":
-        return measure.check_certificate(info, "int8", scored.logits_NK, scored.other_NK, scored.truth_N)
-    return measure.check_certificate(info, runtime, scored.other_NK, scored.logits_NK, scored.truth_N)
-
-
-def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Convert a table's rows for JSON: missing values are null."""
-    records = table.astype(object).to_dict("records")
-    return [{str(name): None if pd.isna(value) else value for name, value in row.items()} for row in records]
-
-
-def _table(rows: pd.DataFrame | Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    if isinstance(rows, pd.DataFrame):
-        return pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
-    return table_from_rows(rows, schema)

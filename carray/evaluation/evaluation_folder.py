@@ -17,9 +17,15 @@ Fractions lie in 0..1; `_low` and `_high` are the ends of a two-sided 95 % inter
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pyarrow as pa
 
-__all__ = ["METRICS_JSON", "OUTSIDE_JSON", "REPORT_HTML", "ROBUSTNESS_JSON", "TABLES", "VERSION", "table_kind"]
+from carray.core.errors import SettingsError
+from carray.core.store.files import exists, read_json
+
+__all__ = ["TABLES", "read_finished", "table_kind"]
 
 VERSION = 2
 METRICS_JSON, REPORT_HTML, CONFUSION_PNG = "metrics.json", "report.html", "confusion.png"
@@ -118,3 +124,18 @@ TABLES = {
 def table_kind(name: str) -> str:
     """Name the kind that a table's file metadata states."""
     return f"evaluation {name}"
+
+
+def read_finished(marker: str, identity: Mapping[str, Any], *, what: str) -> dict[str, Any] | None:
+    """Read the marker of a finished measurement, `what`; None where there is none.
+
+    Raises:
+        SettingsError: it is of another measurement than `identity` names.
+    """
+    if not exists(marker):
+        return None
+    found: dict[str, Any] = read_json(marker)
+    if any(found.get(name) != value for name, value in identity.items()):
+        seen = ", ".join(f"{name} {found.get(name)}" for name in identity)
+        raise SettingsError(f"{marker} is of another {what} ({seen}); choose another folder with --out.")
+    return found

@@ -21,14 +21,29 @@ import pandas as pd
 
 from carray.bundle.bundle_folder import BundleInfo
 from carray.bundle.certificates import AGREEMENT, AGREEMENT_CONFIDENT, DROP_POINTS, compare_logits
+from carray.bundle.threshold import label_losses
 from carray.images.vehicles import VEHICLE_COLUMNS, vehicle_columns
 
 __all__ = ["KINDS", "LEVELS", "accuracy_by_level", "confusion_counts", "confusion_kinds", "wilson_interval"]
 
-RESAMPLES = 1000
+RESAMPLES, BINS, CHANCE_DRAWS = 1000, 15, 200
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
+
+LEVELS = {
+    "make": ("make",),
+    "make_model": ("make", "model"),
+    "body": ("body",),
+    "year": ("year",),
+    "exact": None,
+}
+"""The parts of a vehicle's name that must be equal; None: the class itself."""
+KINDS = ("make", "model", "body", "year", "variant", "unnamed")
+"""The coarsest part that is wrong. `variant`: all parts are right, but it is another class (cab, trim); `unnamed`: the
+name of one of the two classes is not a vehicle's."""
 
 
 def headline(logits_NK: Floats, truth_N: Integers, *, temperature: float) -> dict[str, float | None]:
@@ -42,21 +57,18 @@ def headline(logits_NK: Floats, truth_N: Integers, *, temperature: float) -> dic
     """
     if not len(truth_N):
         raise ValueError("there are no images to measure on")
-    from scipy.special import log_softmax
-
     values: dict[str, float | None] = {}
     for name, k in (("top1", 1), ("top5", 5)):
         hits_N = top_k_hits(logits_NK, truth_N, k)
         low, high = wilson_interval(int(hits_N.sum()), len(hits_N))
         values |= {name: float(hits_N.mean()), f"{name}_low": low, f"{name}_high": high}
-    scores_NK = log_softmax(logits_NK.astype(np.float64) / temperature, axis=1)
-    nll_N = -scores_NK[np.arange(len(truth_N)), truth_N]
+    loss_N = label_losses(logits_NK, truth_N, temperature=temperature)
     predicted_N = logits_NK.argmax(axis=1)
     # Sorted, so that the resamples do not depend on the order of rows.
-    order = np.lexsort((nll_N, predicted_N, truth_N))
-    nll_N, predicted_N, truth_N = nll_N[order], predicted_N[order], truth_N[order]
+    order = np.lexsort((loss_N, predicted_N, truth_N))
+    loss_N, predicted_N, truth_N = loss_N[order], predicted_N[order], truth_N[order]
     for name, statistic, samples, highest in (
-        ("loss", np.mean, (nll_N,), math.inf),
+        ("loss", np.mean, (loss_N,), math.inf),
         ("macro_f1", macro_f1, (truth_N, predicted_N), 1.0),
     ):
         ends = bootstrap_interval(statistic, *samples, highest=highest)
@@ -66,10 +78,9 @@ def headline(logits_NK: Floats, truth_N: Integers, *, temperature: float) -> dic
 
 def macro_f1(truth_N: Integers, predicted_N: Integers) -> float:
     """Compute macro F1 as scikit-learn's `f1_score` does, but fast enough for a thousand resamples."""
-    hits_K = np.bincount(truth_N[truth_N == predicted_N])
     images_K = np.bincount(np.concatenate([truth_N, predicted_N]))
+    hits_K = np.bincount(truth_N[truth_N == predicted_N], minlength=len(images_K))
     occur_K = images_K > 0
-    hits_K = np.pad(hits_K, (0, len(images_K) - len(hits_K)))
     return float(np.mean(2 * hits_K[occur_K] / images_K[occur_K]))
 
 
@@ -99,7 +110,7 @@ def bootstrap_interval(
     return max(0.0, middle - spread), min(highest, middle + spread)
 
 
-def top_k_hits(logits_NK: Floats, truth_N: Integers, k: int) -> npt.NDArray[np.bool_]:
+def top_k_hits(logits_NK: Floats, truth_N: Integers, k: int) -> Booleans:
     """Test for each image, booleans (N,), whether its true class is among the first min(k, K)."""
     order_Nk = np.argsort(-logits_NK, axis=1, kind="stable")[:, :k]
     return np.asarray((order_Nk == truth_N[:, None]).any(axis=1))
@@ -120,63 +131,43 @@ def wilson_interval(hits: int, total: int, *, z: float = 1.959964) -> tuple[floa
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
-def class_table(truth_N: Integers, predicted_N: Integers, classes: Sequence[str]) -> pd.DataFrame:
-    """Measure each class, in class order.
-
-    Returns:
-        label; precision, recall with Wilson's `_low` and `_high`, and f1, null without images to measure on;
-        support and predicted, the images of the class and those predicted as it.
-    """
-    from sklearn.metrics import precision_recall_fscore_support
-
-    precision_K, recall_K, f1_K, support_K = precision_recall_fscore_support(
-        truth_N, predicted_N, labels=np.arange(len(classes)), zero_division=np.nan
-    )
-    hits_K = np.bincount(truth_N[truth_N == predicted_N], minlength=len(classes))
-    predicted_K = np.bincount(predicted_N, minlength=len(classes))
-    precision_low_K, precision_high_K = _wilson_intervals(hits_K, predicted_K)
-    recall_low_K, recall_high_K = _wilson_intervals(hits_K, support_K)
-    return pd.DataFrame(
-        {
-            "label": list(classes),
-            "precision": precision_K,
-            "precision_low": precision_low_K,
-            "precision_high": precision_high_K,
-            "recall": recall_K,
-            "recall_low": recall_low_K,
-            "recall_high": recall_high_K,
-            "f1": f1_K,
-            "support": support_K.astype(np.int64),
-            "predicted": predicted_K,
-        }
-    )
+def _fractions(hits_X: npt.ArrayLike, totals_X: npt.ArrayLike) -> Doubles:
+    """Compute fractions with Wilson's lows and highs, float64 (3, X); NaN where a total is 0."""
+    pairs = zip(np.asarray(hits_X).tolist(), np.asarray(totals_X).tolist(), strict=True)
+    rows = [(hits / total, *wilson_interval(hits, total)) if total else (math.nan,) * 3 for hits, total in pairs]
+    return np.array(rows, dtype=np.float64).T
 
 
-def _wilson_intervals(hits_K: Integers, totals_K: Integers) -> npt.NDArray[np.float64]:
-    """Compute the lows and highs, float64 (2, K), NaN where a total is 0."""
-    pairs = [
-        wilson_interval(hits, total) if total else (math.nan, math.nan)
-        for hits, total in zip(hits_K.tolist(), totals_K.tolist(), strict=True)
-    ]
-    return np.array(pairs).T
-
-
-def confusion_counts(truth_N: Integers, predicted_N: Integers, class_count: int) -> npt.NDArray[np.int64]:
+def confusion_counts(truth_N: Integers, predicted_N: Integers, class_count: int) -> Integers:
     """Count images by (true class, predicted class): int64, K x K, rows are the truth."""
     from sklearn.metrics import confusion_matrix
 
     return np.asarray(confusion_matrix(truth_N, predicted_N, labels=np.arange(class_count)), dtype=np.int64)
 
 
-def confused_pairs(counts_KK: npt.NDArray[np.int64], classes: Sequence[str]) -> pd.DataFrame:
+def class_table(counts_KK: Integers, classes: Sequence[str]) -> pd.DataFrame:
+    """Measure each class by the confusion counts, in class order.
+
+    Returns:
+        label; precision, recall with Wilson's `_low` and `_high`, and f1, null without images to measure on;
+        support and predicted, the images of the class and those predicted as it.
+    """
+    hits_K, support_K, predicted_K = np.diag(counts_KK), counts_KK.sum(axis=1), counts_KK.sum(axis=0)
+    columns: dict[str, Any] = {"label": list(classes)}
+    for name, totals_K in (("precision", predicted_K), ("recall", support_K)):
+        columns |= zip((name, f"{name}_low", f"{name}_high"), _fractions(hits_K, totals_K), strict=True)
+    columns["f1"] = _fractions(2 * hits_K, support_K + predicted_K)[0]
+    return pd.DataFrame({**columns, "support": support_K, "predicted": predicted_K})
+
+
+def confused_pairs(counts_KK: Integers, classes: Sequence[str]) -> pd.DataFrame:
     """List every confusion that happened, the most frequent first: truth, label, images, fraction of truth's images."""
-    errors_KK = counts_KK - np.diag(np.diag(counts_KK))
-    truth_P, label_P = np.nonzero(errors_KK)
-    images_P = errors_KK[truth_P, label_P]
+    truth_P, label_P = np.nonzero(counts_KK - np.diag(np.diag(counts_KK)))
+    images_P, names_K = counts_KK[truth_P, label_P], np.array(classes, dtype=object)
     table = pd.DataFrame(
         {
-            "truth": [classes[i] for i in truth_P.tolist()],
-            "label": [classes[i] for i in label_P.tolist()],
+            "truth": names_K[truth_P],
+            "label": names_K[label_P],
             "images": images_P,
             "fraction": images_P / counts_KK.sum(axis=1)[truth_P],
         }
@@ -186,47 +177,32 @@ def confused_pairs(counts_KK: npt.NDArray[np.int64], classes: Sequence[str]) -> 
     ).reset_index(drop=True)
 
 
-LEVELS = {
-    "make": ("make",),
-    "make_model": ("make", "model"),
-    "body": ("body",),
-    "year": ("year",),
-    "exact": None,
-}
-"""The parts of a vehicle's name that must be equal; None: the class itself."""
-KINDS = ("make", "model", "body", "year", "variant", "unnamed")
-"""The coarsest part that is wrong. `variant`: all parts are right, but it is another class (cab, trim); `unnamed`: the
-name of one of the two classes is not a vehicle's."""
-
-
 def accuracy_by_level(truth_N: Integers, predicted_N: Integers, classes: Sequence[str]) -> pd.DataFrame:
     """Measure each level: level, images that have it, accuracy with Wilson's low and high; null without images."""
     codes = _part_codes(classes)
-    rows = []
-    for level, parts in LEVELS.items():
+    images, hits = [], []
+    for parts in LEVELS.values():
         named_N, right_N = np.ones(len(truth_N), dtype=bool), truth_N == predicted_N
         if parts is not None:
             named_N = np.all([codes[part][truth_N] >= 0 for part in parts], axis=0)
             right_N = np.all([codes[part][truth_N] == codes[part][predicted_N] for part in parts], axis=0)
-        images, hits = int(named_N.sum()), int((named_N & right_N).sum())
-        low, high = wilson_interval(hits, images) if images else (None, None)
-        rows.append((level, images, hits / images if images else None, low, high))
-    return pd.DataFrame(rows, columns=["level", "images", "accuracy", "low", "high"])
+        images.append(int(named_N.sum()))
+        hits.append(int((named_N & right_N).sum()))
+    accuracy, low, high = _fractions(hits, images)
+    return pd.DataFrame({"level": list(LEVELS), "images": images, "accuracy": accuracy, "low": low, "high": high})
 
 
 def confusion_kinds(truth_N: Integers, predicted_N: Integers, classes: Sequence[str]) -> pd.DataFrame:
     """Count mistakes by KINDS: kind, images, fraction_of_mistakes (null without mistakes), fraction of all images."""
     codes, wrong_N = _part_codes(classes), truth_N != predicted_N
     unnamed_N = (codes["make"][truth_N] < 0) | (codes["make"][predicted_N] < 0)
-    differs = {part: codes[part][truth_N] != codes[part][predicted_N] for part in VEHICLE_COLUMNS}
-    conditions = [unnamed_N, *(differs[part] for part in VEHICLE_COLUMNS)]
-    kind_N = np.select(conditions, ["unnamed", *VEHICLE_COLUMNS], default="variant")
-    mistakes = int(wrong_N.sum())
-    rows = []
-    for kind in KINDS:
-        images = int((wrong_N & (kind_N == kind)).sum())
-        rows.append((kind, images, images / mistakes if mistakes else None, images / len(truth_N)))
-    return pd.DataFrame(rows, columns=["kind", "images", "fraction_of_mistakes", "fraction"])
+    differs = [codes[part][truth_N] != codes[part][predicted_N] for part in VEHICLE_COLUMNS]
+    kind_N = np.select([unnamed_N, *differs], ["unnamed", *VEHICLE_COLUMNS], default="variant")
+    images = np.array([(wrong_N & (kind_N == kind)).sum() for kind in KINDS])
+    of_mistakes = images / images.sum() if images.sum() else math.nan
+    return pd.DataFrame(
+        {"kind": KINDS, "images": images, "fraction_of_mistakes": of_mistakes, "fraction": images / len(truth_N)}
+    )
 
 
 def _part_codes(classes: Sequence[str]) -> dict[str, Integers]:
@@ -235,24 +211,27 @@ def _part_codes(classes: Sequence[str]) -> dict[str, Integers]:
     return {part: pd.factorize(np.array(columns[part], dtype=object))[0].astype(np.int64) for part in VEHICLE_COLUMNS}
 
 
-BINS = 15
-CHANCE_DRAWS = 200
-
-Doubles = npt.NDArray[np.float64]
-Booleans = npt.NDArray[np.bool_]
-
-
 def reliability(score_N: Doubles, right_N: Booleans) -> pd.DataFrame:
     """Bin images by score: score_low, score_high, images, mean_score, accuracy, low and high (null without images)."""
-    bin_N = _bins(score_N)
-    rows = []
-    for index in range(BINS):
-        own_N = bin_N == index
-        images, hits = int(own_N.sum()), int(right_N[own_N].sum())
-        mean, accuracy = (float(score_N[own_N].mean()), hits / images) if images else (None, None)
-        low, high = wilson_interval(hits, images) if images else (None, None)
-        rows.append((index / BINS, (index + 1) / BINS, images, mean, accuracy, low, high))
-    return pd.DataFrame(rows, columns=["score_low", "score_high", "images", "mean_score", "accuracy", "low", "high"])
+    members = [_bins(score_N) == index for index in range(BINS)]
+    images = [int(own_N.sum()) for own_N in members]
+    accuracy, low, high = _fractions([int(right_N[own_N].sum()) for own_N in members], images)
+    return pd.DataFrame(
+        {
+            "score_low": np.arange(BINS) / BINS,
+            "score_high": np.arange(1, BINS + 1) / BINS,
+            "images": images,
+            "mean_score": [score_N[own_N].mean() if own_N.any() else math.nan for own_N in members],
+            "accuracy": accuracy,
+            "low": low,
+            "high": high,
+        }
+    )
+
+
+def _bins(score_N: Doubles) -> Integers:
+    """Compute each score's bin, 0..14; bins exclude their lower end, as in Guo et al."""
+    return np.clip(np.ceil(score_N * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
 
 def calibration_error(score_N: Doubles, right_N: Booleans) -> float:
@@ -278,33 +257,36 @@ def coverage_table(score_N: Doubles, right_N: Booleans) -> pd.DataFrame:
     Returns:
         threshold, images, coverage, accuracy of the accepted, and its Wilson interval, low and high.
     """
-    order = np.argsort(-score_N, kind="stable")
-    ordered_N = score_N[order]
-    last_T = np.flatnonzero(np.append(ordered_N[1:] != ordered_N[:-1], True))
-    hits_T, images_T = np.cumsum(right_N[order])[last_T], last_T + 1
-    ends = np.array([wilson_interval(*pair) for pair in zip(hits_T.tolist(), images_T.tolist(), strict=True)])
+    threshold_T, images_T, hits_T = _accepted(score_N, right_N)
+    accuracy, low, high = _fractions(hits_T, images_T)
     return pd.DataFrame(
         {
-            "threshold": ordered_N[last_T],
+            "threshold": threshold_T,
             "images": images_T,
             "coverage": images_T / len(score_N),
-            "accuracy": hits_T / images_T,
-            "low": ends[:, 0],
-            "high": ends[:, 1],
+            "accuracy": accuracy,
+            "low": low,
+            "high": high,
         }
     )
 
 
 def area_under_risk(score_N: Doubles, right_N: Booleans) -> float:
     """Compute AURC, 0..1: the share of wrong labels among the n most confident images, averaged over n = 1..N."""
+    _, images_T, hits_T = _accepted(score_N, right_N)
+    count_N = np.arange(1, len(score_N) + 1)
+    # Mistakes among images of equal score count as evenly spread.
+    wrong_N = np.interp(count_N, np.append(0, images_T), np.append(0, images_T - hits_T))
+    return float(np.mean(wrong_N / count_N))
+
+
+def _accepted(score_N: Doubles, right_N: Booleans) -> tuple[Doubles, Integers, Integers]:
+    """List the scores that occur, highest first, and count the images of at least that score and the right ones."""
     order = np.argsort(-score_N, kind="stable")
     ordered_N = score_N[order]
     last_T = np.flatnonzero(np.append(ordered_N[1:] != ordered_N[:-1], True))
-    wrong_T = np.cumsum(~right_N[order])[last_T]
-    count_N = np.arange(1, len(score_N) + 1)
-    # Mistakes among images of equal score count as evenly spread.
-    wrong_N = np.interp(count_N, np.append(0, last_T + 1), np.append(0, wrong_T))
-    return float(np.mean(wrong_N / count_N))
+    hits_N = np.cumsum(right_N[order], dtype=np.int64)
+    return ordered_N[last_T], np.asarray(last_T + 1, dtype=np.int64), hits_N[last_T]
 
 
 def check_acceptance(info: BundleInfo, score_N: Doubles, right_N: Booleans) -> dict[str, Any]:
@@ -315,29 +297,37 @@ def check_acceptance(info: BundleInfo, score_N: Doubles, right_N: Booleans) -> d
         accepted, coverage and precision, each share with `_low` and `_high`, and verdict: `kept` (at least the target),
         `within chance` (below it, its interval is not), `broken`, or `untested` if nothing was accepted.
     """
-    promised = info.acceptance
+    promised, threshold = info.acceptance, info.accept_threshold
+    target = promised and promised.target_precision
     found: dict[str, Any] = {
-        "threshold": info.accept_threshold,
-        "target_precision": promised and promised.target_precision,
+        "threshold": threshold,
+        "target_precision": target,
         "promised": promised and promised.model_dump(mode="json"),
-        "reason": (promised.reason if promised else "no threshold was ever chosen for this bundle")
-        if info.accept_threshold is None
-        else "",
+        "reason": "",
     }
-    if info.accept_threshold is None:
-        return found
-    accept_N = score_N >= info.accept_threshold
+    if threshold is None:
+        return found | {"reason": promised.reason if promised else "no threshold was ever chosen for this bundle"}
+    accept_N = score_N >= threshold
     accepted, right = int(accept_N.sum()), int(right_N[accept_N].sum())
-    coverage_low, coverage_high = wilson_interval(accepted, len(score_N))
-    found |= {"accepted": accepted, "coverage": accepted / len(score_N)}
-    found |= {"coverage_low": coverage_low, "coverage_high": coverage_high}
-    low, high = wilson_interval(right, accepted) if accepted else (None, None)
-    found |= {"precision": right / accepted if accepted else None, "precision_low": low, "precision_high": high}
-    return found | {"verdict": _verdict(found)}
+    found["accepted"] = accepted
+    for name, hits, total in (("coverage", accepted, len(score_N)), ("precision", right, accepted)):
+        low, high = wilson_interval(hits, total) if total else (None, None)
+        found |= {name: hits / total if total else None, f"{name}_low": low, f"{name}_high": high}
+    if target is None:
+        verdict = None
+    elif not accepted:
+        verdict = "untested"
+    else:
+        verdict = _verdict(kept=found["precision"] >= target, within_chance=found["precision_high"] >= target)
+    return found | {"verdict": verdict}
+
+
+def _verdict(*, kept: bool, within_chance: bool) -> str:
+    return "kept" if kept else "within chance" if within_chance else "broken"
 
 
 def check_certificate(
-    info: BundleInfo, runtime: str, fp32_NK: Floats, other_NK: Floats, truth_N: npt.NDArray[np.int64]
+    info: BundleInfo, runtime: str, fp32_NK: Floats, other_NK: Floats, truth_N: Integers
 ) -> dict[str, Any]:
     """Compare a runtime with fp32 on these images, and that with the bundle's certificate.
 
@@ -347,16 +337,14 @@ def check_certificate(
         holds, else `kept`, `within chance` (a limit is missed by less than an interval), or `broken`.
     """
     found = compare_logits(fp32_NK, other_NK, truth_N, temperature=info.temperature)
-    fp32_N, other_N = fp32_NK.argmax(axis=1), other_NK.argmax(axis=1)
-    lost = int(((fp32_N == truth_N) & (other_N != truth_N)).sum())
-    gained = int(((fp32_N != truth_N) & (other_N == truth_N)).sum())
+    right_N, other_right_N = (logits_NK.argmax(axis=1) == truth_N for logits_NK in (fp32_NK, other_NK))
+    lost, gained = int((right_N & ~other_right_N).sum()), int((~right_N & other_right_N).sum())
     _, drop_low, drop_high = paired_drop(lost, gained, len(truth_N))
-    low, high = wilson_interval(int((fp32_N == other_N).sum()), len(truth_N))
+    low, high = wilson_interval(round(found["agreement"] * len(truth_N)), len(truth_N))
     confident, confident_agreement = found["confident_images"], found["agreement_confident"]
     confident_high = wilson_interval(round(confident_agreement * confident), confident)[1] if confident else 1.0
     within = drop_low <= DROP_POINTS and high >= AGREEMENT and confident_high >= AGREEMENT_CONFIDENT
     promised = info.certificates.get(runtime)
-    verdict = "kept" if found["holds"] else "within chance" if within else "broken"
     return {
         **found,
         "runtime": runtime,
@@ -365,7 +353,7 @@ def check_certificate(
         "agreement_low": low,
         "agreement_high": high,
         "promised": promised and promised.model_dump(mode="json"),
-        "verdict": verdict if promised and promised.holds else None,
+        "verdict": _verdict(kept=found["holds"], within_chance=within) if promised and promised.holds else None,
     }
 
 
@@ -382,19 +370,3 @@ def paired_drop(lost: int, gained: int, images: int, *, z: float = 1.959964) -> 
     difference = (lost - gained) / total
     spread = z * math.sqrt(max(0.0, lost + gained + 1 - (lost - gained) ** 2 / total)) / total
     return 100 * (lost - gained) / images, 100 * (difference - spread), 100 * (difference + spread)
-
-
-def _verdict(found: dict[str, Any]) -> str | None:
-    target = found["target_precision"]
-    if target is None:
-        return None
-    if found["precision"] is None:
-        return "untested"
-    if found["precision"] >= target:
-        return "kept"
-    return "within chance" if found["precision_high"] >= target else "broken"
-
-
-def _bins(score_N: Doubles) -> npt.NDArray[np.int64]:
-    """Compute each score's bin, 0..14; bins exclude their lower end, as in Guo et al."""
-    return np.clip(np.ceil(score_N * BINS).astype(np.int64) - 1, 0, BINS - 1)

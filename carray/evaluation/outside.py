@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,7 @@ from carray.core.store.image_bytes import is_image_key
 from carray.core.store.listing import list_keys
 from carray.core.tables import table_metadata
 from carray.core.uri_tables import UriTable
-from carray.evaluation.score import Row, read_batches, score_pixels
-from carray.manifest.manifest_file import read_row
+from carray.evaluation.score import Row, score_rows
 
 __all__ = ["list_outside", "measure_outside", "outside_fingerprint"]
 
@@ -60,7 +58,12 @@ def list_outside(uri: str) -> pd.DataFrame:
     uri = absolute(uri)
     if uri.lower().endswith((".csv", ".tsv")):
         raise SettingsError(f"--outside is {uri}; give a folder, or a table in Parquet.")
-    rows = _from_table(uri) if uri.lower().endswith(".parquet") else _from_folder(uri)
+    if uri.lower().endswith(".parquet"):
+        found = _from_table(uri)
+    else:
+        images = [image for image in list_keys(uri) if is_image_key(image.uri)]
+        found = [(image.uri, image.escaped, OUTSIDE, image.uri) for image in images]
+    rows = pd.DataFrame(found, columns=_COLUMNS)
     if rows.empty:
         raise SchemaError(f"{uri} holds no image; give --outside a folder of images that show no class of the bundle.")
     kinds = sorted(set(rows["kind"]))
@@ -79,13 +82,7 @@ def outside_fingerprint(rows: pd.DataFrame) -> str:
 
 
 def measure_outside(rows: Sequence[Row], outside: pd.DataFrame, scorer: Scorer, *, seed: int) -> dict[str, Any]:
-    """Count the inside images, and compute for each kind of outside images their number and the AUROC of `ood_score`.
-
-    Args:
-        rows: The inside images, rows of a manifest.
-        outside: Result of `list_outside`.
-        scorer: Scorer of the bundle.
-        seed: Seed of the bootstrap.
+    """Measure the AUROC of `ood_score` by kind of outside images (`list_outside`) beside a split's rows, the inside.
 
     Raises:
         BudgetError: no image of the split, or none from outside, can be read.
@@ -110,9 +107,7 @@ def pairwise_wins(inside_N: Values, outside_M: Values) -> Floats:
 
     Their mean is the area under the ROC curve (Bamber, 'The area above the ordinal dominance graph', 1975).
     """
-    higher_NM = outside_M[None, :] > inside_N[:, None]
-    equal_NM = outside_M[None, :] == inside_N[:, None]
-    return higher_NM.astype(np.float32) + 0.5 * equal_NM.astype(np.float32)
+    return ((np.sign(outside_M[None, :] - inside_N[:, None]) + 1) / 2).astype(np.float32)
 
 
 def auroc_interval(
@@ -144,36 +139,28 @@ def _ood_scores(rows: Sequence[Row], scorer: Scorer, *, what: str) -> Values:
     Raises:
         BudgetError: none can be read.
     """
-    found: list[float] = []
-    failed: Counter[str] = Counter()
-    read = partial(read_row, settings=scorer.info.pixels, crop_boxes=scorer.info.uses_boxes, as_input=True)
-    for batch in read_batches(rows, read, what=what):
-        logits_BK, _ = score_pixels(scorer, [one.pixels_HWC for _, one in batch if one.pixels_HWC is not None])
-        scores = iter(centred_energy(logits_BK, temperature=scorer.info.temperature).tolist())
-        found += [np.nan if one.error_code else next(scores) for _, one in batch]
-        failed.update(one.error_code for _, one in batch if one.error_code)
-    if failed.total() == len(rows):
-        codes = ", ".join(f"{count} {code}" for code, count in failed.items())
-        raise BudgetError(f"{what}: no image can be read ({codes}), the first is {rows[0]['uri']}; look where it lies.")
-    return np.array(found, dtype=np.float64)
+    reads, (logits_NK,) = score_rows(rows, scorer, what=what)
+    if not len(logits_NK):
+        codes = ", ".join(f"{count} {code}" for code, count in Counter(one.error_code for one in reads).items())
+        raise BudgetError(
+            f"{what}: no image can be read ({codes}), the first is {rows[0]['uri']}; check that it exists."
+        )
+    scores_N = np.full(len(rows), np.nan)
+    scores_N[[one.status == "ok" for one in reads]] = centred_energy(logits_NK, temperature=scorer.info.temperature)
+    return scores_N
 
 
-def _from_folder(uri: str) -> pd.DataFrame:
-    found = [image for image in list_keys(uri) if is_image_key(image.uri)]
-    rows = [{"uri": image.uri, "escaped": image.escaped, "kind": OUTSIDE, "source": image.uri} for image in found]
-    return pd.DataFrame(rows, columns=_COLUMNS)
-
-
-def _from_table(uri: str) -> pd.DataFrame:
+def _from_table(uri: str) -> list[tuple[str, bool, str, str]]:
+    """Read a table's uri, escaped, kind and source, without nulls."""
     found = table_metadata(uri).get("kind", _KIND)
     if found != _KIND:
         raise SchemaError(f"{uri} is a table of {found}, but a {_KIND} is needed here.")
     table, rows = UriTable(uri, hints=("kind", "source"), option=False), []
     for batch in table.batches():
-        nothing = pa.nulls(len(batch), pa.string())
         kinds, sources = (
-            batch.hint(name, pa.string()) if name in table.columns else nothing for name in ("kind", "source")
+            batch.hint(name, pa.string()).to_pylist() if name in table.columns else [None] * len(batch)
+            for name in ("kind", "source")
         )
-        for image, kind, source in zip(*(values.to_pylist() for values in (batch.uris(), kinds, sources)), strict=True):
-            rows.append({"uri": image, "escaped": False, "kind": kind or OUTSIDE, "source": source or image})
-    return pd.DataFrame(rows, columns=_COLUMNS)
+        for image, kind, source in zip(batch.uris().to_pylist(), kinds, sources, strict=True):
+            rows.append((image, False, kind or OUTSIDE, source or image))
+    return rows

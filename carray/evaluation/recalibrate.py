@@ -27,7 +27,6 @@ def recalibrate(bundle: str, manifest: str, *, target_precision: float, split: s
         BundleError: the bundle is unfinished, damaged, or computes other logits on this machine.
         SchemaError: the split is empty, or holds labels that the bundle does not know.
         BudgetError: no image of the split can be read.
-        StorageError: storage refused to read the manifest or to write the bundle.
     """
     if not 0 < target_precision < 1:
         raise SettingsError(
@@ -53,8 +52,7 @@ def recalibrate(bundle: str, manifest: str, *, target_precision: float, split: s
         rows = rows[~seen_N]
     scored = score_split(table, split, scorer, rows=rows)
     score_N = top_scores(scored.logits_NK, temperature=info.temperature)
-    right_N = scored.logits_NK.argmax(axis=1) == scored.truth_N
-    threshold, found = choose_threshold(score_N, right_N, target_precision=target_precision, split=split)
+    threshold, found = choose_threshold(score_N, scored.right_N, target_precision=target_precision, split=split)
     if threshold is None:
         kept = "has no threshold" if info.accept_threshold is None else f"keeps its threshold {info.accept_threshold:g}"
         raise SettingsError(

@@ -10,20 +10,24 @@ same images of the split. Finished parts are not measured again; results of anot
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import pandas as pd
+
 from carray.bundle.scorer import Scorer
-from carray.core.errors import BudgetError, SettingsError
+from carray.core.errors import BudgetError
 from carray.core.progress import say
-from carray.core.store.files import absolute, exists, join, read_json, write_json
+from carray.core.store.files import absolute, join, write_json
 from carray.core.tables import table_from_rows, write_table
 from carray.core.text import readable
 from carray.evaluation.corruptions import NONE, REENCODED, ROBUSTNESS_SCHEMA, corrupted_hits, robustness_rows
 from carray.evaluation.evaluate import WritePage
-from carray.evaluation.evaluation_folder import METRICS_JSON, OUTSIDE_JSON, ROBUSTNESS_JSON
+from carray.evaluation.evaluation_folder import METRICS_JSON, OUTSIDE_JSON, ROBUSTNESS_JSON, read_finished
 from carray.evaluation.outside import list_outside, measure_outside, outside_fingerprint
-from carray.evaluation.score import Row, check_labels, draw_rows
+from carray.evaluation.score import Row, check_labels
 from carray.manifest.manifest_file import read_manifest
 
 __all__ = ["stress", "summary_text"]
@@ -45,54 +49,50 @@ def stress(
 ) -> dict[str, Any]:
     """Measure robustness and, with `outside`, how well `ood_score` separates those images from the split's.
 
-    Args:
-        bundle: Folder of the bundle.
-        manifest: A manifest of the bundle's own classes.
-        out: Folder for the tables; finished parts of the same measurement in it are read.
-        outside: Folder of images, or Parquet table of them (evaluation.outside).
-        split: Which images are corrupted and are inside.
-        images: So many of them, drawn by content; all when None.
-        seed: Of the draw and the bootstrap.
-        runtime: One of the bundle's.
-        write_page: Writes the page of an evaluation in `out` again.
-
-    Returns:
-        The markers' contents by `robustness` and, with `outside`, by `outside`.
+    `images` of the split (None: all) are drawn by content. `outside` is a folder of images, or a table of them
+    (evaluation.outside). Finished parts of the same measurement in `out` are read, and `write_page` writes the page of
+    an evaluation there again. Returns the markers' contents by `robustness` and, with `outside`, by `outside`.
 
     Raises:
         BundleError: the bundle is unfinished, damaged, or computes other logits on this machine.
         SchemaError: the split is empty or has labels unknown to the bundle, or the outside is unusable.
         SettingsError: the bundle lacks that runtime, or `out` holds another measurement.
         BudgetError: no image can be read, so there is nothing to measure.
-        StorageError: storage refused to read or to write.
     """
     out, table, scorer = absolute(out), read_manifest(manifest), Scorer(bundle, runtime=runtime)
-    rows = draw_rows(table.of_split(split), images, seed=seed)
+    rows = _draw_rows(table.of_split(split), images, seed=seed)
     outside_rows = None if outside is None else list_outside(outside)  # fails before the long work
     check_labels((row["label"] for row in rows), scorer.info, table.uri)
-    identity: dict[str, Any] = {
+    evaluated = {
         "bundle_id": scorer.info.bundle_id,
         "manifest_fingerprint": table.fingerprint,
         "split": split,
-        "runtime": scorer.runtime,
-        "drawn": images,
-        "seed": seed,
     }
-    _check_evaluation(out, identity)
+    # The page of another evaluation would show these tables.
+    evaluation = read_finished(join(out, METRICS_JSON), evaluated, what="evaluation")
+    identity: dict[str, Any] = {**evaluated, "runtime": scorer.runtime, "drawn": images, "seed": seed}
     origin = {"bundle": scorer.uri, "manifest": absolute(table.uri)}
-    found = _finished(join(out, ROBUSTNESS_JSON), identity)
-    results = {"robustness": found or _write_robustness(out, identity | origin, rows, scorer)}
+    measure = partial(_measure_robustness, out, identity | origin, rows, scorer)
+    results = {"robustness": _once(join(out, ROBUSTNESS_JSON), identity, origin, measure)}
     if outside_rows is not None:
-        identity |= {"outside_fingerprint": outside_fingerprint(outside_rows)}
-        origin |= {"outside": absolute(str(outside))}
-        found = _finished(join(out, OUTSIDE_JSON), identity)
-        if found is None:
-            found = identity | origin | measure_outside(rows, outside_rows, scorer, seed=seed)
-            write_json(join(out, OUTSIDE_JSON), found)
-        results["outside"] = found
-    if write_page is not None and exists(join(out, METRICS_JSON)):
-        write_page(out, read_json(join(out, METRICS_JSON)))
+        identity["outside_fingerprint"], origin["outside"] = outside_fingerprint(outside_rows), absolute(str(outside))
+        measure = partial(measure_outside, rows, outside_rows, scorer, seed=seed)
+        results["outside"] = _once(join(out, OUTSIDE_JSON), identity, origin, measure)
+    if write_page is not None and evaluation is not None:
+        write_page(out, evaluation)
     return results
+
+
+def _once(
+    marker: str, identity: Mapping[str, Any], origin: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Read a finished measurement, or measure and write its marker."""
+    if (found := read_finished(marker, identity, what="measurement")) is not None:
+        say(f"{marker} holds this measurement already; delete it to measure again.")
+        return found
+    found = {**identity, **origin, **measure()}
+    write_json(marker, found)
+    return found
 
 
 def summary_text(results: Mapping[str, Any]) -> str:
@@ -110,31 +110,14 @@ def summary_text(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _finished(marker: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not exists(marker):
-        return None
-    found: dict[str, Any] = read_json(marker)
-    if any(found.get(name) != value for name, value in identity.items()):
-        seen = ", ".join(f"{name} {found.get(name)}" for name in identity)
-        raise SettingsError(f"{marker} is of another measurement ({seen}); choose another folder with --out.")
-    say(f"{marker} holds this measurement already; delete it to measure again.")
-    return found
+def _draw_rows(rows: pd.DataFrame, images: int | None, *, seed: int) -> list[Row]:
+    """Draw `images` rows of a manifest (None: all) by a hash of seed and content, so whatever the order of rows."""
+    numbered = enumerate(rows["sha256"])
+    by_hash = sorted((hashlib.sha256(f"{seed} {sha256}".encode()).hexdigest(), i) for i, sha256 in numbered)
+    return list(rows.iloc[[i for _, i in by_hash[:images]]].to_dict("records"))
 
 
-def _check_evaluation(out: str, identity: Mapping[str, Any]) -> None:
-    """Refuse a folder with the evaluation of another bundle, whose page would show these tables."""
-    place = join(out, METRICS_JSON)
-    if exists(place):
-        found = read_json(place)
-        for name in ("bundle_id", "manifest_fingerprint", "split"):
-            if name in found and found[name] != identity[name]:
-                raise SettingsError(
-                    f"{place} is of an evaluation with {name} {found[name]}, not {identity[name]}; choose another "
-                    "folder with --out."
-                )
-
-
-def _write_robustness(out: str, origin: Mapping[str, Any], rows: Sequence[Row], scorer: Scorer) -> dict[str, Any]:
+def _measure_robustness(out: str, origin: Mapping[str, Any], rows: Sequence[Row], scorer: Scorer) -> dict[str, Any]:
     hits_VN, unreadable = corrupted_hits(rows, scorer)
     if not hits_VN.shape[1]:
         codes = ", ".join(f"{count} {code}" for code, count in unreadable.items())
@@ -142,17 +125,14 @@ def _write_robustness(out: str, origin: Mapping[str, Any], rows: Sequence[Row], 
     measured = robustness_rows(hits_VN)
     table, place = table_from_rows(measured, ROBUSTNESS_SCHEMA), join(out, "robustness.parquet")
     write_table(table, place, kind="evaluation robustness", version=VERSION, provenance=origin)
-    worst: dict[str, dict[str, Any]] = {}
-    for row in [row for row in measured if row["corruption"] not in (NONE, REENCODED)]:
-        if row["corruption"] not in worst or row["top1"] < worst[row["corruption"]]["top1"]:
-            worst[row["corruption"]] = {name: row[name] for name in ("severity", "top1", "top1_low", "top1_high")}
-    marker = {
-        **origin,
+    worst = {}
+    for name in dict.fromkeys(row["corruption"] for row in measured if row["corruption"] not in (NONE, REENCODED)):
+        row = min((row for row in measured if row["corruption"] == name), key=lambda row: row["top1"])
+        worst[name] = {key: row[key] for key in ("severity", "top1", "top1_low", "top1_high")}
+    return {
         "images": measured[0]["images"],
         "unreadable": unreadable.total(),
         "unreadable_codes": dict(unreadable.most_common()),
         "top1": measured[0]["top1"],
         "worst": worst,
     }
-    write_json(join(out, ROBUSTNESS_JSON), marker)
-    return marker

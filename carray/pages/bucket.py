@@ -7,35 +7,21 @@ and errors are untrusted text: never markup, and control characters or character
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from carray.classify.predictions_folder import record_place
-from carray.core import text
 from carray.core.errors import ERROR_CODES, ErrorCode, SettingsError
 from carray.core.progress import say
-from carray.core.store.files import absolute, exists, is_folder, is_s3, join, read_json, write_bytes
+from carray.core.store.files import absolute, exists, is_folder, join, read_json, write_bytes
 from carray.pages.charts import PAGE_COLOURS, chart, count_axis, percent_axis, whole_numbers
-from carray.pages.templates import records, render_page
-from carray.pages.thumbnails import Thumbnail, read_thumbnails
+from carray.pages.templates import readable, records, render_page
+from carray.pages.thumbnails import read_thumbnails
 from carray.queries import UNCERTAIN_SCORE, read_predictions
-from carray.queries.tallies import (
-    BINS,
-    PICKS,
-    SHOWN,
-    SHOWN_FOLDERS,
-    Duplicates,
-    Folders,
-    Tallies,
-    choose,
-    count,
-    count_duplicates,
-    count_folders,
-)
+from carray.queries.tallies import BINS, PICKS, SHOWN, Tallies, choose, count, count_duplicates, count_folders
 
-__all__ = ["MOST_THUMBNAILS", "THUMBNAILS", "card", "last_part", "readable", "write_page"]
+__all__ = ["MOST_THUMBNAILS", "THUMBNAILS", "write_page"]
 
 THUMBNAILS = 300
 """Images that are read again for thumbnails, by default."""
@@ -69,13 +55,25 @@ def write_page(predictions: str, *, out: str, thumbnails: int = THUMBNAILS, seed
     # A filter that no row passes checks the columns and reads nothing.
     read_predictions(path, [*SHOWN, "body", "year", "accept", "scored_at"], [("status", "==", "")])
     tallies = count(path)
-    folders = count_folders(path, tallies.base) if tallies.rows else Folders("")
     duplicates = count_duplicates(path, most=_GROUPS)
     rows = choose(path, tallies, duplicates, images=thumbnails or THUMBNAILS, seed=seed)
-    cards = _cards(rows, read_again=thumbnails > 0)
-    run = _run(path, rows)
-    page = render_page("bucket.html.j2", _context(path, run, tallies, folders, duplicates, cards, thumbnails))
-    write_bytes(out, page.encode())
+    run, cards = _run(path, rows), _cards(rows, read_again=thumbnails > 0)
+    pictures = [card["thumbnail"] for card in cards if card["thumbnail"]]
+    context = {
+        "path": path,
+        "run": run,
+        "asked": thumbnails,
+        "uncertain_score": UNCERTAIN_SCORE,
+        "most": _ROWS,
+        "duplicates": duplicates,
+        "cards": cards,
+        "picks": {pick: name for pick, name in PICKS.items() if any(pick in card["picks"] for card in cards)},
+        "pictures": sum(bool(picture.data_uri) for picture in pictures),
+        "unread": sum(bool(picture.reason) for picture in pictures),
+        "changed": sum(picture.changed for picture in pictures),
+    }
+    context |= _counted(path, tallies)
+    write_bytes(out, render_page("bucket.html.j2", context).encode())
     return {
         "images": tallies.rows,
         "scored": tallies.scored,
@@ -86,7 +84,7 @@ def write_page(predictions: str, *, out: str, thumbnails: int = THUMBNAILS, seed
         "accepted": tallies.accepted if tallies.judged else None,
         "duplicate_groups": duplicates.groups,
         "cards": len(cards),
-        "thumbnails": sum(card["picture"] is not None for card in cards),
+        "thumbnails": context["pictures"],
         "page": out,
     }
 
@@ -107,14 +105,12 @@ def _check(path: str, out: str, thumbnails: int, *, names_folder: bool) -> None:
 
 
 def _cards(rows: pd.DataFrame, *, read_again: bool) -> list[dict[str, Any]]:
-    """Return the cards of all rows, with the thumbnails of those that were scored."""
+    """Add to each row `thumbnail`: None if it was not scored, or if no image is to be read."""
     shown = records(rows)
-    thumbnails: dict[int, Thumbnail] = {}
-    if read_again:
-        scored = [i for i, row in enumerate(shown) if row["status"] == "ok"]
-        read = read_thumbnails([(shown[i]["uri"], shown[i]["etag"]) for i in scored])
-        thumbnails = dict(zip(scored, read, strict=True))
-    return [card(row, thumbnails.get(i)) | {"phash": row["phash"]} for i, row in enumerate(shown)]
+    scored = [row for row in shown if row["status"] == "ok" and read_again]
+    read = read_thumbnails([(row["uri"], row["etag"]) for row in scored]) if read_again else []
+    thumbnails = {id(row): thumbnail for row, thumbnail in zip(scored, read, strict=True)}
+    return [row | {"thumbnail": thumbnails.get(id(row))} for row in shown]
 
 
 def _run(path: str, rows: pd.DataFrame) -> dict[str, Any]:
@@ -141,141 +137,35 @@ def _record(path: str, name: str) -> dict[str, Any]:
     return dict(read_json(uri)) if exists(uri) else {}
 
 
-def _context(
-    path: str,
-    run: Mapping[str, Any],
-    tallies: Tallies,
-    folders: Folders,
-    duplicates: Duplicates,
-    cards: list[dict[str, Any]],
-    thumbnails: int,
-) -> dict[str, Any]:
+def _counted(path: str, tallies: Tallies) -> dict[str, Any]:
+    """Return what the page says of all rows, with its charts."""
+    folders, total = count_folders(path, tallies.base) if tallies.rows else (pd.DataFrame(), 0)
+    if total:
+        folders = _with_shares(folders)
     years = tallies.names["year"]
     return {
-        "path": path,
-        "readable_path": readable(path),
-        "run": run,
         "tallies": tallies,
-        "uncertain_score": UNCERTAIN_SCORE,
-        "errors": _errors(tallies),
-        "retry": bool((tallies.errors["status"] == "fetch_error").any()) and run["bundle"] and run["source"],
+        "errors": [row | {"known": ERROR_CODES.get(row["error_code"], _UNKNOWN)} for row in records(tallies.errors)],
+        "folders": records(folders),
+        "all_folders": total,
         "scores_svg": _scores_svg(tallies.bins) if tallies.scored else "",
         "years_svg": _years_svg(years) if len(years) > 1 else "",
-        "tables": {name: _table(tallies, name) for name in _ROWS},
-        "folders": _folders(folders),
-        "duplicates": duplicates,
-        "groups": _groups(duplicates, cards),
-        "cards": cards,
-        "picks": {pick: name for pick, name in PICKS.items() if any(pick in card["picks"] for card in cards)},
-        "makes": sorted({card["make"] for card in cards if card["make"]}),
-        "asked": thumbnails,
-        "pictures": sum(card["picture"] is not None for card in cards),
-        "unread": sum(bool(card["reason"]) for card in cards),
-        "changed": sum(card["changed"] for card in cards),
+        "folders_svg": _folders_svg(folders.sort_values("name")) if len(folders) > 2 else "",
     }
 
 
-def _errors(tallies: Tallies) -> list[dict[str, Any]]:
-    errors = []
-    for row in tallies.errors.to_dict("records"):
-        known = ERROR_CODES.get(row["error_code"], _UNKNOWN)
-        texts = {name: readable(row[name]) for name in ("status", "error_code", "example")}
-        errors.append({**texts, "images": int(row["images"]), "meaning": known.meaning, "remedy": known.remedy})
-    return errors
-
-
-def _table(tallies: Tallies, name: str) -> dict[str, Any]:
-    found, most = tallies.names[name], _ROWS[name]
-    rows = [
-        {
-            "name": readable(row["name"]),
-            "images": int(row["images"]),
-            "fraction": row["images"] / tallies.scored,
-            "mean_score": row["mean_score"],
-            "uncertain_fraction": row["uncertain"] / row["images"],
-        }
-        for row in found.head(most).to_dict("records")
+def _with_shares(folders: pd.DataFrame) -> pd.DataFrame:
+    counts = folders[["images", "failed", "mean_score", "uncertain"]].astype(float)
+    names = [
+        "(directly in it)" if folder is None or pd.isna(folder) else readable(folder) or "(no name)"
+        for folder in folders["folder"]
     ]
-    return {"rows": rows, "more": len(found) - len(rows), "unnamed": tallies.scored - int(found["images"].sum())}
-
-
-def _folders(folders: Folders) -> dict[str, Any]:
-    rows = []
-    for row in folders.table.to_dict("records"):
-        name = "(directly in it)" if pd.isna(row["folder"]) else readable(row["folder"]) or "(no name)"
-        mean_score = None if pd.isna(row["mean_score"]) else float(row["mean_score"])
-        failed_fraction = row["failed"] / row["images"]
-        scored = row["images"] - row["failed"]
-        tip = f"{name}: {row['images']:,} images, {failed_fraction:.1%} failed"
-        rows.append(
-            {
-                "name": name,
-                "images": int(row["images"]),
-                "failed": int(row["failed"]),
-                "failed_fraction": failed_fraction,
-                "mean_score": mean_score,
-                "uncertain_fraction": row["uncertain"] / scored if scored else None,
-                "tip": tip if mean_score is None else f"{tip}, mean score {mean_score:.3f}",
-            }
-        )
-    drawn = pd.DataFrame(rows).sort_values("name") if len(rows) > 2 else None
-    return {
-        "base": readable(folders.base),
-        "rows": rows,
-        "total": folders.total,
-        "more": max(0, folders.total - SHOWN_FOLDERS),
-        "svg": "" if drawn is None else _folders_svg(drawn),
-    }
-
-
-def _groups(duplicates: Duplicates, cards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    groups = []
-    for row in duplicates.table.to_dict("records"):
-        members = [card for card in cards if "duplicate" in card["picks"] and card["phash"] == row["phash"]]
-        phash = f"{int(row['phash']):016x}"
-        groups.append({"phash": phash, "images": int(row["images"]), "labels": int(row["labels"]), "members": members})
-    return groups
-
-
-def readable(value: Any) -> str:
-    """Make untrusted text printable as core.text does; empty for a null."""
-    return "" if value is None or pd.isna(value) else text.readable(value)
-
-
-def last_part(uri: str) -> str:
-    """Return the last part of a key, which may end in a slash."""
-    name = uri.rstrip("/").rsplit("/", 1)[-1] if is_s3(uri) or uri.startswith("/") else uri
-    return readable(name) or readable(uri)
-
-
-def card(row: Mapping[str, Any], thumbnail: Thumbnail | None) -> dict[str, Any]:
-    """Return what the gallery shows of a row; `thumbnail` is None if it was not read."""
-    scored = row["status"] == "ok"
-    top5 = () if row["top5_labels"] is None else zip(row["top5_labels"], row["top5_scores"], strict=True)
-    return {
-        "picks": list(row["picks"]),
-        "key": readable(row["uri"]),
-        "name": last_part(str(row["uri"])),
-        "scored": scored,
-        "label": readable(row["label"]),
-        "make": readable(row["make"]),
-        "score": row["score"] if scored else None,
-        "margin": row["margin"] if scored else None,
-        "top5": [(readable(label), float(score)) for label, score in top5],
-        "status": readable(row["status"]),
-        "code": readable(row["error_code"]),
-        "error": readable(row["error"]),
-        "facts": _facts(row),
-        "picture": thumbnail if thumbnail and thumbnail.data_uri else None,
-        "reason": readable(thumbnail.reason) if thumbnail else "",
-        "changed": bool(thumbnail and thumbnail.changed),
-    }
-
-
-def _facts(row: Mapping[str, Any]) -> str:
-    size = f"{row['width']:,} x {row['height']:,} pixels" if row["width"] and row["height"] else ""
-    weight = f"{row['size_bytes'] / 1000:,.0f} kB" if row["size_bytes"] is not None else ""
-    return ", ".join(fact for fact in (size, weight) if fact)
+    return folders.assign(
+        name=names,
+        mean_score=counts["mean_score"],
+        failed_fraction=counts["failed"] / counts["images"],
+        uncertain_fraction=counts["uncertain"] / (counts["images"] - counts["failed"]),
+    )
 
 
 def _scores_svg(bins: pd.DataFrame) -> str:
@@ -325,12 +215,17 @@ def _years_svg(years: pd.DataFrame) -> str:
 
 def _folders_svg(folders: pd.DataFrame) -> str:
     """Draw each folder's share of failures as a bar and its mean score as a dot, in the given order."""
-    tips = {f"{kind}{i}": tip for i, tip in enumerate(folders["tip"]) for kind in "fs"}
+    rows = records(folders)
+    tips: dict[str, str] = {}
+    for i, row in enumerate(rows):
+        score = "" if row["mean_score"] is None else f", mean score {row['mean_score']:.3f}"
+        tip = f"{row['name']}: {row['images']:,} images, {row['failed_fraction']:.1%} failed{score}"
+        tips |= {f"f{i}": tip, f"s{i}": tip}
     description = "A bar is a folder's share of failures, a dot its mean score."
     with chart("Quality by folder", description, tips, height=3.0) as (axes, svg):
-        for i, row in enumerate(folders.to_dict("records")):
+        for i, row in enumerate(rows):
             _bar(axes, i - 0.4, row["failed_fraction"], width=0.8, colour=_BAD, tip=f"f{i}")
-            if pd.notna(row["mean_score"]):
+            if row["mean_score"] is not None:
                 size = 5.0 if len(folders) <= 60 else 3.0
                 axes.plot(i, row["mean_score"], "o", color=_FIRST, markersize=size, gid=f"tip-s{i}")
         percent_axis(axes.yaxis)

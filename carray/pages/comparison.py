@@ -13,7 +13,7 @@ own files. What cannot be compared is said, not drawn.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -38,37 +38,22 @@ from carray.pages import evaluation
 from carray.pages.charts import PAGE_COLOURS, chart, percent_axis
 from carray.pages.templates import percent_text, records, render_page
 from carray.queries import connect, open_predictions
-from carray.queries.compare import BINS, Tables, headline, join_runs, psi_words, read_tables
+from carray.queries.compare import BINS, compare_tables, psi_words
 
 __all__ = ["compare_bundles", "compare_runs", "comparison_text"]
 
 _MARKER, _PAGE = "comparison.json", "index.html"
 _VERSION = 1
-_FLIPS = pa.schema(
-    [
-        ("label_a", pa.string()),
-        ("label_b", pa.string()),
-        ("images", pa.int64()),
-        ("mean_score_a", pa.float64()),
-        ("mean_score_b", pa.float64()),
-    ]
-)
-_CLASSES = pa.schema(
-    [
-        ("label", pa.string()),
-        ("images_a", pa.int64()),
-        ("images_b", pa.int64()),
-        ("images_both", pa.int64()),
-        ("share_a", pa.float64()),
-        ("share_b", pa.float64()),
-        ("share_change", pa.float64()),
-        ("share_change_low", pa.float64()),
-        ("share_change_high", pa.float64()),
-        ("mean_score_a", pa.float64()),
-        ("mean_score_b", pa.float64()),
-    ]
-)
-_TABLES = {"flips": _FLIPS, "classes": _CLASSES}
+_TEXT, _COUNT, _NUMBER = pa.string(), pa.int64(), pa.float64()
+_TABLES: dict[str, dict[str, pa.DataType]] = {
+    "flips": {"label_a": _TEXT, "label_b": _TEXT, "images": _COUNT, "mean_score_a": _NUMBER, "mean_score_b": _NUMBER},
+    "classes": {
+        **{"label": _TEXT, "images_a": _COUNT, "images_b": _COUNT, "images_both": _COUNT},
+        **{"share_a": _NUMBER, "share_b": _NUMBER, "share_change": _NUMBER, "share_change_low": _NUMBER},
+        **{"share_change_high": _NUMBER, "mean_score_a": _NUMBER, "mean_score_b": _NUMBER},
+    },
+}
+"""The columns of the Parquet files."""
 _UNKNOWN: dict[str, Any] = dict.fromkeys(("bundle_id", "run_id", "runtime"))
 _OWN_FILES = {_MARKER, _PAGE, *(f"{name}.parquet" for name in _TABLES)}
 _MOST_ROWS = 500
@@ -163,7 +148,7 @@ def comparison_text(found: Mapping[str, Any]) -> str:
 
 
 def _compare(
-    opened: Mapping[str, pads.Dataset],
+    tables: Mapping[str, pads.Dataset],
     sides: Mapping[str, Mapping[str, Any]],
     *,
     out: str | None,
@@ -172,21 +157,20 @@ def _compare(
 ) -> dict[str, Any]:
     names = (sides["a"]["path"], sides["b"]["path"])
     say(f"joining {names[0]} and {names[1]} by uri")
-    with join_runs(opened["a"], opened["b"], names=names, keys=keys) as connection:
-        tables = read_tables(connection)
-        found = {"version": _VERSION, **sides, **origin, **headline(connection, tables)}
+    figures, frames = compare_tables(tables["a"], tables["b"], names=names, keys=keys)
+    found = {"version": _VERSION, **sides, **origin, **figures}
     if out is not None:
-        _write(out, found, tables)
+        _write(out, found, frames)
     return found
 
 
-def _write(out: str, found: Mapping[str, Any], tables: Tables) -> None:
+def _write(out: str, found: Mapping[str, Any], frames: Mapping[str, pd.DataFrame]) -> None:
     delete(join(out, _MARKER))
     origin = {side: found[side]["path"] for side in ("a", "b")}
-    for name, schema in _TABLES.items():
-        table = pa.Table.from_pandas(getattr(tables, name)[schema.names], schema=schema, preserve_index=False)
+    for name, columns in _TABLES.items():
+        table = pa.Table.from_pandas(frames[name][list(columns)], schema=pa.schema(columns), preserve_index=False)
         write_table(table, join(out, f"{name}.parquet"), kind=f"comparison {name}", version=_VERSION, provenance=origin)
-    write_bytes(join(out, _PAGE), _render(found, tables).encode())
+    write_bytes(join(out, _PAGE), _render(found, frames).encode())
     write_json(join(out, _MARKER), found)
 
 
@@ -225,9 +209,9 @@ def _real(path: str) -> str:
     return path.rstrip("/") if is_s3(path) else os.path.realpath(path)
 
 
-def _render(found: Mapping[str, Any], tables: Tables) -> str:
+def _render(found: Mapping[str, Any], frames: Mapping[str, pd.DataFrame]) -> str:
     """Render the page of a comparison; `found` is the content of comparison.json."""
-    compared, flips, classes = found["agreement"]["images"], tables.flips, tables.classes
+    compared, flips, classes = found["agreement"]["images"], frames["flips"], frames["classes"]
     context: dict[str, Any] = {
         "found": found,
         "compared": compared,
@@ -236,26 +220,26 @@ def _render(found: Mapping[str, Any], tables: Tables) -> str:
         "flipped": int(flips["images"].sum()),
         "classes": records(classes.head(_MOST_ROWS)),
         "all_classes": len(classes),
-        "statuses": records(tables.statuses),
+        "statuses": records(frames["statuses"]),
     }
     if compared:
         context |= {
             "psi": {name: (value, psi_words(value)) for name, value in found["psi"].items()},
-            "scores_svg": _scores_svg(tables.scores_a, tables.scores_b),
-            "changes_svg": _changes_svg(tables.changes),
+            "scores_svg": _scores_svg(frames["scores"] / compared),
+            "changes_svg": _changes_svg(frames["changes"]),
             "shares_svg": _shares_svg(classes),
         }
     return render_page("comparison.html.j2", context)
 
 
-def _scores_svg(counts_a: Sequence[int], counts_b: Sequence[int]) -> str:
+def _scores_svg(shares: pd.DataFrame) -> str:
     """Draw the shares of images by score in A and in B, as two outlines."""
     edges = [i / BINS for i in range(BINS + 1)]
     description = "Shares of the compared images by their score, A and B over the same bins."
     with chart("Scores in A and in B", description) as (axes, svg):
-        for counts, colour, name, style in ((counts_a, _A, "A", "-"), (counts_b, _B, "B", (0, (4, 1.5)))):
-            shares = [count / max(1, sum(counts)) for count in counts]
-            axes.stairs(shares, edges, color=colour, linewidth=1.8, linestyle=style, label=name)
+        for name, colour, style in (("A", _A, "-"), ("B", _B, (0, (4, 1.5)))):
+            counted = shares[f"images_{name.lower()}"]
+            axes.stairs(counted, edges, color=colour, linewidth=1.8, linestyle=style, label=name)
         axes.legend(loc="upper left")
         percent_axis(axes.yaxis)
         axes.set_xlim(0, 1)
@@ -264,14 +248,13 @@ def _scores_svg(counts_a: Sequence[int], counts_b: Sequence[int]) -> str:
     return svg()
 
 
-def _changes_svg(changes: Sequence[tuple[float, int]]) -> str:
+def _changes_svg(changes: pd.DataFrame) -> str:
     """Draw the shares of images by the change of their score; right of 0 the score in B is higher."""
     width = 2 / _CHANGE_BINS
-    images = pd.Series([count for _, count in changes], index=[round(change / width) for change, _ in changes])
-    shares = images.groupby(level=0).sum() / images.sum()
+    shares = changes.groupby((changes["change"] / width).round())["images"].sum() / changes["images"].sum()
     description = "Shares of the compared images by score in B less score in A."
     with chart("Changes of score", description) as (axes, svg):
-        axes.bar([i * width for i in shares.index], shares, width=width, color=_SOFT)
+        axes.bar(shares.index * width, shares, width=width, color=_SOFT)
         axes.axvline(0, color=_INK, linewidth=1)
         percent_axis(axes.yaxis)
         reach = max(0.1, *(abs(i) * width for i in shares[shares > 0.0005].index)) + width
@@ -281,7 +264,7 @@ def _changes_svg(changes: Sequence[tuple[float, int]]) -> str:
 
 
 def _shares_svg(classes: pd.DataFrame, *, most: int = 15) -> str:
-    """Draw the largest changes of a label's share with their 95 % intervals (rows of queries.compare.Tables)."""
+    """Draw the largest changes of a label's share with their 95 % intervals."""
     shown = classes.head(most).iloc[::-1]
     tips = {f"{y}": _tip(row) for y, row in enumerate(shown.to_dict("records"))}
     description, height = "Change of each label's share from A to B.", 1.0 + 0.27 * len(shown)

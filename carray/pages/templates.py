@@ -14,7 +14,10 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["percent_text", "records", "render_page"]
+from carray.core import text
+from carray.core.store.files import is_s3
+
+__all__ = ["last_part", "percent_text", "readable", "records", "render_page"]
 
 
 def render_page(template: str, context: Mapping[str, Any]) -> str:
@@ -29,6 +32,7 @@ def render_page(template: str, context: Mapping[str, Any]) -> str:
         loader=jinja2.PackageLoader("carray.pages"),
     )
     environment.filters |= {"percent": percent_text, "number": _number, "shell": shlex.quote, "digest": _digest}
+    environment.filters |= {"readable": readable, "last_part": last_part, "records": records}
     return environment.get_template(template).render(context)
 
 
@@ -36,6 +40,17 @@ def percent_text(fraction: float | None, digits: int = 1) -> str:
     """Format a fraction in percent, `81.0 %`; an empty text where it is None or NaN."""
     unknown = fraction is None or fraction != fraction  # only NaN differs from itself
     return "" if unknown else f"{fraction:.{digits}%}".replace("%", " %")
+
+
+def readable(value: Any) -> str:
+    """Make untrusted text printable as core.text does; empty for a null."""
+    return "" if value is None or pd.isna(value) else text.readable(value)
+
+
+def last_part(uri: str) -> str:
+    """Return the last part of a key, which may end in a slash."""
+    name = uri.rstrip("/").rsplit("/", 1)[-1] if is_s3(uri) or uri.startswith("/") else uri
+    return readable(name) or readable(uri)
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ of originals and _DECODERS decoded ones are in memory.
 from __future__ import annotations
 
 import base64
-import io
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from carray.core.errors import CarrayError, DecodeError
 from carray.core.progress import Progress
 from carray.core.store.files import is_s3
 from carray.core.store.image_bytes import FetchedImage
-from carray.images.pixels import PixelSettings
+from carray.images.pictures import picture_settings, small_jpeg
 from carray.images.read import ReadImage, decode_fetched, fetch_original
 
 __all__ = ["THUMBNAIL_PIXELS", "Thumbnail", "read_thumbnails"]
@@ -95,15 +94,9 @@ def _admit(size_bytes: int) -> None:
 
 
 def _thumbnail(fetched: FetchedImage, *, changed: bool) -> Thumbnail:
-    """Decode an image to a square, and resize it to its own shape."""
-    from PIL import Image
-
-    read = decode_fetched(fetched, PixelSettings(decode_size=THUMBNAIL_PIXELS, input_size=THUMBNAIL_PIXELS))
-    if read.pixels_HWC is None or read.width is None or read.height is None:
+    read = decode_fetched(fetched, picture_settings(THUMBNAIL_PIXELS))
+    if read.pixels_HWC is None:
         return Thumbnail(reason=read.error or "")
-    scale = min(1.0, THUMBNAIL_PIXELS / max(read.width, read.height))
-    width, height = max(1, round(read.width * scale)), max(1, round(read.height * scale))
-    buffer = io.BytesIO()
-    Image.fromarray(read.pixels_HWC).resize((width, height)).save(buffer, "JPEG", quality=_QUALITY, optimize=True)
-    text = base64.b64encode(buffer.getvalue()).decode()
+    jpeg, width, height = small_jpeg(read, quality=_QUALITY)
+    text = base64.b64encode(jpeg).decode()
     return Thumbnail(f"data:image/jpeg;base64,{text}", width, height, changed=changed)

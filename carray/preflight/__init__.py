@@ -10,5 +10,5 @@ estimate_classify  images, shards and requests -> hours, requests and money of a
 classify_probe     what one image costs a core, measured by the job's own code
 estimate_tune      images and epochs -> hours and money of a search
 tune_probe         what an epoch of each network costs, measured by a trial's own code
-ranges, parallel   figures from low to high, and their layout; measuring in several processes at once
+estimates          what both share: ranges, their table and JSON, measuring in several processes at once
 """

@@ -8,15 +8,15 @@ Cost: a LIST request for 1,000 keys, one GET for each drawn image.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, ClassVar, cast
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -26,22 +26,20 @@ from carray.classify.plan import open_plan
 from carray.classify.predictions_folder import ClassifySettings, PlannedImage
 from carray.classify.read_images import Arrival, ImageReader
 from carray.classify.score_shard import ShardScorer
-from carray.classify.shards import BOX, SHARD_SCHEMA, ShardCutter, ShardNote, read_notes, read_shard
+from carray.classify.shards import SHARD_SCHEMA, ShardCutter, ShardNote, read_notes, read_shard
 from carray.core.errors import SettingsError
 from carray.core.progress import say
-from carray.core.store.files import is_s3
 from carray.core.store.listing import Piece
+from carray.core.uri_tables import BOX
 from carray.images.read import ReadImage
-from carray.preflight.parallel import run_in_parallel, wait_for_others
-from carray.preflight.ranges import Range, middle
+from carray.preflight.estimates import Pair, Range, load_per_core, run_in_parallel, spread, wait_for_others
 
-__all__ = ["Cost", "Sample", "draw_images", "measure_scoring"]
+__all__ = ["Cost", "Measured", "Sample", "cost_of", "draw_images", "measure_scoring"]
 
 _MOST_SHARDS = 40
 """Shards from which images are drawn, at most."""
 WARM_IMAGES = 16
 """Images scored before the clock starts, to open the bundle and allocate the network's memory."""
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -51,14 +49,10 @@ class Sample:
     images: int
     """Images of the source, or those listed in time."""
     complete: bool
+    """Whether the whole source was listed."""
     keys: int
     """Listed keys, images or not."""
     chosen: list[PlannedImage]
-
-    @property
-    def on_s3(self) -> bool:
-        """Whether the images are on S3."""
-        return is_s3(self.chosen[0].uri)
 
 
 def draw_images(
@@ -85,17 +79,11 @@ def draw_images(
         )
     if not complete:
         say(f"estimate: the listing was stopped after {seconds:g} s, with {images:,} images listed")
-    chosen = _draw(out, {number: note.images for number, note in notes.items()}, count)
-    return Sample(images, complete, keys, chosen)
-
-
-def _draw(out: str, sizes: dict[int, int], count: int) -> list[PlannedImage]:
-    random = np.random.default_rng(0)
-    numbers = np.array(list(sizes))
-    weights = np.array([sizes[number] for number in numbers], dtype=float)
-    some = random.choice(numbers, min(_MOST_SHARDS, len(numbers)), replace=False, p=weights / weights.sum())
-    images = [image for number in sorted(some.tolist()) for image in read_shard(out, number)]
-    return [images[i] for i in random.permutation(len(images))[:count]]
+    random, numbers = np.random.default_rng(0), sorted(notes)
+    shares = np.array([notes[number].images for number in numbers]) / images
+    some = random.choice(numbers, min(_MOST_SHARDS, len(numbers)), replace=False, p=shares)
+    drawn = [image for number in sorted(some.tolist()) for image in read_shard(out, number)]
+    return Sample(images, complete, keys, [drawn[i] for i in random.permutation(len(drawn))[:count]])
 
 
 @dataclass(frozen=True)
@@ -103,8 +91,7 @@ class Cost:
     """What an image costs one core while all cores of the machine score."""
 
     seconds: Range
-    """Core-seconds of an image: from processor time to wall-clock time, each the outer end of the middle 80 % of
-    resampled images."""
+    """Core-seconds of an image: from processor time to wall-clock time."""
     decode_seconds: float
     """Of it, the mean time of decoding."""
     open_seconds: float
@@ -112,19 +99,21 @@ class Cost:
     images: int
     bytes_per_image: float
     error_codes: dict[str, int]
-    load: float = 0.0
+    load: float
     """Load of the machine for each core before the measurement."""
 
 
-@dataclass(frozen=True)
-class _Measured:
+class Measured(NamedTuple):
+    """What one process measured."""
+
     images: int
-    seconds: float
-    core_seconds: float
-    open_seconds: float
-    decode_seconds_N: list[float]
+    cost: Pair
+    """Of an image."""
+    decode_seconds: float
+    """Of all images, like `size_bytes`."""
     size_bytes: int
-    error_codes: dict[str, int]
+    error_codes: Counter[str]
+    open_seconds: float
 
 
 def measure_scoring(
@@ -141,56 +130,47 @@ def measure_scoring(
     if min(len(part) for part in parts) < 2 * WARM_IMAGES:
         parts = [[*images[i % len(images) :], *images[: i % len(images)]] for i in range(workers)]
     shared = (bundle, run.model_dump(), settings.model_dump())
-    load = os.getloadavg()[0] / len(os.sched_getaffinity(0))
-    return replace(_cost(run_in_parallel(_measure, [(*shared, part) for part in parts])), load=load)
+    load = load_per_core()
+    return cost_of(run_in_parallel(_measure, [(*shared, part) for part in parts]), load)
 
 
-def _cost(measured: Sequence[_Measured]) -> Cost:
-    decode_N = np.concatenate([one.decode_seconds_N for one in measured])
+def cost_of(measured: Sequence[Measured], load: float = 0.0) -> Cost:
+    """Combine what all processes measured."""
     images = sum(one.images for one in measured)
-    whole = sum(one.seconds for one in measured) / images
-    random = np.random.default_rng(0)
-    drawn = random.choice(decode_N, (_RESAMPLES, len(decode_N))).mean(axis=1) if len(decode_N) else np.zeros(1)
-    decode = float(decode_N.mean()) if len(decode_N) else 0.0
-    per_worker = [one.seconds / one.images for one in measured]
-    # Images differ in the time of decoding only; processes differ, too.
-    spread = middle(drawn - decode + random.choice(per_worker, (len(drawn), len(per_worker))).mean(axis=1))
-    undisturbed = sum(one.core_seconds for one in measured) / images
     return Cost(
-        seconds=Range(min(undisturbed * spread.low / whole, spread.low), max(spread.high, whole)),
-        decode_seconds=decode,
+        seconds=spread([one.cost for one in measured]),
+        decode_seconds=sum(one.decode_seconds for one in measured) / images,
         open_seconds=max(one.open_seconds for one in measured),
         images=images,
         bytes_per_image=sum(one.size_bytes for one in measured) / images,
-        error_codes=dict(sum((Counter(one.error_codes) for one in measured), Counter())),
+        error_codes=dict(sum((one.error_codes for one in measured), Counter())),
+        load=load,
     )
 
 
 def _measure(
     bundle: str, run: Mapping[str, Any], settings: Mapping[str, Any], images: Sequence[PlannedImage]
-) -> _Measured:
+) -> Measured:
     """Score one process's images: a few to warm up, then the others in two shards at once."""
-    started = time.monotonic()
-    reader = _TimedReader
+    started, chosen = time.monotonic(), ClassifySettings.model_validate(settings)
+    warm, rest = images[:WARM_IMAGES], images[WARM_IMAGES:] or images
     with tempfile.TemporaryDirectory(prefix="carray-estimate-") as out:
-        chosen = ClassifySettings.model_validate(settings)
-        warm, rest = images[:WARM_IMAGES], images[WARM_IMAGES:] or images
         shards = [part for part in (warm, rest[::2], rest[1::2]) if part]
         for number, part in enumerate(shards):
             _write_shard(out, number, part, chosen)
-        scorer = ShardScorer(bundle, out=out, run=RunRecord.model_validate(run), settings=chosen, new_reader=reader)
+        run_record = RunRecord.model_validate(run)
+        scorer = ShardScorer(bundle, out=out, run=run_record, settings=chosen, new_reader=_TimedReader)
         scorer.score_shard(0)
         opened = time.monotonic() - started
-        reader.decode_seconds.clear()
+        _TimedReader.decode_seconds.clear()
         wait_for_others()
         begun, used = time.monotonic(), time.process_time()
         with ThreadPoolExecutor(len(shards)) as pool:
             entries = list(pool.map(scorer.score_shard, range(1, len(shards))))
-        seconds, core_seconds = time.monotonic() - begun, time.process_time() - used
+        clock, processor = time.monotonic() - begun, (time.process_time() - used) / (chosen.threads or 1)
     codes = sum((Counter(entry.error_codes) for entry in entries), Counter[str]())
-    size = sum(image.size_bytes or 0 for image in rest)
-    per_core = core_seconds / (chosen.threads or 1)
-    return _Measured(len(rest), seconds, per_core, opened, list(reader.decode_seconds), size, dict(codes))
+    size_bytes, cost = sum(image.size_bytes or 0 for image in rest), Pair(processor / len(rest), clock / len(rest))
+    return Measured(len(rest), cost, sum(_TimedReader.decode_seconds), size_bytes, codes, opened)
 
 
 def _write_shard(out: str, number: int, images: Sequence[PlannedImage], settings: ClassifySettings) -> None:
@@ -212,24 +192,15 @@ class _TimedReader(ImageReader):
     decode_seconds: ClassVar[list[float]] = []
 
     def begin(self, images: Mapping[int, PlannedImage], arrived: SimpleQueue[Arrival]) -> None:
-        super().begin(images, cast("SimpleQueue[Arrival]", _Timing(arrived, self.decode_seconds)))
+        def put(item: Arrival) -> None:
+            index, decode = item
+            arrived.put((index, lambda: self._time(decode)))
 
+        super().begin(images, cast("SimpleQueue[Arrival]", SimpleNamespace(put=put)))
 
-@dataclass
-class _Timing:
-    """A queue of arrivals that times their decoding."""
-
-    arrived: SimpleQueue[Arrival]
-    seconds: list[float]
-
-    def put(self, item: Arrival) -> None:
-        index, finish = item
-
-        def timed() -> ReadImage:
-            started = time.perf_counter()
-            try:
-                return finish()
-            finally:
-                self.seconds.append(time.perf_counter() - started)
-
-        self.arrived.put((index, timed))
+    def _time(self, decode: Callable[[], ReadImage]) -> ReadImage:
+        started = time.perf_counter()
+        try:
+            return decode()
+        finally:
+            self.decode_seconds.append(time.perf_counter() - started)

@@ -20,7 +20,7 @@ import carray
 from carray.core.errors import SettingsError
 from carray.core.ray.connect import start_ray
 from carray.core.ray.internals import is_token_required
-from carray.preflight.findings import Finding, merge_hosts, one_line
+from carray.preflight.findings import Finding, judge, merge_hosts, one_line
 
 __all__ = ["NODE_SECONDS", "look_at_jobs", "look_at_machines", "look_at_ray"]
 
@@ -37,12 +37,10 @@ def look_at_ray() -> Iterator[Finding]:
             counted += [_count(running.gpus, "GPU")] if running.gpus else []
             seen = f"{ray.get_runtime_context().gcs_address} answers: {', '.join(counted)}"
             if is_token_required():
-                yield Finding("Ray", "ok", f"{seen}, the token is accepted")
+                yield judge("Ray", f"{seen}, the token is accepted")
             else:
-                remedy = (
-                    "anyone who can reach it controls the machines: set RAY_AUTH_MODE=token on all before Ray starts"
-                )
-                yield Finding("Ray", "warn", f"{seen}, no token is required", remedy)
+                open_to_all = "anyone who can reach it controls the machines: set RAY_AUTH_MODE=token on all"
+                yield judge("Ray", f"{seen}, no token is required", warn=f"{open_to_all} before Ray starts")
             yield _same_software(_ask_all(nodes, _software))
     except SettingsError as err:
         seen, _, remedy = str(err).rstrip(".").rpartition("; ")
@@ -118,10 +116,10 @@ def _same_software(answers: dict[str, Any]) -> Finding:
     here = _software()
     others = {host: answer for host, answer in answers.items() if answer != here}
     if not others:
-        return Finding("Ray's machines", "ok", f"{here} on each of {len(answers)}")
+        return judge("Ray's machines", f"{here} on each of {len(answers)}")
     seen = "; ".join(f"{host} says {answer}" for host, answer in others.items())
     remedy = _missing_carray(seen) or f"use the same image on all machines: here is {here}"
-    return Finding("Ray's machines", "fail", seen, remedy)
+    return judge("Ray's machines", seen, fail=remedy)
 
 
 def _missing_carray(text: str) -> str:

@@ -14,8 +14,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from carray.core.cgroups import usable_cores
 from carray.preflight import machine, storage
-from carray.preflight.findings import Check, Finding, one_line, run_checks
+from carray.preflight.findings import Check, Finding, judge, one_line, run_checks
 
 __all__ = ["examine", "examine_cluster", "look_in_process"]
 
@@ -69,16 +70,12 @@ def _of_ray() -> list[Check]:
         # `ray job submit` accepts such an address, too; carray's commands refuse it.
         jobs = jobs or address
     elif address in ("", "local"):
-        checks.append(Check("Ray", _private))
+        cpus = max(1, int(usable_cores()))
+        seen = f"RAY_ADDRESS is not set: a private Ray would start on this machine, with {cpus} CPUs"
+        checks.append(Check("Ray", lambda: judge("Ray", seen)))
     else:
         checks.append(_in_process("ray", title="Ray", seconds=_RAY_SECONDS))
     return checks + ([_in_process("jobs", jobs, title="Ray jobs")] if jobs else [])
-
-
-def _private() -> Iterator[Finding]:
-    cores = machine.usable_cores()
-    seen = f"RAY_ADDRESS is not set: a private Ray would start on this machine, with {max(1, int(cores))} CPUs"
-    yield Finding("Ray", "ok", seen)
 
 
 def _in_process(name: str, *arguments: str, title: str = "", seconds: float = _PROCESS_SECONDS) -> Check:

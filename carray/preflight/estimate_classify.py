@@ -10,9 +10,8 @@ from __future__ import annotations
 import heapq
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from carray.bundle.bundle_folder import open_bundle
 from carray.classify.ledger import RunRecord
@@ -20,26 +19,28 @@ from carray.classify.plan import describe_run
 from carray.classify.predictions_folder import ClassifySettings
 from carray.classify.read_images import NOTE_IMAGES
 from carray.classify.shards import shard_images
+from carray.core.cgroups import usable_cores
 from carray.core.errors import SettingsError
 from carray.core.progress import say
 from carray.core.store.files import absolute, is_s3
 from carray.preflight.classify_probe import Cost, Sample, draw_images, measure_scoring
-from carray.preflight.machine import usable_cores
-from carray.preflight.ranges import (
+from carray.preflight.estimates import (
     MACHINE_FACTOR,
     START_SECONDS,
+    Estimate,
+    Figure,
+    Machines,
     Range,
     busy_text,
+    count_text,
+    machine_figures,
     money_text,
-    number_text,
-    seconds_text,
-    table_row,
-    table_text,
-    whole,
 )
 
-__all__ = ["ClassifyEstimate", "Machines", "Prices", "Probe", "Requests", "classify_text", "estimate_classify"]
+__all__ = ["S3_PRICES", "Probe", "count_requests", "estimate_classify", "longest_share", "shard_sizes"]
 
+S3_PRICES = {"list": 0.005, "get": 0.0004, "put": 0.005}
+"""Of 1,000 requests, in dollars: us-east-1, 2026."""
 LISTING_KEYS_A_SECOND = 230_000
 """Most that a driver lists (results/list.csv), while images are scored."""
 _IMAGES_A_WORKER = 200
@@ -62,45 +63,10 @@ _FEW = 30
 _RETRIED = 0.01
 """Share of requests that a busy store makes a job ask again."""
 _MEANING = f"""\
-Times: from processor time to wall-clock time measured here, of the middle 80 % of resamples, widened by a factor of
-{MACHINE_FACTOR:g} for other machines of this type, with the start of Ray and its workers. Not included: other types of
-machines, their booting, and machines that leave.
+Times: from processor time to wall-clock time measured here, widened by a factor of {MACHINE_FACTOR:g} for other
+machines of this type, with the start of Ray and its workers. Not included: other types of machines, their booting, and
+machines that leave.
 Requests: by the job's own rules, with up to 1 % retried."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prices:
-    """Prices of 1,000 requests and of a machine-hour, in one currency."""
-
-    list_requests: float = 0.005
-    gets: float = 0.0004
-    puts: float = 0.005
-    machine_hour: float | None = None
-    """None: machines are not priced."""
-
-
-@dataclass(frozen=True, slots=True)
-class Requests:
-    """Numbers of requests, by price."""
-
-    lists: int
-    gets: int
-    """Including HEADs, which cost as much."""
-    puts: int
-
-    def money(self, prices: Prices) -> float:
-        """Compute their price."""
-        each = ((self.lists, prices.list_requests), (self.gets, prices.gets), (self.puts, prices.puts))
-        return sum(count / 1_000 * price for count, price in each)
-
-
-@dataclass(frozen=True, slots=True)
-class Machines:
-    """The machines of a job."""
-
-    count: int = 1
-    cores: int = 1
-    """Of each machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,74 +83,16 @@ class Probe:
     """Time limit of the listing."""
 
 
-@dataclass(frozen=True)
-class ClassifyEstimate:
-    """What a classification will take."""
-
-    source: str
-    runtime: str
-    machines: Machines
-    workers: int
-    shards: int
-    images: int
-    listed: bool
-    """Whether the whole source was listed, or its count given."""
-    cost: Cost
-    seconds: Range
-    """Of the whole job, from the start of the command."""
-    requests: tuple[Requests, Requests]
-    """At least, at most."""
-    request_money: Range
-    machine_money: Range | None
-    throttled: bool
-    """Whether the machines could exceed S3's limit under one prefix."""
-
-    @property
-    def machine_hours(self) -> Range:
-        """Hours of all machines together."""
-        return self.seconds * (self.machines.count / 3600)
-
-    @property
-    def core_hours(self) -> Range:
-        """Hours of all cores together."""
-        return self.machine_hours * self.machines.cores
-
-    def as_json(self) -> dict[str, Any]:
-        """Convert for JSON; ranges are [from, to]."""
-        least, most = self.requests
-        return {
-            "source": self.source,
-            "images": self.images,
-            "listed_completely": self.listed,
-            "runtime": self.runtime,
-            "machines": self.machines.count,
-            "cores": self.machines.cores,
-            "workers": self.workers,
-            "shards": self.shards,
-            "probed_images": self.cost.images,
-            "probe_error_codes": self.cost.error_codes,
-            "images_per_second_per_core": Range(1 / self.cost.seconds.high, 1 / self.cost.seconds.low).rounded(),
-            "seconds": self.seconds.rounded(),
-            "machine_hours": self.machine_hours.rounded(),
-            "core_hours": self.core_hours.rounded(),
-            "list_requests": [least.lists, most.lists],
-            "get_requests": [least.gets, most.gets],
-            "put_requests": [least.puts, most.puts],
-            "request_money": self.request_money.rounded(),
-            "machine_money": self.machine_money.rounded() if self.machine_money else None,
-        }
-
-
 def estimate_classify(
     bundle: str,
     source: str,
     *,
     settings: ClassifySettings,
     machines: Machines,
-    prices: Prices,
+    prices: Mapping[str, float] = S3_PRICES,
     probe: Probe | None = None,
     out: str | None = None,
-) -> ClassifyEstimate:
+) -> Estimate:
     """Estimate a job by scoring some of its images.
 
     Args:
@@ -192,7 +100,7 @@ def estimate_classify(
         source: Folder, prefix, table or inventory to score.
         settings: Settings of the job, without `since` and `retry_failed`.
         machines: Machines of the job.
-        prices: Prices of requests and machines.
+        prices: Prices of 1,000 requests: list, get and put.
         probe: How much to measure here.
         out: Predictions folder, whose requests count if it is on S3; None: on the same store as the images.
 
@@ -237,46 +145,57 @@ def _scale(
     sample: Sample,
     cost: Cost,
     machines: Machines,
-    prices: Prices,
+    prices: Mapping[str, float],
     *,
     out: str | None,
     total: int | None,
-) -> ClassifyEstimate:
+) -> Estimate:
     """Scale the cost of an image to the whole job."""
-    images = total or sample.images
+    images, on_s3 = total or sample.images, is_s3(sample.chosen[0].uri)
     workers = max(1, machines.count * (machines.cores // (settings.threads or 1)))
     workers = min(workers, settings.workers or workers)
     busiest, shards = longest_share(images, settings, workers)
-    scoring = (cost.seconds * float(busiest)).widened(MACHINE_FACTOR)
+    workers = min(workers, shards)
+    scoring = (cost.seconds * float(busiest)).widened()
     listing = images / LISTING_KEYS_A_SECOND
-    throttled = sample.on_s3 and images / scoring.low > PREFIX_GETS_A_SECOND
+    throttled = on_s3 and images / scoring.low > PREFIX_GETS_A_SECOND
     slowest = images / PREFIX_GETS_A_SECOND if throttled else 0.0
-    seconds = START_SECONDS + cost.open_seconds + scoring.at_least(listing, max(listing, slowest))
-    listed = is_s3(run.source) and not run.source.endswith((".parquet", ".csv", ".tsv", "/manifest.json"))
+    scoring = Range(max(scoring.low, listing), max(scoring.high, listing, slowest))
+    seconds = START_SECONDS + cost.open_seconds + scoring
     requests = count_requests(
         images,
         max(images, sample.keys),
         settings,
-        workers=min(workers, shards),
-        listed=listed,
-        out_on_s3=is_s3(out) if out else sample.on_s3,
-        images_on_s3=sample.on_s3,
+        workers=workers,
+        listed=is_s3(run.source) and not run.source.endswith((".parquet", ".csv", ".tsv", "/manifest.json")),
+        out_on_s3=is_s3(out) if out else on_s3,
+        images_on_s3=on_s3,
     )
-    hours = seconds * (machines.count / 3600)
-    return ClassifyEstimate(
-        source=run.source,
-        runtime=run.runtime,
-        machines=machines,
-        workers=min(workers, shards),
-        shards=shards,
-        images=images,
-        listed=sample.complete or total is not None,
-        cost=cost,
-        seconds=seconds,
-        requests=requests,
-        request_money=Range(requests[0].money(prices), requests[1].money(prices)),
-        machine_money=hours * prices.machine_hour if prices.machine_hour is not None else None,
-        throttled=throttled,
+    money = sum((requests[kind] * (prices[kind] / 1_000) for kind in requests), Range(0.0, 0.0))
+    taken, price = machine_figures(machines, seconds, note=machines.text(), device_hours="core_hours")
+    listed = sample.complete or total is not None
+    figures = [
+        Figure("source", run.source),
+        Figure("images", images),
+        Figure("listed_completely", listed),
+        Figure("runtime", run.runtime),
+        Figure("machines", machines.count),
+        Figure("cores", machines.cores),
+        Figure("workers", workers),
+        Figure("shards", shards),
+        Figure("probed_images", cost.images),
+        Figure("probe_error_codes", cost.error_codes),
+        Figure("images_per_second_per_core", Range(1 / cost.seconds.high, 1 / cost.seconds.low)),
+        *taken,
+        Figure("list_requests", requests["list"], "LIST requests", count_text),
+        Figure("get_requests", requests["get"], "GET requests", count_text, "one for each image; includes HEADs"),
+        Figure("put_requests", requests["put"], "PUT requests", count_text),
+        Figure("request_money", money, "money, requests", money_text),
+        price,
+    ]
+    count = f"{images:,} images" if listed else f"at least {images:,} images, listed so far"
+    return Estimate(
+        _intro(run, cost, count, shards), figures, _meaning(cost, machines, workers, throttled=throttled, listed=listed)
     )
 
 
@@ -308,8 +227,8 @@ def count_requests(
     listed: bool,
     out_on_s3: bool,
     images_on_s3: bool,
-) -> tuple[Requests, Requests]:
-    """Count a job's requests: (at least, at most).
+) -> dict[str, Range]:
+    """Count a job's requests by price: list, get (with HEADs) and put.
 
     Args:
         images: Images to score.
@@ -320,82 +239,43 @@ def count_requests(
         out_on_s3: Whether the results are written to S3.
         images_on_s3: Whether the images are on S3.
     """
-    sizes = list(shard_sizes(images, settings))
-    notes, shards = sum(math.ceil(size / NOTE_IMAGES) for size in sizes), len(sizes) if out_on_s3 else 0
+    sizes = list(shard_sizes(images, settings)) if out_on_s3 else []
+    shards, notes = len(sizes), sum(math.ceil(size / NOTE_IMAGES) for size in sizes)
     pages = math.ceil(keys / KEYS_A_PAGE) if listed else 0
-    lists = pages + shards // KEYS_A_PAGE
-    notes = notes if out_on_s3 else 0
-    gets, puts = images if images_on_s3 else 0, notes + shards * _PUTS_A_SHARD
-    least = Requests(lists=lists, gets=gets + shards * _GETS_A_SHARD[0], puts=puts)
-    if not (images_on_s3 or out_on_s3):
-        return least, least
-    few = _FEW if out_on_s3 else 0
+    lists, puts = pages + shards // KEYS_A_PAGE, notes + shards * _PUTS_A_SHARD
+    least_gets, most_gets = (images * images_on_s3 + shards * each for each in _GETS_A_SHARD)
     # Splitting a range of keys costs a few requests for one key, and each thread may end on a short page.
     cuts = settings.listing_threads * 8 if pages > settings.listing_threads else 2
-    again = 1 + _RETRIED
-    most = Requests(
-        lists=math.ceil(lists * again) + cuts + few,
-        gets=math.ceil((gets + shards * _GETS_A_SHARD[1]) * again) + workers * _GETS_A_WORKER + few,
-        puts=math.ceil(puts * again) + workers + few,
-    )
-    return least, most
+    again, few, any_s3 = 1 + _RETRIED, _FEW * out_on_s3, images_on_s3 or out_on_s3
+    return {
+        "list": Range(lists, math.ceil(lists * again) + any_s3 * (cuts + few)),
+        "get": Range(least_gets, math.ceil(most_gets * again) + any_s3 * (workers * _GETS_A_WORKER + few)),
+        "put": Range(puts, math.ceil(puts * again) + any_s3 * (workers + few)),
+    }
 
 
-def classify_text(found: ClassifyEstimate) -> str:
-    """Format an estimate for a terminal: what was measured, a table of ranges, what they mean."""
-    return "\n".join([*_seen(found), "", table_text(_rows(found)), "", *_meaning(found)])
-
-
-def _seen(found: ClassifyEstimate) -> list[str]:
-    cost, rate = found.cost, found.cost.seconds
+def _intro(run: RunRecord, cost: Cost, count: str, shards: int) -> list[str]:
     failed = sum(cost.error_codes.values())
-    count = f"{found.images:,} images" if found.listed else f"at least {found.images:,} images, listed so far"
     trouble = f"; {failed} of them failed ({', '.join(f'{n} {code}' for code, n in cost.error_codes.items())})"
     return [
-        f"{found.source}: {count}, {cost.bytes_per_image / 1e6:.2f} MB each, in {found.shards:,} shards",
-        f"Here {cost.images:,} of them were read, decoded and scored ({found.runtime}) on all cores"
+        f"{run.source}: {count}, {cost.bytes_per_image / 1e6:.2f} MB each, in {shards:,} shards",
+        f"Here {cost.images:,} of them were read, decoded and scored ({run.runtime}) on all cores"
         f"{trouble if failed else ''}:",
-        f"an image takes {rate.low * 1e3:.2f} to {rate.high * 1e3:.2f} ms of a core, of which decoding "
+        f"an image takes {cost.seconds.low * 1e3:.2f} to {cost.seconds.high * 1e3:.2f} ms of a core, of which decoding "
         f"{cost.decode_seconds * 1e3:.2f}.",
     ]
 
 
-def _rows(found: ClassifyEstimate) -> list[tuple[str, str, str, str]]:
-    machines, (least, most) = found.machines, found.requests
-    unit = "machine" if machines.count == 1 else "machines"
-    rows = [
-        table_row("wall-clock", found.seconds, seconds_text, f"{machines.count} {unit} of {machines.cores} cores"),
-        table_row("machine-hours", found.machine_hours, number_text),
-        table_row("core-hours", found.core_hours, number_text),
-        table_row("LIST requests", whole(least.lists, most.lists), _count),
-        table_row("GET requests", whole(least.gets, most.gets), _count, "one for each image; includes HEADs"),
-        table_row("PUT requests", whole(least.puts, most.puts), _count),
-        table_row("money, requests", found.request_money, money_text),
-    ]
-    if found.machine_money is None:
-        rows.append(("money, machines", "", "", "not priced: --price-per-machine-hour"))
-    else:
-        rows.append(table_row("money, machines", found.machine_money, money_text))
-    return rows
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _meaning(found: ClassifyEstimate) -> list[str]:
-    lines = [_MEANING]
-    lines += busy_text(found.cost.load)
-    if found.throttled:
+def _meaning(cost: Cost, machines: Machines, workers: int, *, throttled: bool, listed: bool) -> list[str]:
+    lines = [_MEANING, *busy_text(cost.load)]
+    if throttled:
         lines.append(
             f"These machines would read over {PREFIX_GETS_A_SECOND:,} images a second, S3's limit under one "
             "prefix (SlowDown): more machines help only if the keys have several prefixes."
         )
-    if not found.listed:
+    if not listed:
         lines.append("The listing is incomplete: give the number of images with --total-images.")
-    if found.workers < found.machines.count * found.machines.cores:
-        lines.append(
-            f"Only {found.workers:,} of {found.machines.count * found.machines.cores:,} cores have work, with so many "
-            "shards, or by settings."
-        )
+    cores = machines.count * machines.cores
+    if workers < cores:
+        lines.append(f"Only {workers:,} of {cores:,} cores have work, with so many shards, or by settings.")
     return lines

@@ -18,6 +18,7 @@ __all__ = [
     "as_json",
     "exit_code",
     "finding_text",
+    "judge",
     "merge_hosts",
     "one_line",
     "run_checks",
@@ -49,12 +50,17 @@ class Finding:
     """The machine of the cluster; empty for this one."""
 
 
+def judge(name: str, seen: str, *, warn: str = "", fail: str = "", storage: bool = False) -> Finding:
+    """Make a finding: a failure or a warning if there is a remedy for one, else ok."""
+    return Finding(name, "fail" if fail else "warn" if warn else "ok", seen, fail or warn, storage=storage)
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """A check and its time limit."""
 
     name: str
-    run: Callable[[], Iterable[Finding]]
+    run: Callable[[], Finding | Iterable[Finding]]
     seconds: float = 10.0
     storage: bool = False
 
@@ -66,7 +72,8 @@ def run_checks(checks: Sequence[Check]) -> Iterator[Finding]:
 
     def run(number: int, check: Check) -> None:
         try:
-            found[number] = list(check.run())
+            result = check.run()
+            found[number] = [result] if isinstance(result, Finding) else list(result)
         except Exception as err:  # a broken machine may raise anything, and the other findings still count
             reason = f"could not be checked ({type(err).__name__}: {one_line(err)})"
             found[number] = [_broken(check, reason, "fix that, and run doctor again")]

@@ -2,7 +2,7 @@
 
     python -m carray.preflight.isolated decoders|scoring|training|ray|jobs|machines [ARGUMENT...]
 
-The last line of standard output is a JSON list of findings. The tiny pictures were made once with Pillow 13, not on the
+The last line of standard output is a JSON list of findings. The pictures were made once with Pillow 13, not on the
 checked machine, whose encoder might be as wrong as its decoder.
 """
 
@@ -21,54 +21,15 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from carray.preflight.findings import Finding, one_line
+from carray.preflight.findings import Finding, judge, one_line
 
-__all__ = [
-    "BLUE",
-    "DOUBLING",
-    "PARTS",
-    "PICTURES",
-    "RED",
-    "SIDE",
-    "look_at_decoders",
-    "look_at_scoring",
-    "look_at_training",
-]
+__all__ = ["PARTS", "PICTURES"]
 
 SIDE = 16
 RED, BLUE = (220, 30, 30), (20, 40, 200)
 
-_PICTURES = {
-    "jpeg": (
-        "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAMCAgMCAgMDAwMEAwMEBQgFBQQEBQoHBwYIDAoMDAsKCwsNDhIQDQ4RDgsLEBYQERMU"
-        "FRUVDA8XGBYUGBIUFRT/2wBDAQMEBAUEBQkFBQkUDQsNFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQU"
-        "FBQUFBQUFBT/wAARCAAQABADAREAAhEBAxEB/8QAFAABAAAAAAAAAAAAAAAAAAAAB//EABQQAQAAAAAAAAAAAAAAAAAAAAD/xAAW"
-        "AQEBAQAAAAAAAAAAAAAAAAAJBwj/xAAUEQEAAAAAAAAAAAAAAAAAAAAA/9oADAMBAAIRAxEAPwASSpv0QkyGKXhmk6EJMhiv/9k="
-    ),
-    "png": (
-        "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAIAAACQkWg2AAAAH0lEQVR42mO8IyfHgA1YcK3CKs7EQCIY1TCqYehoAABGzgIkPqz1"
-        "lwAAAABJRU5ErkJggg=="
-    ),
-    "webp": ("UklGRioAAABXRUJQVlA4TB0AAAAvD8ADAA9wBY/jcN9Ddf5jCWLBZP7S3RlE9D90AQA="),
-    "gif": (
-        "R0lGODdhEAAQAIEAANweHhQoyAAAAAAAACwAAAAAEAAQAEAINgABCBwoMIDBgwYJEkSIUOFAhgcdFoQYQCIAihUlYrS4USNFjh89"
-        "QgQ5UiRDkidNNlQZkaXBgAA7"
-    ),
-    "tiff": (
-        "SUkqAIIAAACANwPB6BQSBwWEQeFB4KChkQ2Hw6IROJRVkQmDRmMRiKRGPR2OxuFyKMyCLSaPSSVQuUS2LSuNSOBy6PyeHTCYTSaT"
-        "iZSWbTWgRCeTGfUGfyGe0OdUeb0mnUWl0ChySoyipz2qz+r0Ss1KnzmmUaU1+n12kUSlWGaQEAoAAAEDAAEAAAAQAAAAAQEDAAEA"
-        "AAAQAAAAAgEDAAMAAAAAAQAAAwEDAAEAAAAFAAAABgEDAAEAAAACAAAAEQEEAAEAAAAIAAAAFQEDAAEAAAADAAAAFgEDAAEAAAAQ"
-        "AAAAFwEEAAEAAAB6AAAAHAEDAAEAAAABAAAAAAAAAAgACAAIAA=="
-    ),
-    "bmp": (
-        "Qk0+AQAAAAAAAD4AAAAoAAAAEAAAABAAAAABAAgAAAAAAAABAADEDgAAxA4AAAIAAAACAAAAHh7cAMgoFAAAAAAAAAAAAAEBAQEB"
-        "AQEBAAAAAAAAAAABAQEBAQEBAQAAAAAAAAAAAQEBAQEBAQEAAAAAAAAAAAEBAQEBAQEBAAAAAAAAAAABAQEBAQEBAQAAAAAAAAAA"
-        "AQEBAQEBAQEAAAAAAAAAAAEBAQEBAQEBAAAAAAAAAAABAQEBAQEBAQAAAAAAAAAAAQEBAQEBAQEAAAAAAAAAAAEBAQEBAQEBAAAA"
-        "AAAAAAABAQEBAQEBAQAAAAAAAAAAAQEBAQEBAQEAAAAAAAAAAAEBAQEBAQEBAAAAAAAAAAABAQEBAQEBAQAAAAAAAAAAAQEBAQEB"
-        "AQEAAAAAAAAAAAEBAQEBAQEB"
-    ),
-}
-PICTURES = {name: b64decode(text) for name, text in _PICTURES.items()}
+PICTURES = Path(__file__).parent / "pictures"
+"""Pictures of 16 x 16 pixels, red at the left and blue at the right, one for each format."""
 
 DOUBLING = b64decode("CAgSADo1Cg4KAXgKAXgSAXkiA0FkZBIBZ1oPCgF4EgoKCAgBEgQKAggCYg8KAXkSCgoICAESBAoCCAJCBAoAEA0=")
 """An ONNX model of one node: y = x + x, float32 of two elements."""
@@ -91,10 +52,12 @@ def look_at_decoders() -> Iterator[Finding]:
     from carray.images.pixels import PixelSettings, decode, view
 
     settings = PixelSettings(decode_size=SIDE // 2, input_size=SIDE // 2, view_crop=1.0)
-    wrong = []
-    for name, data in PICTURES.items():
+    wrong, formats = [], []
+    for path in sorted(PICTURES.iterdir()):
+        name = path.suffix[1:]
+        formats.append(name)
         try:
-            pixels_HWC = view(decode(data, settings).pixels_HWC, settings).astype(int)
+            pixels_HWC = view(decode(path.read_bytes(), settings).pixels_HWC, settings).astype(int)
         except DecodeError as err:
             wrong.append(f"{name}: {one_line(err)}")
             continue
@@ -102,11 +65,9 @@ def look_at_decoders() -> Iterator[Finding]:
         if off > _TOLERANCE:
             wrong.append(f"{name}: colours are off by {off} of 255")
     versions = f"OpenCV {cv2.__version__}, simplejpeg {_version(simplejpeg)}, Pillow {PIL.__version__}"
-    if wrong:
-        remedy = "such images would become decode_error rows: reinstall simplejpeg, Pillow and opencv-python-headless"
-        yield Finding("decoders", "fail", "; ".join(wrong), remedy)
-    else:
-        yield Finding("decoders", "ok", f"{', '.join(PICTURES)} decode to the right pixels ({versions})")
+    remedy = "such images would become decode_error rows: reinstall simplejpeg, Pillow and opencv-python-headless"
+    right = f"{', '.join(formats)} decode to the right pixels ({versions})"
+    yield judge("decoders", "; ".join(wrong) or right, fail=remedy if wrong else "")
 
 
 def look_at_scoring() -> Iterator[Finding]:
@@ -119,9 +80,9 @@ def look_at_scoring() -> Iterator[Finding]:
     gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     seen = f"onnxruntime {onnxruntime.__version__} computes on {'CPUs and GPUs' if gpu else 'CPUs'}"
     if found.tolist() != [2.0, 4.0]:
-        yield Finding("scoring", "fail", f"onnxruntime says that 2 x (1, 2) is {found.tolist()}", "reinstall it")
+        yield judge("scoring", f"onnxruntime says that 2 x (1, 2) is {found.tolist()}", fail="reinstall it")
     else:
-        yield Finding("scoring", "ok", seen)
+        yield judge("scoring", seen)
 
 
 def look_at_training() -> Iterator[Finding]:

@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import carray
-from carray.preflight.findings import Finding, one_line
+from carray.core.cgroups import PROC, control_groups, cpu_quota, read_number, read_text, usable_cores
+from carray.preflight.findings import Finding, judge, one_line
 
 __all__ = [
     "ROOT",
@@ -35,11 +36,8 @@ __all__ = [
     "check_python",
     "check_shared_memory",
     "requirements",
-    "usable_cores",
 ]
 
-CGROUPS = Path("/sys/fs/cgroup")
-PROC = Path("/proc")
 SHARED = Path("/dev/shm")
 GB = 1e9
 
@@ -52,99 +50,64 @@ _FILES_WANTED, _FILES_RAISED = 8192, 65536
 _DISK_LOW, _DISK_NONE = 5 * GB, 0.5 * GB
 
 
-def check_cores() -> Iterator[Finding]:
+def check_cores() -> Finding:
     """Check how many cores this process may use."""
-    machine, allowed, quota = os.cpu_count() or 1, len(os.sched_getaffinity(0)), cpu_quota()
-    cores = usable_cores()
+    machine, allowed, quota, cores = os.cpu_count() or 1, len(os.sched_getaffinity(0)), cpu_quota(), usable_cores()
     limits = [f"{allowed} by affinity"] if allowed < machine else []
     limits += [f"{quota:g} by the container's quota"] if quota is not None and quota < machine else []
     why = f" of the machine's {machine} ({', '.join(limits)})" if limits else ""
-    if cores < 1:
-        remedy = "give the container at least one CPU: a worker needs one"
-        yield Finding("cores", "warn", f"{cores:g}{why}", remedy)
-        return
-    yield Finding("cores", "ok", f"{cores:g}{why}")
+    few = "give the container at least one CPU: a worker needs one" if cores < 1 else ""
+    return judge("cores", f"{cores:g}{why}", warn=few)
 
 
-def usable_cores() -> float:
-    """Count the cores that this process may use, by affinity and by a container's quota."""
-    allowed, quota = len(os.sched_getaffinity(0)), cpu_quota()
-    return min(float(allowed), quota) if quota is not None else float(allowed)
-
-
-def cpu_quota() -> float | None:
-    """Read the CPU quota of the control groups; None without a limit."""
-    quotas = []
-    for folder in _groups("cpu"):
-        whole = _text(folder / "cpu.max").split()  # version 2: quota and period, or max
-        if len(whole) == 2 and whole[0] != "max":
-            quotas.append(int(whole[0]) / int(whole[1]))
-        quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
-        if quota and period and quota > 0:
-            quotas.append(quota / period)
-    return min(quotas, default=None)
-
-
-def check_memory() -> Iterator[Finding]:
+def check_memory() -> Finding:
     """Check total and free memory."""
     total, free = memory_bytes()
-    wanted = DRIVER_BYTES + WORKER_BYTES * max(1, int(usable_cores()))
-    seen = f"{_gb(free)} free of {_gb(total)}"
-    if free < DRIVER_BYTES + WORKER_BYTES:
-        yield Finding(
-            "memory", "fail", seen, f"free some memory: even one worker needs {_gb(DRIVER_BYTES + WORKER_BYTES)}"
-        )
-    elif free < wanted:
-        fewer = int((free - DRIVER_BYTES) / WORKER_BYTES)
-        remedy = f"a worker on each core may need {_gb(wanted)} in all: use --workers {fewer}"
-        yield Finding("memory", "warn", seen, remedy)
-    else:
-        yield Finding("memory", "ok", seen)
+    least, wanted = DRIVER_BYTES + WORKER_BYTES, DRIVER_BYTES + WORKER_BYTES * max(1, int(usable_cores()))
+    none = f"free some memory: even one worker needs {_gb(least)}" if free < least else ""
+    fewer = int((free - DRIVER_BYTES) / WORKER_BYTES)
+    low = f"a worker on each core may need {_gb(wanted)} in all: use --workers {fewer}" if free < wanted else ""
+    return judge("memory", f"{_gb(free)} free of {_gb(total)}", warn=low, fail=none)
 
 
 def memory_bytes() -> tuple[int, int]:
     """Measure (total, free) memory in bytes, within a container's limits."""
-    lines = dict(line.split(":", 1) for line in _text(PROC / "meminfo").splitlines() if ":" in line)
+    lines = dict(line.split(":", 1) for line in read_text(PROC / "meminfo").splitlines() if ":" in line)
     total, free = (int(lines.get(name, "0").split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    for folder in _groups("memory"):
-        limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
-        used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes") or 0
-        stats = dict(line.split() for line in _text(folder / "memory.stat").splitlines() if len(line.split()) == 2)
+    for folder in control_groups("memory"):
+        limit = read_number(folder / "memory.max") or read_number(folder / "memory.limit_in_bytes")
+        used = read_number(folder / "memory.current") or read_number(folder / "memory.usage_in_bytes") or 0
+        stats = dict(line.split() for line in read_text(folder / "memory.stat").splitlines() if len(line.split()) == 2)
         used -= int(stats.get("inactive_file", stats.get("total_inactive_file", 0)))  # reclaimable
         if limit and limit < total:
             total, free = limit, max(0, min(free, limit - used))
     return total, free
 
 
-def check_shared_memory() -> Iterator[Finding]:
+def check_shared_memory() -> Finding:
     """Check whether /dev/shm is large enough for Ray's object store, by Ray's own rule."""
     try:
         free = shutil.disk_usage(SHARED).free
     except OSError as err:
-        yield Finding("shared memory", "warn", f"{SHARED} is not there ({err.strerror})", "Ray uses its disk, slowly")
-        return
+        return judge("shared memory", f"{SHARED} is not there ({err.strerror})", warn="Ray uses its disk, slowly")
     wanted = min(_RAY_SHARE * memory_bytes()[1], _RAY_MOST)
-    if free < wanted:
-        remedy = (
-            f"Ray would put its object store of {_gb(wanted)} on the disk: start the container with "
-            f"--shm-size={wanted / GB * 1.1:.1f}g, or in Kubernetes mount an emptyDir of medium Memory there"
-        )
-        yield Finding("shared memory", "warn", f"{_gb(free)} free in {SHARED}", remedy)
-    else:
-        yield Finding("shared memory", "ok", f"{_gb(free)} free in {SHARED}")
+    low = (
+        f"Ray would put its object store of {_gb(wanted)} on the disk: start the container with "
+        f"--shm-size={wanted / GB * 1.1:.1f}g, or in Kubernetes mount an emptyDir of medium Memory there"
+    )
+    return judge("shared memory", f"{_gb(free)} free in {SHARED}", warn=low if free < wanted else "")
 
 
-def check_files() -> Iterator[Finding]:
+def check_files() -> Finding:
     """Check how many files may be open at once."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = hard == resource.RLIM_INFINITY
     reached = max(soft, _FILES_RAISED if unlimited else min(hard, _FILES_RAISED))
-    seen = f"{soft:,} at once; Ray raises that to {reached:,}" if reached > soft else f"{soft:,} at once"
     if reached < _FILES_WANTED:
-        remedy = f"Ray wants {_FILES_WANTED:,}: raise the hard limit (ulimit -Hn, or the container's --ulimit nofile)"
-        yield Finding("open files", "warn", f"{hard:,} at most", remedy)
-    else:
-        yield Finding("open files", "ok", seen)
+        few = f"Ray wants {_FILES_WANTED:,}: raise the hard limit (ulimit -Hn, or the container's --ulimit nofile)"
+        return judge("open files", f"{hard:,} at most", warn=few)
+    raised = f"; Ray raises that to {reached:,}" if reached > soft else ""
+    return judge("open files", f"{soft:,} at once{raised}")
 
 
 def check_disks() -> Iterator[Finding]:
@@ -159,30 +122,25 @@ def check_disks() -> Iterator[Finding]:
                 free = shutil.disk_usage(there).free
         except OSError as err:
             seen = f"{folder} cannot be written ({err.strerror})"
-            yield Finding(name, "fail", seen, f"make it writable, or set {variable} to a folder that is")
+            yield judge(name, seen, fail=f"make it writable, or set {variable} to a folder that is")
             continue
-        if free < _DISK_LOW:
-            remedy = f"free space there, or set {variable} to a larger disk"
-            yield Finding(name, "fail" if free < _DISK_NONE else "warn", f"{_gb(free)} free in {folder}", remedy)
-        else:
-            yield Finding(name, "ok", f"{_gb(free)} free in {folder}")
+        remedy = f"free space there, or set {variable} to a larger disk"
+        low, none = (remedy if free < least else "" for least in (_DISK_LOW, _DISK_NONE))
+        yield judge(name, f"{_gb(free)} free in {folder}", warn=low, fail=none)
 
 
-def check_instructions() -> Iterator[Finding]:
+def check_instructions() -> Finding:
     """Check whether the processor has the instructions for fast int8 scoring."""
-    pairs = [line.split(":", 1) for line in _text(PROC / "cpuinfo").splitlines() if ":" in line]
+    pairs = [line.split(":", 1) for line in read_text(PROC / "cpuinfo").splitlines() if ":" in line]
     about = {key.strip(): value.strip() for key, value in reversed(pairs)}
     name, flags = about.get("model name", "of unknown name"), set(about.get("flags", about.get("Features", "")).split())
     has = [title for flag, title in _INSTRUCTIONS.items() if flag in flags]
     seen = f"{name}: {', '.join(has) or 'none of ' + ', '.join(dict.fromkeys(_INSTRUCTIONS.values()))}"
-    if flags & _EIGHT_BITS:
-        yield Finding("processor", "ok", seen)
-    else:
-        remedy = (
-            "it lacks instructions for 8-bit products, so int8 may not be faster here, or compute other results, "
-            "which workers detect; then use --runtime fp32"
-        )
-        yield Finding("processor", "warn", seen, remedy)
+    lacking = (
+        "it lacks instructions for 8-bit products, so int8 may not be faster here, or compute other results, "
+        "which workers detect; then use --runtime fp32"
+    )
+    return judge("processor", seen, warn="" if flags & _EIGHT_BITS else lacking)
 
 
 _INSTRUCTIONS = {
@@ -192,49 +150,23 @@ _INSTRUCTIONS = {
 _EIGHT_BITS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 
 
-def check_gpus() -> Iterator[Finding]:
+def check_gpus() -> Finding:
     """List the GPUs and their driver, by nvidia-smi."""
     devices = list(Path("/dev").glob("nvidia[0-9]*"))
     program = shutil.which("nvidia-smi")
+    if program is None and devices:
+        remedy = "install the driver's tools, or give the container the utility capability"
+        return judge("GPUs", f"{len(devices)} in /dev, but no nvidia-smi", warn=remedy)
     if program is None:
-        if devices:
-            remedy = "install the driver's tools, or give the container the utility capability"
-            yield Finding("GPUs", "warn", f"{len(devices)} in /dev, but no nvidia-smi", remedy)
-        else:
-            yield Finding("GPUs", "ok", "none: training and scoring run on the processor")
-        return
+        return judge("GPUs", "none: training and scoring run on the processor")
     asked = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=8, check=False)
     cards = [one_line(line) for line in done.stdout.splitlines() if line.strip()]
     if done.returncode or not cards:
         reason = one_line(done.stdout or done.stderr) or f"exit code {done.returncode}"
         remedy = "repair the driver (a reboot after its update often helps), or give the container the GPU"
-        yield Finding("GPUs", "warn", f"nvidia-smi finds none ({reason})", remedy)
-    else:
-        yield Finding("GPUs", "ok", f"{len(cards)}: {'; '.join(dict.fromkeys(cards))}")
-
-
-def _groups(controller: str) -> Iterator[Path]:
-    """List the folders of this process's control groups and their parents, of cgroup versions 1 and 2."""
-    for line in _text(PROC / "self" / "cgroup").splitlines():
-        number, names, path = line.split(":", 2)
-        if number == "0" or controller in names.split(","):
-            root = CGROUPS if number == "0" else CGROUPS / controller
-            own = root / path.strip("/")
-            # A container sees its own group as the root, whatever the path says.
-            yield from (folder for folder in (own, *own.parents) if folder == root or root in folder.parents)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path).strip()
-    return int(text) if text.lstrip("-").isdecimal() else None
+        return judge("GPUs", f"nvidia-smi finds none ({reason})", warn=remedy)
+    return judge("GPUs", f"{len(cards)}: {'; '.join(dict.fromkeys(cards))}")
 
 
 def _gb(size: float) -> str:
@@ -251,15 +183,11 @@ ROOT = Path(carray.__file__).resolve().parents[1]
 
 def check_python() -> Iterator[Finding]:
     """Check the version of Python, and name that of carray."""
-    wanted = (3, 11)
+    old = "" if sys.version_info >= (3, 11) else "carray needs 3.11 or newer"
+    other = "" if sys.platform == "linux" else "carray is tested on Linux only"
     seen = f"{platform.python_version()}, {platform.system()} {platform.machine()}"
-    if sys.version_info < wanted:
-        yield Finding("python", "fail", seen, f"carray needs {wanted[0]}.{wanted[1]} or newer")
-    elif sys.platform != "linux":
-        yield Finding("python", "warn", seen, "carray is tested on Linux only")
-    else:
-        yield Finding("python", "ok", seen)
-    yield Finding("carray", "ok", f"{carray.__version__} in {ROOT}")
+    yield judge("python", seen, warn=other, fail=old)
+    yield judge("carray", f"{carray.__version__} in {ROOT}")
 
 
 def check_packages() -> Iterator[Finding]:
@@ -267,7 +195,7 @@ def check_packages() -> Iterator[Finding]:
     wanted = requirements()
     if not wanted:
         remedy = "install carray with pip, or run it in its clone"
-        yield Finding("packages", "warn", f"the requirements of carray are not known in {ROOT}", remedy)
+        yield judge("packages", f"the requirements of carray are not known in {ROOT}", warn=remedy)
         return
     scoring = {name: oldest for name, oldest in wanted.items() if name not in SEARCH_ONLY}
     yield _of_group("packages", scoring, optional=False)

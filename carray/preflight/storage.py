@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from carray.core.errors import SettingsError
-from carray.core.store.files import absolute, filesystem, is_s3, join
-from carray.core.store.s3 import make_client, split_uri
-from carray.preflight.findings import Finding, one_line
+from carray.core.store.files import absolute, artifact_uri, is_s3, join
+from carray.core.store.objects import delete_object, put_object, split_uri
+from carray.core.store.s3 import BotocoreBucket, bucket_client, make_client
+from carray.preflight.findings import Finding, judge, one_line
 
 __all__ = ["SECONDS", "check_uri"]
 
@@ -45,7 +46,7 @@ def check_uri(uri: str, *, write: bool) -> Iterator[Finding]:
     title = "writes" if write else "reads"
     uri = absolute(uri).rstrip("/") or "/"
     if is_s3(uri):
-        yield from _Bucket(uri, title).check(write=write)
+        yield from _Bucket(uri).check(title, write=write)
     else:
         yield _check_local(Path(uri), title, write=write)
 
@@ -62,9 +63,9 @@ def _check_local(path: Path, title: str, *, write: bool) -> Finding:
             free = shutil.disk_usage(there).free
     except OSError as err:
         remedy = "make it writable for this user, or give another place"
-        return Finding(title, "fail", f"{path}: {there} cannot be written ({err.strerror})", remedy, storage=True)
+        return judge(title, f"{path}: {there} cannot be written ({err.strerror})", fail=remedy, storage=True)
     made = "" if there == path else ", which will be created"
-    return Finding(title, "ok", f"{path}{made}: written and deleted, {free / 1e9:,.1f} GB free", storage=True)
+    return judge(title, f"{path}{made}: written and deleted, {free / 1e9:,.1f} GB free", storage=True)
 
 
 def _read_local(path: Path, title: str) -> Finding:
@@ -75,133 +76,110 @@ def _read_local(path: Path, title: str) -> Finding:
         # Checks run side by side: another one's probe is skipped.
         file = next((one for one in files if one.is_file() and not one.name.startswith(_PROBE)), None)
         if file is None:
-            return Finding(title, "warn", f"{path}: no file in it", "check its spelling", storage=True)
+            return judge(title, f"{path}: no file in it", warn="check its spelling", storage=True)
         with file.open("rb") as opened:
             opened.read(1)
     except OSError as err:
         remedy = "check its spelling and this user's rights"
-        return Finding(title, "fail", f"{path}: cannot be read ({err.strerror or err})", remedy, storage=True)
-    return Finding(title, "ok", f"{path}: listed and read", storage=True)
+        return judge(title, f"{path}: cannot be read ({err.strerror or err})", fail=remedy, storage=True)
+    return judge(title, f"{path}: listed and read", storage=True)
 
 
 class _Denied(Exception):
-    """A store refused a request or cannot be reached; with the remedy."""
+    """A store refused a request or cannot be reached; with the remedy, and the store's code if it answered."""
 
-    def __init__(self, seen: str, remedy: str) -> None:
-        self.seen, self.remedy = seen, remedy
+    def __init__(self, seen: str, remedy: str, code: str = "") -> None:
+        self.seen, self.remedy, self.code = seen, remedy, code
         super().__init__(seen)
 
 
 @dataclass
 class _Bucket:
     uri: str
-    title: str
     client: Any = None
     skew_seconds: float | None = None
     done: list[str] = field(default_factory=list)
+    """What worked, in words."""
 
-    def check(self, *, write: bool) -> Iterator[Finding]:
+    def check(self, title: str, *, write: bool) -> Iterator[Finding]:
         self.bucket, self.prefix = split_uri(self.uri)
         try:
             self.client = _connect()
-            if write:
-                self._write()
-                self._write_as_artifact()
-            else:
-                self._read()
-            seen = f"{self.uri}: {', '.join(self.done)} ({self._about()})"
-            empty = "nothing there to read" in self.done
-            remedy = "check its spelling; s3:GetObject was not tested" if empty else ""
-            yield Finding(self.title, "warn" if empty else "ok", seen, remedy, storage=True)
+            empty = (
+                "" if (self._write() if write else self._read()) else "check its spelling; s3:GetObject was not tested"
+            )
+            yield judge(title, f"{self.uri}: {', '.join(self.done)} ({self._about()})", warn=empty, storage=True)
         except _Denied as err:
             before = f"{', '.join(self.done)}, but " if self.done else ""
-            seen = f"{self.uri}: {before}{err.seen} ({self._about()})"
-            yield Finding(self.title, "fail", seen, err.remedy, storage=True)
+            yield judge(title, f"{self.uri}: {before}{err.seen} ({self._about()})", fail=err.remedy, storage=True)
         if self.skew_seconds is not None:
-            yield self._clock()
+            yield self._clock(self.skew_seconds)
 
-    def _read(self) -> None:
-        prefix = f"{self.prefix}/" if self.prefix else ""
-        found = self._ask("s3:ListBucket", "list_objects_v2", Prefix=prefix, MaxKeys=10)
-        keys = [entry["Key"] for entry in found.get("Contents", []) if entry["Key"] != prefix]
+    def _read(self) -> bool:
+        """List the prefix, and read an object below it; returns whether there was one."""
+        folder = f"{self.prefix}/" if self.prefix else ""
+        keys = [key for key in self._list(folder) if key != folder]
+        # The URI may be one object, such as a manifest, and not a prefix.
+        keys = keys or [key for key in self._list(self.prefix) if key == self.prefix]
         self.done.append("listed")
-        keys = keys or self._itself()
         if not keys:
             self.done.append("nothing there to read")
-            return
+            return False
         self._ask("s3:GetObject", "get_object", Key=keys[0], Range="bytes=0-0")
-        self.done.append("read")
-        self.done.append(self._fast_way(keys[0]))
+        self.done += ["read", self._fast_way(keys[0])]
+        return True
 
-    def _itself(self) -> list[str]:
-        """Return the key if the URI is one object, such as a manifest, and not a prefix."""
-        found = self._ask("s3:ListBucket", "list_objects_v2", Prefix=self.prefix, MaxKeys=1) if self.prefix else {}
-        return [entry["Key"] for entry in found.get("Contents", []) if entry["Key"] == self.prefix]
+    def _list(self, prefix: str) -> list[str]:
+        found = self._ask("s3:ListBucket", "list_objects_v2", Prefix=prefix, MaxKeys=10)
+        return [entry["Key"] for entry in found.get("Contents", [])]
 
     def _fast_way(self, key: str) -> str:
-        """Tell which client will read the images: core.store.s3 uses obstore if that works."""
-        from carray.core.store.s3 import FastRefusal, FastUnsure, fast_read
+        """Tell which client will read the images."""
+        if isinstance(bucket_client(self.bucket, key), BotocoreBucket):
+            return "through botocore alone, at four times the processor time"
+        return "through obstore"
 
-        def admit(size: int) -> None:
-            if size > 1 << 20:
-                raise FastRefusal  # that it works is known before the bytes come
-
-        try:
-            came = fast_read(self.bucket, key, admit) is not None
-        except FastRefusal:
-            came = True
-        except FastUnsure:
-            came = False
-        return "through obstore" if came else "through botocore alone, at four times the processor time"
-
-    def _write(self) -> None:
+    def _write(self) -> bool:
+        """Write a probe, read it back and delete it; then write another as a table."""
         key = join(f"{self.prefix}/_carray" if self.prefix else "_carray", f"doctor-{secrets.token_hex(6)}")
-        self._ask("s3:ListBucket", "list_objects_v2", Prefix=self.prefix, MaxKeys=1)
+        self._list(self.prefix)
         self._ask("s3:PutObject", "put_object", Key=key, Body=b"carray doctor")
         self.done.append("written")
         try:
             self._ask("s3:GetObject", "get_object", Key=key)["Body"].read()
             self.done.append("read back")
-            conditional = self._keeps_conditions(key)
+            kept = self._keeps_conditions(key)
         finally:
             self._ask("s3:DeleteObject", "delete_object", Key=key)
-        self.done += ["deleted", f"conditional writes {'kept' if conditional else 'ignored'}"]
+        self.done += ["deleted", f"conditional writes {'kept' if kept else 'ignored'}"]
+        self._write_as_artifact()
+        return True
 
     def _keeps_conditions(self, key: str) -> bool:
         """Test whether the store honours a write with If-None-Match."""
-        from botocore.exceptions import ClientError
-
         try:
-            self.client.put_object(Bucket=self.bucket, Key=key, Body=b"carray doctor", IfNoneMatch="*")
-        except ClientError as err:
-            return str(err.response.get("Error", {}).get("Code")) in ("PreconditionFailed", "412")
+            self._ask("s3:PutObject", "put_object", Key=key, Body=b"carray doctor", IfNoneMatch="*")
+        except _Denied as err:
+            return err.code in ("PreconditionFailed", "412")
         return False
 
     def _write_as_artifact(self) -> None:
-        """Write a probe through pyarrow, the client that writes tables."""
+        """Write a probe as tables are written."""
         try:
-            fs, path = filesystem(join(self.uri, "_carray", f"doctor-{secrets.token_hex(6)}"))
-            with fs.open_output_stream(path) as stream:
-                stream.write(b"carray doctor")
-            # pyarrow would leave an object for the folder, which it takes for empty.
-            self._ask("s3:DeleteObject", "delete_object", Key=path.partition("/")[2])
+            uri = artifact_uri(join(self.uri, "_carray", f"doctor-{secrets.token_hex(6)}"))
+            put_object(uri, b"carray doctor")
+            delete_object(uri)
         except SettingsError as err:  # an empty part of a key, where no artifact can lie
             raise _Denied(str(err).rstrip("."), "give another place") from None
         except OSError as err:
-            text = one_line(err)
-            remedy = "check the endpoint's certificate and AWS_CA_BUNDLE" if "SSL" in text.upper() else ""
-            if "411" in text:
-                remedy = "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required, which older stores need"
-            raise _Denied(
-                f"pyarrow, which writes the tables, is refused ({text})", remedy or "give it the same rights"
-            ) from None
+            remedy = "check the endpoint's certificate and AWS_CA_BUNDLE, and give obstore the same rights"
+            raise _Denied(f"obstore, which writes the tables, is refused ({one_line(err)})", remedy) from None
 
     def _ask(self, right: str, operation: str, **wanted: Any) -> Any:
         from botocore.exceptions import BotoCoreError, ClientError
 
-        call: Callable[..., Any] = getattr(self.client, operation)
         try:
-            answer = call(Bucket=self.bucket, **wanted)
+            answer = getattr(self.client, operation)(Bucket=self.bucket, **wanted)
         except ClientError as err:
             self._note_time(err.response)
             raise _refusal(err.response, right) from None
@@ -223,15 +201,13 @@ class _Bucket:
         source = _SOURCES.get(method, method) if credentials is not None else "no credentials"
         return f"{one_line(meta.endpoint_url)}, region {meta.region_name}, {source}"
 
-    def _clock(self) -> Finding:
-        skew, store = self.skew_seconds or 0.0, one_line(self.client.meta.endpoint_url)
-        seen = f"{abs(skew):,.0f} s {'ahead of' if skew > 0 else 'behind'} {store}"
+    def _clock(self, skew: float) -> Finding:
+        off, store = abs(skew), one_line(self.client.meta.endpoint_url)
+        if off <= SKEW_WARN_SECONDS:
+            return judge("clock", f"within {max(1.0, off):,.0f} s of {store}")
         remedy = "set it right (chrony, systemd-timesyncd): S3 refuses requests that are 15 minutes off"
-        if abs(skew) > SKEW_FAIL_SECONDS:
-            return Finding("clock", "fail", seen, remedy)
-        if abs(skew) > SKEW_WARN_SECONDS:
-            return Finding("clock", "warn", seen, remedy)
-        return Finding("clock", "ok", f"within {max(1.0, abs(skew)):,.0f} s of {store}")
+        seen = f"{off:,.0f} s {'ahead of' if skew > 0 else 'behind'} {store}"
+        return judge("clock", seen, warn=remedy, fail=remedy if off > SKEW_FAIL_SECONDS else "")
 
 
 _SOURCES: dict[Any, str] = {
@@ -278,7 +254,7 @@ def _refusal(answer: Any, right: str) -> _Denied:
     if code in ("PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
         remedy = f"set AWS_REGION={region}" if region else "set AWS_REGION to the bucket's"
     what = {"s3:ListBucket": "listing", "s3:GetObject": "reading", "s3:PutObject": "writing"}.get(right, "deleting")
-    return _Denied(f"{what} is refused ({code})", remedy or f"allow {right} to these credentials")
+    return _Denied(f"{what} is refused ({code})", remedy or f"allow {right} to these credentials", code)
 
 
 _REMEDIES = {

@@ -7,27 +7,24 @@ order. Cached features of a frozen trunk, which only some trials compute, are me
 from __future__ import annotations
 
 import json
-import os
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from carray.core.settings import parse_settings
 from carray.core.store.files import is_s3
 from carray.manifest.manifest_file import SPLITS, Manifest, read_manifest, require_row
-from carray.preflight.parallel import run_in_parallel, wait_for_others
-from carray.preflight.ranges import Range
+from carray.preflight.estimates import Pair, Range, load_per_core, run_in_parallel, spread, wait_for_others
 from carray.search.space import TuneSettings
 from carray.search.train.hyperparameters import CnnHyper, TransferHyper, read_hyper
 from carray.tensors.block import Block
 
-__all__ = ["NetCost", "TrainingCost", "frozen_key", "measure_training", "net_key"]
+__all__ = ["Hyper", "NetCost", "TrainingCost", "frozen_key", "measure_training", "net_key"]
 
 TRAIN_IMAGES, VAL_IMAGES = 160, 64
 _DECIDES_NOTHING = {
@@ -46,8 +43,7 @@ _FROZEN_BY = (
 Hyper = CnnHyper | TransferHyper
 
 
-@dataclass(frozen=True)
-class NetCost:
+class NetCost(NamedTuple):
     """Cost of a network, in seconds for an image: from processor time to wall-clock time."""
 
     train: Range
@@ -67,7 +63,6 @@ class TrainingCost:
     """Core-seconds of decoding an image."""
     open_seconds: float
     """Seconds until a new process had imported torch and timm, and decoded its images."""
-    bytes_per_image: float
     load: float
     """Load of the machine for each core before the measurement."""
 
@@ -103,36 +98,29 @@ def measure_training(
         DataError: an image cannot be read.
         BudgetError: a process died.
     """
-    load = os.getloadavg()[0] / len(os.sched_getaffinity(0))
-    values = [hyper.model_dump() for hyper in hypers]
+    load, values = load_per_core(), [hyper.model_dump() for hyper in hypers]
     arguments = (manifest.uri, settings.model_dump(mode="json"), values, max(1, int(cpus)), device)
     measured = run_in_parallel(_measure, [arguments] * processes)
-    nets = {}
-    for i, hyper in enumerate(hypers):
-        each = [one[0][i] for one in measured]
-        nets[net_key(hyper)] = NetCost(*(_spread([parts[j] for parts in each]) for j in range(3)))
-    return TrainingCost(
-        nets=nets,
-        decode=_spread([one[1] for one in measured]),
-        open_seconds=max(one[2] for one in measured),
-        bytes_per_image=measured[0][3],
-        load=load,
-    )
+    nets = {
+        net_key(hyper): NetCost(*(spread(parts) for parts in zip(*(one.nets[i] for one in measured), strict=True)))
+        for i, hyper in enumerate(hypers)
+    }
+    opened = max(one.open_seconds for one in measured)
+    return TrainingCost(nets, spread([one.decode for one in measured]), opened, load)
 
 
-def _spread(pairs: Sequence[tuple[float, float]]) -> Range:
-    """Make the range from the mean processor time to the slowest wall-clock time."""
-    cores, clocks = zip(*pairs, strict=True)
-    return Range(min(statistics.fmean(cores), *clocks), max(clocks))
+class _Measured(NamedTuple):
+    """What one process measured."""
 
-
-Pair = tuple[float, float]
-"""Processor seconds (of each thread), and wall-clock seconds."""
+    nets: list[tuple[Pair, Pair, Pair]]
+    """Of each network: training, validation, and its frozen part."""
+    decode: Pair
+    open_seconds: float
 
 
 def _measure(
     uri: str, settings: Mapping[str, Any], values: Sequence[Mapping[str, Any]], threads: int, device: str
-) -> tuple[list[tuple[Pair, Pair, Pair]], Pair, float, float]:
+) -> _Measured:
     started = time.monotonic()
     import torch
 
@@ -140,11 +128,11 @@ def _measure(
 
     torch.set_num_threads(threads)
     chosen, manifest = parse_settings(TuneSettings, settings), read_manifest(uri)
-    block, decode_pair, size = _small_block(manifest, chosen)
+    block, decode = _small_block(manifest, chosen)
     opened = time.monotonic() - started
     wait_for_others()
     nets = [_measure_net(read_hyper(one), block, chosen, len(manifest.classes), threads, device) for one in values]
-    return nets, decode_pair, opened, size
+    return _Measured(nets, decode, opened)
 
 
 def _measure_net(
@@ -153,17 +141,17 @@ def _measure_net(
     """Train three epochs: one to warm up, one with new views of the frozen part, one with cached views."""
     from carray.search.train.fit import Fit
 
-    kept = bool(frozen_key(hyper))
-    changes = {"head_only_epochs": 0, "cached_views": 2} if isinstance(hyper, TransferHyper) else {}
-    hyper = hyper.model_copy(update={"compile": False, **(changes if kept else {})})
+    cached = bool(frozen_key(hyper))
+    changes = {"head_only_epochs": 0, "cached_views": 2} if cached else {}
+    hyper = hyper.model_copy(update={"compile": False, **changes})
     pixels = settings.trial_pixels(hyper)
     fit = Fit(hyper, block, pixels, class_count=class_count, epochs=3, seed=0, device=device)
     _timed(fit, threads, device)
     first, val = _timed(fit, threads, device)
-    if not kept:
-        return first, val, (0.0, 0.0)
+    if not cached:
+        return first, val, Pair(0.0, 0.0)
     train, val = _timed(fit, threads, device)
-    frozen = (max(0.0, first[0] - train[0]), max(0.0, first[1] - train[1]))
+    frozen = Pair(max(0.0, first.processor - train.processor), max(0.0, first.clock - train.clock))
     return train, val, frozen
 
 
@@ -172,15 +160,14 @@ def _timed(fit: Any, threads: int, device: str) -> tuple[Pair, Pair]:
     used = time.process_time()
     result = fit.run_epoch()
     used = time.process_time() - used
-    train, val = len(fit.train_rows_N), len(fit.val_rows_N)
-    training = train / result.images_per_second
+    trained = 1 / result.images_per_second
+    validated = (result.seconds - trained * len(fit.train_rows_N)) / len(fit.val_rows_N)
     busy = min(1.0, used / threads / result.seconds) if device == "cpu" else 1.0
-    trained, validated = training / train, (result.seconds - training) / val
-    return (busy * trained, trained), (busy * validated, validated)
+    return Pair(busy * trained, trained), Pair(busy * validated, validated)
 
 
-def _small_block(manifest: Manifest, settings: TuneSettings) -> tuple[Block, Pair, float]:
-    """Decode some images; returns their block, and the seconds and bytes of an image."""
+def _small_block(manifest: Manifest, settings: TuneSettings) -> tuple[Block, Pair]:
+    """Decode some images; returns their block, and the seconds of an image."""
     chosen = [
         row
         for split, most in (("train", TRAIN_IMAGES), ("val", VAL_IMAGES))
@@ -191,12 +178,11 @@ def _small_block(manifest: Manifest, settings: TuneSettings) -> tuple[Block, Pai
     used, started = time.process_time(), time.monotonic()
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(read, chosen))
-    clock, core = time.monotonic() - started, time.process_time() - used
-    core = core if not is_s3(chosen[0]["uri"]) else max(core, clock / 2)
+    clock, processor = time.monotonic() - started, time.process_time() - used
+    processor = processor if not is_s3(chosen[0]["uri"]) else max(processor, clock / 2)
     block = Block(
         pixels_NHWC=np.stack(found),
         labels_N=np.array([index[row["label"]] for row in chosen], dtype=np.int64),
         splits_N=np.array([SPLITS.index(row["split"]) for row in chosen], dtype=np.int8),
     )
-    size = statistics.fmean(row["size_bytes"] for row in chosen)
-    return block, (core / len(found), max(core, clock) / len(found)), size
+    return block, Pair(processor / len(found), max(processor, clock) / len(found))

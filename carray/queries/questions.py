@@ -32,6 +32,7 @@ __all__ = [
     "by_label",
     "by_make",
     "by_year",
+    "count_by",
     "disagreements",
     "failed",
     "near_duplicates",
@@ -62,17 +63,17 @@ count(*) FILTER (status <> 'ok') AS not_scored, count(*) FILTER (status IS NULL)
 
 def by_make(path: str) -> pd.DataFrame:
     """Count images by make, the most frequent first, with their mean score and how many are uncertain."""
-    return _counts(path, "make", order="images DESC, make")
+    return count_by(path, "make")
 
 
 def by_label(path: str) -> pd.DataFrame:
     """Count images by label, the most frequent first, with their mean score and how many are uncertain."""
-    return _counts(path, "label", order="images DESC, label")
+    return count_by(path, "label")
 
 
 def by_year(path: str) -> pd.DataFrame:
     """Count images by model year, in order, with their mean score and how many are uncertain."""
-    return _counts(path, "year", order="year")
+    return count_by(path, "year").sort_values("year", ignore_index=True)
 
 
 def uncertain(path: str, *, limit: int | None = LIST_ROWS) -> pd.DataFrame:
@@ -267,14 +268,20 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _counts(path: str, column: str, *, order: str) -> pd.DataFrame:
+def count_by(path: str, column: str) -> pd.DataFrame:
+    """Count scored images by a column, the most frequent first, with their mean score and how many are uncertain.
+
+    Raises:
+        SchemaError: the folder holds no predictions, or they lack the column.
+        StorageError: the files cannot be read.
+    """
     data = open_predictions(path)
     check_columns([column, "score"], data.schema)
     return ask(
         {"predictions": data},
         f"SELECT {column}, count(*) AS images, avg(score) AS mean_score, "
         f"count(*) FILTER (score < {UNCERTAIN_SCORE}) AS uncertain "
-        f"FROM predictions WHERE status = 'ok' GROUP BY {column} ORDER BY {order}",
+        f"FROM predictions WHERE status = 'ok' GROUP BY {column} ORDER BY images DESC, {column}",
     )
 
 

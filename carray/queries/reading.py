@@ -19,7 +19,8 @@ import pyarrow.dataset as pads
 
 from carray.core.errors import SchemaError, SettingsError, StorageError
 from carray.core.progress import say
-from carray.core.store.files import absolute, exists, filesystem, join, list_files, retry
+from carray.core.store.files import absolute, exists, join, list_files, retry
+from carray.core.store.random_access import open_dataset
 from carray.core.tables import table_metadata
 from carray.core.text import did_you_mean, one_line
 from carray.core.uri_tables import UriTable
@@ -156,9 +157,7 @@ def to_frame(table: pa.Table) -> pd.DataFrame:
 
 
 def _open_parquet(files: Sequence[str], path: str) -> pads.Dataset:
-    fs, _ = filesystem(path)
-    paths = [filesystem(uri)[1] for uri in files]
-    return _guarded(lambda: pads.dataset(paths, filesystem=fs, format="parquet"), path)
+    return _guarded(lambda: open_dataset(files), path)
 
 
 def _guarded(action: Callable[[], T], path: str) -> T:

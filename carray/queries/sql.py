@@ -22,7 +22,6 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as pads
-import pyarrow.fs as pafs
 
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.leftovers import scratch_folder
@@ -210,7 +209,7 @@ def _own_files(data: pads.Dataset) -> list[str]:
     """List the files of a table that DuckDB reads itself: all of them, or none."""
     if not isinstance(data, pads.FileSystemDataset) or not isinstance(data.format, pads.ParquetFileFormat):
         return []
-    is_local = isinstance(data.filesystem, pafs.LocalFileSystem)
+    is_local = data.filesystem.type_name == "local"
     return list(data.files) if is_local and not any(_PATTERN & set(file) for file in data.files) else []
 
 

@@ -1,19 +1,20 @@
 """Counts predictions for a bucket's page, and chooses the few hundred rows that it shows.
 
 DuckDB counts in the Parquet files and spills to disk; only rows that are shown are loaded. The same predictions, seed
-and number give the same rows in the same order, whatever the files. Costs one read of each counted column, up to four
-of `uri` and two of `phash`; for each reason to choose, one of `uri` and a few narrow columns; then the chosen rows.
+and number give the same rows in the same order, whatever the files. Costs a read of the counted columns for each count;
+for each reason to choose, one of `uri` and a few narrow columns; then the chosen rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
 import pandas as pd
 
 from carray.queries import UNCERTAIN_SCORE, query, read_predictions
+from carray.queries.questions import count_by
 
 __all__ = [
     "BINS",
@@ -22,7 +23,6 @@ __all__ = [
     "PICKS",
     "SHOWN",
     "Duplicates",
-    "Folders",
     "Tallies",
     "choose",
     "count",
@@ -41,14 +41,6 @@ _BITS = "bit_count(phash) BETWEEN 8 AND 56"
 """Hashes with fewer bits set or unset come from flat images (a wall, a gradient) and mean nothing: results/LOG.md."""
 
 NAMES = ("make", "body", "year", "label")
-
-_SETS: dict[str, tuple[str, ...]] = {
-    "total": (),
-    "error": ("status", "error_code"),
-    "score": ("bin", "accept"),
-    **{name: (name,) for name in NAMES},
-}
-_GROUPED = list(dict.fromkeys(name for names in _SETS.values() for name in names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +74,6 @@ class Tallies:
 
 
 @dataclass(frozen=True, slots=True)
-class Folders:
-    """Failures and scores by folder, the most failures first, then the lowest scores."""
-
-    base: str
-    total: int = 0
-    table: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """folder (below base; null for images directly in it), images, failed, mean_score, uncertain."""
-
-
-@dataclass(frozen=True, slots=True)
 class Duplicates:
     """Groups of images with the same perceptual hash, the largest first."""
 
@@ -103,63 +85,41 @@ class Duplicates:
 
 
 def count(path: str) -> Tallies:
-    """Count all rows, in one pass.
+    """Count all rows.
 
     Raises:
         SchemaError: the folder holds no predictions.
         StorageError: the files cannot be read.
     """
-    sets = ", ".join(f"({', '.join(names)})" for names in _SETS.values())
-    frame = query(
+    [total] = query(
         path,
         f"""
-        SELECT grouping({", ".join(_GROUPED)}) AS mask, {", ".join(_GROUPED)},
-               count(*) AS images, count(*) FILTER (status = 'ok') AS scored,
-               avg(score) AS mean_score, count(*) FILTER (score < {UNCERTAIN_SCORE}) AS uncertain,
-               count(accept) AS judged, count(*) FILTER (accept) AS accepted, max(scored_at) AS last_scored_at,
-               count(*) FILTER (NOT {_BITS}) AS flat, min(uri) AS first_uri, max(uri) AS last_uri
-        FROM (SELECT *, CASE WHEN score IS NOT NULL THEN least(floor(score * {BINS}), {BINS - 1})::INTEGER END AS bin
-              FROM predictions)
-        GROUP BY GROUPING SETS ({sets})
+        SELECT count(*) AS rows, count(*) FILTER (status = 'ok') AS scored, avg(score) AS mean_score,
+               count(*) FILTER (score < {UNCERTAIN_SCORE}) AS uncertain, count(accept) AS judged,
+               count(*) FILTER (accept) AS accepted, count(*) FILTER (NOT {_BITS}) AS flat,
+               max(scored_at) AS last_scored_at, min(uri) AS first_uri, max(uri) AS last_uri
+        FROM predictions
         """,
+    ).to_dict("records")
+    known: dict[str, Any] = {str(name): None if pd.isna(value) else value for name, value in total.items()}
+    base = _common_folder(known.pop("first_uri"), known.pop("last_uri"))
+    errors = query(
+        path,
+        "SELECT status, error_code, count(*) AS images, min(uri) AS example FROM predictions WHERE status <> 'ok' "
+        "GROUP BY ALL ORDER BY images DESC, status, error_code",
     )
-    parts = {name: frame[frame["mask"] == _mask(grouped)] for name, grouped in _SETS.items()}
-    return _tallies(parts)
-
-
-def _mask(grouped: tuple[str, ...]) -> int:
-    """Return SQL's grouping() of a set: a bit for each column that it does not group by, the first column's highest."""
-    return sum(1 << bit for bit, name in enumerate(reversed(_GROUPED)) if name not in grouped)
-
-
-def _tallies(parts: dict[str, pd.DataFrame]) -> Tallies:
-    total = parts["total"].iloc[0]
-    errors = parts["error"][parts["error"]["status"] != "ok"].rename(columns={"first_uri": "example"})
-    return Tallies(
-        rows=int(total["images"]),
-        scored=int(total["scored"]),
-        mean_score=None if pd.isna(total["mean_score"]) else float(total["mean_score"]),
-        uncertain=int(total["uncertain"]),
-        judged=int(total["judged"]),
-        accepted=int(total["accepted"]),
-        flat=int(total["flat"]),
-        last_scored_at=None if pd.isna(total["last_scored_at"]) else total["last_scored_at"],
-        base=_common_folder(total["first_uri"], total["last_uri"]),
-        errors=_ranked(errors, ["status", "error_code"])[["status", "error_code", "images", "example"]],
-        names={name: _named(parts[name], name) for name in NAMES},
-        bins=parts["score"].loc[parts["score"]["bin"].notna(), ["bin", "accept", "images"]],
+    bins = query(
+        path,
+        f"SELECT least(floor(score * {BINS}), {BINS - 1})::INTEGER AS bin, accept, count(*) AS images FROM predictions "
+        "WHERE score IS NOT NULL GROUP BY ALL ORDER BY ALL",
     )
+    names = {name: _named(path, name) for name in NAMES}
+    return Tallies(**known, base=base, errors=errors, names=names, bins=bins)
 
 
-def _named(counted: pd.DataFrame, column: str) -> pd.DataFrame:
-    known = counted[counted[column].notna() & (counted["scored"] > 0)]
-    known = known.drop(columns="images").rename(columns={column: "name", "scored": "images"})
-    return _ranked(known, ["name"])[["name", "images", "mean_score", "uncertain"]]
-
-
-def _ranked(counted: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    ranked = counted.sort_values(["images", *names], ascending=[False, *(True for _ in names)])
-    return ranked.reset_index(drop=True)
+def _named(path: str, column: str) -> pd.DataFrame:
+    known = count_by(path, column).dropna(subset=column).rename(columns={column: "name"})
+    return known.reset_index(drop=True)
 
 
 def _common_folder(first: str | None, last: str | None) -> str:
@@ -170,25 +130,29 @@ def _common_folder(first: str | None, last: str | None) -> str:
     return first[: first.rfind("/", 0, sum(1 for _ in alike)) + 1]
 
 
-def count_folders(path: str, base: str) -> Folders:
+def count_folders(path: str, base: str) -> tuple[pd.DataFrame, int]:
     """Count failures and scores of each folder below `base`, one level deep, or up to three where those are few.
+
+    Returns:
+        The first SHOWN_FOLDERS of them, the most failures first, then the lowest scores: folder (null for images
+        directly in `base`), images, failed, mean_score, uncertain; and how many folders there are.
 
     Raises:
         SchemaError: the folder holds no predictions.
         StorageError: the files cannot be read.
     """
-    found = Folders(base)
-    for depth in range(1, _DEEPEST + 1):
-        deeper = _folders_at(path, base, depth)
-        if depth > 1 and not found.total < deeper.total <= _MOST_FOLDERS:
+    found, total = _folders_at(path, base, 1)
+    for depth in range(2, _DEEPEST + 1):
+        if not 1 < total < _FEWEST_FOLDERS:
             break
-        found = deeper
-        if not 1 < found.total < _FEWEST_FOLDERS:
+        deeper, more = _folders_at(path, base, depth)
+        if not total < more <= _MOST_FOLDERS:
             break
-    return found
+        found, total = deeper, more
+    return found, total
 
 
-def _folders_at(path: str, base: str, depth: int) -> Folders:
+def _folders_at(path: str, base: str, depth: int) -> tuple[pd.DataFrame, int]:
     table = query(
         path,
         f"""
@@ -205,8 +169,7 @@ def _folders_at(path: str, base: str, depth: int) -> Folders:
         FROM folders ORDER BY failed DESC, mean_score, folder LIMIT {SHOWN_FOLDERS}
         """,
     )
-    total = int(table["total"].iloc[0]) if len(table) else 0
-    return Folders(base, total, table.drop(columns="total"))
+    return table.drop(columns="total"), int(table["total"].max()) if len(table) else 0
 
 
 def count_duplicates(path: str, *, most: int) -> Duplicates:

@@ -24,9 +24,9 @@ from carray.core.progress import say
 from carray.core.ray.connect import start_ray
 from carray.core.ray.internals import withhold_aws_variables
 from carray.core.ray.metrics import Meter
-from carray.core.store.aws import aws_environment
 from carray.core.store.files import absolute, join, write_json
 from carray.core.store.lease import Lease, hold_run
+from carray.core.store.s3 import aws_environment
 from carray.manifest.manifest_file import Manifest, read_manifest
 from carray.search import run_folder
 from carray.search.loggers import EpochLoggers

@@ -10,6 +10,7 @@ import argparse
 import bisect
 import json
 import os
+import re
 import socketserver
 import subprocess
 import sys
@@ -103,17 +104,9 @@ class Bucket:
 
 def _quoted(form: str) -> str:
     """Encode a format's text as S3 does in a listing, except its placeholders."""
-    marks = {"%012d": "\ue000", "%012x": "\ue001", "%09d": "\ue002", "%08x": "\ue003", "%06d": "\ue004"}
-    marks |= {"%05d": "\ue005", "%04d": "\ue006", "%04x": "\ue007", "%02d": "\ue008", "%%": "\ue00a", "%d": "\ue009"}
-    for placeholder, mark in marks.items():
-        form = form.replace(placeholder, mark)
-    form = "".join(
-        char if "\ue000" <= char <= "\ue009" else quote_plus(char.replace("\ue00a", "%"), safe="/") for char in form
-    )
-    form = form.replace("%", "%%")
-    for placeholder, mark in marks.items():
-        form = form.replace(mark, placeholder)
-    return form
+    parts = re.split(r"(%\d*[dx])", form)
+    parts[::2] = [quote_plus(text.replace("%%", "%"), safe="/").replace("%", "%%") for text in parts[::2]]
+    return "".join(parts)
 
 
 class _Handler(socketserver.StreamRequestHandler):

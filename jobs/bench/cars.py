@@ -27,7 +27,7 @@ import carray
 from carray.core.store.files import write_json
 from carray.core.store.listing import list_keys
 from carray.testing.object_store import S3Server, start_store
-from jobs.bench.rows import CARS, ROOT, Program, check_devkit, run_carray
+from jobs.bench.rows import ROOT, Program, prepare_cars, run_carray, set_words
 
 CONFIG = "jobs/configs/cars-cpu.yaml"
 TABLES = ("per_class", "confused_pairs", "levels", "confusion_kinds", "calibration", "coverage")
@@ -46,21 +46,20 @@ _DASHBOARD = "http://127.0.0.1:8275"
 def main() -> None:
     """Run the flow, and write the results."""
     program = Program(__doc__, "cars.csv")
-    program.option("--data", default=CARS, type=Path, help="Stanford Cars in its devkit's layout")
-    program.option("--work", default=ROOT / "runs" / "cars", type=Path, help="folder of manifest, run and so on")
+    program.cars_options("cars")
     program.option("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the search")
     program.option("--submit", action="store_true", help="also submit both jobs to a Ray started for it")
     arguments = program.parse()
-    check_devkit(program.parser, arguments.data)
+    program.check_cars()
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    search = ["--config", CONFIG, *(word for setting in arguments.set for word in ("--set", setting))]
+    search = ["--config", CONFIG, *set_words(arguments.set)]
     row = learn(arguments.data.resolve(), work, search)
     with start_store(work / "store") as store:
         os.environ.update(store.environment)
         row |= classify_bucket(arguments.data.resolve(), work, store)
         if arguments.submit:
-            row |= submit_jobs(work, search)
+            row |= submit_jobs(work, arguments.set)
     keep_results(work)
     program.record([row])
     print(json.dumps(row))
@@ -68,9 +67,7 @@ def main() -> None:
 
 def learn(data: Path, work: Path, search: list[str]) -> dict[str, Any]:
     """Prepare, tune and evaluate; returns the figures of the winner."""
-    manifest = work / "manifest.parquet"
-    if not manifest.exists():
-        run_carray("prepare", data, "--out", manifest)
+    manifest = prepare_cars(data, work)
     run_carray("tune", "--manifest", manifest, "--out", work / "run", *search)
     run_carray("leaderboard", work / "run")
     run_carray("evaluate", work / "run" / "bundle", "--manifest", manifest, "--out", work / "evaluation")
@@ -116,7 +113,7 @@ def accuracy_of(predictions: str, manifest: Path) -> float:
     return float((joined["label"] == joined["label_true"]).mean())
 
 
-def submit_jobs(work: Path, search: list[str]) -> dict[str, Any]:
+def submit_jobs(work: Path, changes: list[str]) -> dict[str, Any]:
     """Submit both jobs to a Ray head with a token, started here on loopback and ended by its pid."""
     token = work / "token"
     token.write_text(os.urandom(16).hex() * 2)
@@ -126,10 +123,12 @@ def submit_jobs(work: Path, search: list[str]) -> dict[str, Any]:
     command += [f"--{name}={number}" for name, number in ports.items()]
     head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     manifest, run_folder, out = work / "manifest.parquet", work / "submitted-run", "s3://predictions/submitted"
-    limit = f"search.time_budget_minutes={SUBMITTED_MINUTES}"
+    limit = "search.time_budget_minutes"
+    others = [change for change in changes if not change.startswith(f"{limit}=")]
+    search = ["--config", CONFIG, *set_words([*others, f"{limit}={SUBMITTED_MINUTES}"])]
     try:
         _wait_for_head(environment)
-        tuned = _submit(environment, "tune.py", "--manifest", manifest, "--out", run_folder, *search, "--set", limit)
+        tuned = _submit(environment, "tune.py", "--manifest", manifest, "--out", run_folder, *search)
         scored = _submit(environment, "classify.py", work / "run" / "bundle", "s3://photos/cars_test", "--out", out)
     finally:
         head.terminate()

@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from jobs.bench.rows import ROOT, Program, cores, run_carray
+from jobs.bench.rows import ROOT, Program, cores, run_carray, set_words
 
 
 def main() -> None:
@@ -53,13 +53,7 @@ def check_classify(bundle: Path, images: Path) -> dict[str, Any]:
 def check_tune(manifest: Path, config: Path, changes: Sequence[str]) -> dict[str, Any]:
     """Estimate a search, run it with an empty cache, and compare."""
     before = _load_per_core()
-    wanted: list[object] = [
-        "--manifest",
-        manifest,
-        "--config",
-        config,
-        *(word for one in changes for word in ("--set", one)),
-    ]
+    wanted = ["--manifest", manifest, "--config", config, *set_words(changes)]
     said, estimate_seconds = _timed("estimate", "tune", *wanted)
     with tempfile.TemporaryDirectory() as folder:
         done, seconds = _timed("tune", *wanted, "--out", f"{folder}/run", CARRAY_CACHE=folder)

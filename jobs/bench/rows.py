@@ -35,11 +35,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def new_parser(description: str | None) -> argparse.ArgumentParser:
-    """Make a parser that prints a module's docstring as it stands."""
-    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-
 class Program:
     """A benchmark's or drill's command line, and the table of results/ that it appends to.
 
@@ -48,10 +43,22 @@ class Program:
 
     def __init__(self, description: str | None, table: str, *, accelerator: str = "no accelerator") -> None:
         self.table, self.accelerator = table, accelerator
-        self.parser = new_parser(description)
+        self.parser = argparse.ArgumentParser(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         self.option = self.parser.add_argument
         self.option("--results", default=ROOT / "results" / table, type=Path, help="the table to append to")
         self.given = argparse.Namespace()
+
+    def cars_options(self, work: str) -> None:
+        """Add the options --data and --work, of a benchmark over Stanford Cars."""
+        self.option("--data", default=CARS, type=Path, help="Stanford Cars in its devkit's layout")
+        self.option("--work", default=ROOT / "runs" / work, type=Path, help="folder for everything that is made")
+
+    def check_cars(self) -> None:
+        """End the program if --data is not Stanford Cars in its devkit's layout."""
+        if not (self.given.data / "devkit").is_dir():
+            self.parser.error(f"--data is {self.given.data}, which holds no devkit/; give the folder of Stanford Cars")
 
     def parse(self) -> argparse.Namespace:
         """Parse the command line."""
@@ -60,7 +67,10 @@ class Program:
 
     def parts(self, name: str, allowed: Iterable[str]) -> list[str]:
         """Return the parts of a comma-separated option; ends the program if one is not allowed."""
-        return choose(self.parser, f"--{name}", getattr(self.given, name), allowed)
+        chosen, names = getattr(self.given, name).split(","), list(allowed)
+        if unknown := sorted(set(chosen) - set(names)):
+            self.parser.error(f"--{name} has {', '.join(unknown)}; allowed are {', '.join(names)}")
+        return chosen
 
     def command(self) -> str:
         """Return the module and the options that repeat the run, without paths of this machine."""
@@ -70,11 +80,15 @@ class Program:
             value = getattr(self.given, option.dest, option.default)
             if value == option.default or option.dest == "results":
                 continue
-            words += [option.option_strings[-1]] if option.option_strings else []
-            if isinstance(value, Path):
-                words.append(option.dest.upper())
-            elif not isinstance(value, bool):
-                words += map(str, value) if isinstance(value, list | tuple) else [str(value)]
+            name = option.option_strings[-1:]
+            if isinstance(option, argparse._AppendAction):
+                words += [word for one in value for word in (*name, str(one))]
+            elif isinstance(value, bool):
+                words += name
+            elif isinstance(value, list):
+                words += [*name, *map(str, value)]
+            else:
+                words += [*name, option.dest.upper() if isinstance(value, Path) else str(value)]
         return " ".join(words)
 
     def record(self, rows: Sequence[Mapping[str, Any]], *, hidden: Sequence[str] = ()) -> None:
@@ -91,20 +105,6 @@ def columns_of(table: str) -> list[str]:
     return file.read_text().partition("\n")[0].split(",") if file.exists() else []
 
 
-def choose(parser: argparse.ArgumentParser, option: str, value: str, allowed: Iterable[str]) -> list[str]:
-    """Split a comma-separated option; ends the program if a part is not allowed."""
-    chosen, names = value.split(","), list(allowed)
-    if unknown := sorted(set(chosen) - set(names)):
-        parser.error(f"{option} has {', '.join(unknown)}; allowed are {', '.join(names)}")
-    return chosen
-
-
-def check_devkit(parser: argparse.ArgumentParser, data: Path) -> None:
-    """End the program if `data` is not Stanford Cars in its devkit's layout."""
-    if not (data / "devkit").is_dir():
-        parser.error(f"--data is {data}, which holds no devkit/; give the folder of Stanford Cars")
-
-
 def run_python(*words: object, **environment: str) -> str:
     """Run this Python in the clone with arguments; returns its standard output, standard error goes to ours."""
     command = [sys.executable, *map(str, words)]
@@ -117,6 +117,19 @@ def run_carray(*words: object, **environment: str) -> dict[str, Any]:
     """Run a carray command; returns the JSON of its last line, empty if that is none."""
     lines = run_python("-m", "carray", *words, **environment).splitlines()
     return dict(json.loads(lines[-1])) if lines and lines[-1].startswith("{") else {}
+
+
+def set_words(settings: Iterable[str]) -> list[str]:
+    """Return the words of a command line that set each of these settings, KEY=VALUE."""
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def prepare_cars(data: Path, work: Path) -> Path:
+    """Prepare a manifest of all of Stanford Cars in a folder if it is not there; returns the file."""
+    manifest = work / "manifest.parquet"
+    if not manifest.exists():
+        run_carray("prepare", data, "--out", manifest)
+    return manifest
 
 
 def append_rows(table: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

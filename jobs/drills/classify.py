@@ -20,9 +20,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,18 @@ from carray.testing.bundles import pack_small
 from carray.testing.drawing import DEMO_CLASSES, draw_broken_files, draw_dataset
 from carray.testing.fault_proxy import Rule, start_proxy
 from carray.testing.object_store import start_store
-from jobs.drills.faults import KINDS, Job, Scene, Strike, full_disk, restore, strike, two_nodes
-from jobs.drills.harness import drill_program, files_below, kill_marked, kinds_of, verdict
+from jobs.bench.rows import set_words
+from jobs.drills.faults import FAULTS, Drill, Job, Scene, prepare_fault, restore
+from jobs.drills.harness import Outcome, drill_program, files_below, kinds_of, run_drills
 from jobs.drills.prediction_rows import Truth, inspect_output, read_truth
+from jobs.processes import kill_marked
 
+KINDS = tuple(FAULTS)
 IMAGES_PER_CLASS = 80
 _BUCKET = "drill"
 _PREFIX = "photos/"
 _READ_SECONDS = 0.1
 """The proxy delays each image by this, so that a job lasts some seconds, most of them reading."""
-_MOST_VOID = 5
-"""Attempts at a drill before one that never struck counts as wrong."""
 _SURVIVED = ("worker", "raylet", "denied", "deleted", "replaced", "version")
 """Faults that must not end the job."""
 _MOST_RUNS = 4
@@ -54,55 +55,35 @@ def main() -> None:
     program = drill_program(__doc__, "drill_classify.csv", times=20, kinds=KINDS)
     given = program.parse()
     with tempfile.TemporaryDirectory(prefix="carray-drill-") as work:
-        row = run_drills(Path(work), times=given.times, seed=given.seed, only=given.only)
+        row = drill_jobs(Path(work), times=given.times, seed=given.seed, only=given.only)
     program.record([row])
     print(json.dumps(row))
     sys.exit(0 if row["right"] == row["drills"] else 1)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a drill went."""
-
-    kind: str
-    said: str
-    """What was done and when; empty if the job had ended before."""
-    codes: list[int | None]
-    """The exit codes of its runs."""
-    refetched: int
-    """Rows of status fetch_error that --retry-failed had to read again."""
-    complaints: list[str]
-    seconds: float
-    left: list[str]
-    """Processes that outlived the job."""
-
-
-def run_drills(work: Path, *, times: int, seed: int, only: Sequence[str] = KINDS) -> dict[str, Any]:
-    """Run one job undisturbed and `times` drills, and print a line for each; returns a row."""
+def drill_jobs(work: Path, *, times: int, seed: int, only: Sequence[str] = KINDS) -> dict[str, Any]:
+    """Run one job undisturbed and `times` drills; returns a row."""
+    kinds = kinds_of(times, seed, only)
     with set_scene(work, secrets.token_hex(8)) as (scene, bundle):
-        outcomes = []
-        for i, kind in enumerate(kinds_of(times, seed, only)):
-            for again in range(_MOST_VOID):
-                dice = random.Random(f"{seed}-{i}-{again}")
-                outcome = run_one(kind, scene, bundle, work, dice, name=f"drill-{i}-{again}", s3=bool(i % 2))
-                print(_line(i, times, outcome), flush=True)
-                if outcome.said:
-                    break
-            outcomes.append(outcome)
-        kinds = Counter(outcome.kind for outcome in outcomes)
-        right = [outcome for outcome in outcomes if outcome.said and not outcome.complaints]
-        return {
-            "seed": seed,
-            "drills": times,
-            "right": len(right),
-            "images": len(scene.truth.etags),
-            "shards": scene.truth.shards,
-            "runs": sum(len(outcome.codes) for outcome in outcomes),
-            "refetched_rows": sum(outcome.refetched for outcome in outcomes),
-            "median_drill_seconds": round(statistics.median(outcome.seconds for outcome in outcomes), 1),
-            "processes_left": sum(len(outcome.left) for outcome in outcomes),
-            **{f"drills_{kind}": kinds[kind] for kind in KINDS},
-        }
+
+        def drill_one(number: int, attempt: int) -> Outcome:
+            dice, name = random.Random(f"{seed}-{number}-{attempt}"), f"drill-{number}-{attempt}"
+            return run_one(kinds[number], scene, bundle, work, dice, name=name, s3=bool(number % 2))
+
+        outcomes = list(run_drills(times, drill_one))
+    counts = Counter(kinds)
+    return {
+        "seed": seed,
+        "drills": times,
+        "right": sum(outcome.right for outcome in outcomes),
+        "images": len(scene.truth.etags),
+        "shards": scene.truth.shards,
+        "runs": sum(len(outcome.codes[""]) for outcome in outcomes),
+        "refetched_rows": sum(outcome.figures["refetched"] for outcome in outcomes),
+        "median_drill_seconds": round(statistics.median(outcome.seconds for outcome in outcomes), 1),
+        "processes_left": sum(len(outcome.left) for outcome in outcomes),
+        **{f"drills_{kind}": counts[kind] for kind in KINDS},
+    }
 
 
 def run_one(
@@ -111,7 +92,7 @@ def run_one(
     """Run one drill in a fresh output folder, and end whatever it started."""
     job = _job(scene, bundle, work, name, out=f"s3://{_BUCKET}/out/{name}" if s3 and kind != "disk" else "")
     try:
-        return drill(kind, job, scene, dice, work)
+        return run_drill(Drill(kind, job, scene, dice, scene.truth), work)
     finally:
         kill_marked(job.mark, job.process)
 
@@ -119,7 +100,7 @@ def run_one(
 def _job(scene: Scene, bundle: str, work: Path, name: str, out: str = "") -> Job:
     out = out or str(work / name / "out")
     words = [sys.executable, "-m", "carray", "classify", bundle, scene.uri(_PREFIX), "--out", out]
-    words += [word for setting in _SHARDS for word in ("--set", setting)]
+    words += set_words(_SHARDS)
     return Job(words, work / f"{name}.log", f"{scene.mark}-{name}", scene.environment, out=out)
 
 
@@ -153,48 +134,39 @@ def _run_undisturbed(scene: Scene, bundle: str, work: Path) -> Truth:
     return truth
 
 
-def _line(number: int, times: int, outcome: Outcome) -> str:
-    good = "all right" if outcome.said else f"void, since the job had ended before {outcome.kind}; drawn again"
-    codes = ", ".join("killed" if code is None else str(code) for code in outcome.codes)
-    left = f", left: {outcome.left}" if outcome.left else ""
-    fetched = f", {outcome.refetched} rows fetched again" if outcome.refetched else ""
-    facts = f"{outcome.said or 'nothing'}; exit codes {codes}{fetched}{left}; {outcome.seconds:.0f} s"
-    return f"drill {number + 1}/{times}: {facts}; {verdict(outcome.complaints, good=good)}"
-
-
-def drill(kind: str, job: Job, scene: Scene, dice: random.Random, work: Path) -> Outcome:
-    """Run a job, do to it what `kind` says, resume it until every readable image is scored, and compare."""
-    started = time.monotonic()
-    complaints: list[str] = []
-    refetched = 0
-    with _prepared(kind, job, scene, dice, work) as end_fault:
+def run_drill(drill: Drill, work: Path) -> Outcome:
+    """Run a job, disturb it, resume it until every readable image is scored, and compare."""
+    kind, job, complaints = drill.kind, drill.job, drill.complaints
+    with prepare_fault(drill, work) as end_fault:
         job.start()
-        blow = strike(kind, job, scene, dice)
         try:
-            complaints += blow.complaints
-            if kind == "driver" and blow.said:
+            drill.strike()
+            if kind == "driver" and drill.said:
                 job.wait()
-                time.sleep(dice.choice([0, 3]))  # its workers may still be busy when the next one starts
-            elif kind != "term" or not blow.said:
+                time.sleep(drill.dice.choice([0, 3]))  # its workers may still be busy when the next one starts
+            elif kind != "term" or not drill.said:
                 job.wait()
                 complaints += _check_end(kind, job)
-            refetched = _check_denied(job, complaints) if kind == "denied" else 0
+            refetched = job.fetch_errors() if kind == "denied" else 0
+            if kind == "denied" and not refetched:
+                complaints.append("no row is fetch_error, though a prefix was denied")
             end_fault()
-            refetched = max(refetched, _finish(job, blow, complaints))
-            complaints += inspect_output(job.out, blow.truth)
+            refetched = max(refetched, _finish(job, drill.truth, complaints))
+            complaints += inspect_output(job.out, drill.truth)
         finally:
-            restore(scene, {*blow.truth.deleted, *blow.truth.replaced})
+            restore(drill.scene, {*drill.truth.deleted, *drill.truth.replaced})
         left = job.left()
         complaints += [f"{name} goes on" for name in left]
-    return Outcome(kind, blow.said, job.codes, refetched, complaints, time.monotonic() - started, left)
+    note = f"all right, {refetched} rows fetched again" if refetched else ""
+    return Outcome(drill.said, complaints, {"": job.codes}, left, note, {"refetched": refetched})
 
 
-def _finish(job: Job, blow: Strike, complaints: list[str]) -> int:
+def _finish(job: Job, truth: Truth, complaints: list[str]) -> int:
     """Resume until the command succeeds and nothing more can be fetched; returns how many rows were fetched again."""
     refetched = 0
     while len(job.codes) < _MOST_RUNS:
         failed = job.fetch_errors()
-        if job.codes[-1] == 0 and (not failed or blow.truth.deleted):
+        if job.codes[-1] == 0 and (not failed or truth.deleted):
             return refetched
         refetched = max(refetched, failed)
         job.start("--retry-failed")
@@ -212,36 +184,12 @@ def _check_end(kind: str, job: Job) -> list[str]:
         return [f"it did not end by itself: {said[-600:]}"]
     due = {0} if kind in _SURVIVED else {_STORAGE_REFUSED} if kind == "disk" else {0, _STORAGE_REFUSED}
     complaints = [] if code in due else [f"exit code {code}, not {due}: {said[-600:]}"]
-    sentences = [text for text in re.findall(r"^carray: .*", said, re.MULTILINE) if "; to go on, run" not in text]
+    sentences = [text for text in re.findall(r"^carray: .*", said, re.MULTILINE) if "run the same command" not in text]
     if code and (len(sentences) != 1 or "Traceback" in said):
         complaints.append(f"{len(sentences)} sentences where one is due: {said[-600:]}")
     if kind == "disk" and code and "free space" not in said:
         complaints.append(f"it does not say what to do about the full disk: {sentences}")
     return complaints
-
-
-def _check_denied(job: Job, complaints: list[str]) -> int:
-    failed = job.fetch_errors()
-    if not failed:
-        complaints.append("no row is fetch_error, though a prefix was denied")
-    return failed
-
-
-@contextmanager
-def _prepared(kind: str, job: Job, scene: Scene, dice: random.Random, work: Path) -> Iterator[Callable[[], None]]:
-    """Prepare what a kind needs before its job starts; yields a function that ends the fault."""
-    with ExitStack() as stack:
-        if kind == "disk":
-            yield stack.enter_context(full_disk(Path(job.out).parent, kilobytes=dice.randint(60, 300)))
-        elif kind == "denied":
-            key = f"/{scene.prefix}{dice.choice(DEMO_CLASSES[:3])}/"
-            rule = Rule("answer", status=403, code="AccessDenied", method="GET", key=key)
-            scene.proxy.add(rule)
-            yield lambda: scene.proxy.withdraw(rule)
-        else:
-            if kind == "raylet":
-                job.environment = stack.enter_context(two_nodes(job, work / f"ray-{len(list(work.iterdir()))}"))
-            yield lambda: None
 
 
 if __name__ == "__main__":

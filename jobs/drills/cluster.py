@@ -16,14 +16,15 @@ import json
 import os
 import random
 import re
+import secrets
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from carray.core.store.files import join, list_files, read_bytes, read_json
 from carray.manifest.prepare import prepare
@@ -31,23 +32,18 @@ from carray.search import run_folder
 from carray.search.run_folder import read_log
 from carray.testing.drawing import draw_broken_files, draw_dataset
 from carray.testing.fault_proxy import Rule, start_proxy
-from carray.testing.hosts.cluster import WORKERS, Cluster, Submission
-from jobs.drills.harness import drill_program, files_below, kinds_of, verdict
+from carray.testing.hosts.cluster import WORKERS, Cluster
+from carray.testing.hosts.machine import CLONE
+from jobs.bench.rows import set_words
+from jobs.drills.harness import Command, Outcome, drill_program, files_below, kinds_of, run_drills
 from jobs.drills.prediction_rows import Truth, inspect_output, read_truth
 from jobs.drills.search_log import Reference, disagreements
 
-KINDS = ("worker", "cut", "blink", "slow", "head", "stop")
-"""A worker's host is lost and comes back; its cable is cut for a minute; for a few seconds; it is slow for a while; the
-head's host is lost and comes back; both jobs are stopped."""
 SURVIVED = ("worker", "cut", "blink", "slow")
 """Losses that must not end a job."""
-CUT_SECONDS = 60
-BLINK_SECONDS = 8
-"""Shorter than the 16 s after which Ray counts a silent node as lost (carray.testing.hosts.cluster)."""
-_SLOW_SECONDS, _SLOW_KILOBITS = 30, 400
-_MOST_VOID = 3
-"""Attempts at a drill before one that never struck counts as wrong."""
-_PATIENCE_SECONDS = 240
+_SLOW_KILOBITS = 400
+_PATIENCE_SECONDS = 300
+_STOP_SECONDS = 60
 _MOST_SUBMISSIONS = 3
 _LEFT_SECONDS = 60
 _WORKING = ("TrialRunner", "ResourceTrainable", "MapWorker", "_probe_here")
@@ -71,84 +67,103 @@ _SEARCH = (
     *("--set", "pixels={decode_size: 80, input_size: 64}"),
     *("--set", f"families={{cnn: {_CNN}, transfer: {_TRANSFER}}}"),
 )
-_CLASSIFY = ("--workers", "2")
-_SHARDS = ("shard_images_first=12", "shard_images_max=12", "fetch_concurrency=4", "batch_images=8")
+_CLASSIFY = (
+    *("--workers", "2"),
+    *set_words(["shard_images_first=12", "shard_images_max=12", "fetch_concurrency=4", "batch_images=8"]),
+)
 
 
 def main() -> None:
     """Run the drills, and write the results."""
-    program, right = drill_program(__doc__, "drill_cluster.csv", times=12, kinds=KINDS), 0
+    program = drill_program(__doc__, "drill_cluster.csv", times=12, kinds=KINDS)
     given = program.parse()
+    kinds, right = kinds_of(given.times, given.seed, given.only), 0
     with tempfile.TemporaryDirectory(prefix="carray-drill-") as work, set_scene(Path(work)) as scene:
         epochs, shards = len(scene.search.entries), scene.rows.shards
         print(f"undisturbed: {epochs} epochs; {shards} shards of {len(scene.rows.etags)} images", flush=True)
-        for i, kind in enumerate(kinds_of(given.times, given.seed, given.only)):
-            outcome = drill(kind, scene, seed=f"{given.seed}-{i}", name=f"drill-{i}")
-            codes = ", ".join(f"{name} {codes}" for name, codes in outcome.codes.items())
-            said = f"{outcome.said or f'{kind}: too late'}; exit codes of {codes}; {outcome.seconds:.0f} s"
-            print(f"drill {i + 1}/{given.times}: {said}; {verdict(outcome.complaints)}", flush=True)
-            row = _row(i, outcome) | {"seed": given.seed}
+
+        def drill_one(number: int, attempt: int) -> Outcome:
+            dice = random.Random(f"{given.seed}-{number}-{attempt}")
+            return drill(kinds[number], scene, dice, f"drill-{number}-{attempt}")
+
+        for i, outcome in enumerate(run_drills(given.times, drill_one)):
+            row = {
+                "seed": given.seed,
+                "drill": i + 1,
+                "kind": kinds[i],
+                "right": int(outcome.right),
+                "said": outcome.said,
+                **{f"{name}_codes": " ".join(map(str, codes)) for name, codes in outcome.codes.items()},
+                "finished_before": outcome.figures["finished"],
+                "seconds": round(outcome.seconds, 1),
+            }
             program.record([row])
-            right += row["right"]
+            right += outcome.right
     print(json.dumps({"drills": given.times, "right": right}))
     sys.exit(0 if right == given.times else 1)
 
 
-def _row(number: int, outcome: Outcome) -> dict[str, Any]:
-    return {
-        "drill": number + 1,
-        "kind": outcome.kind,
-        "right": int(not outcome.complaints),
-        "said": outcome.said,
-        **{f"{name}_codes": " ".join(map(str, codes)) for name, codes in outcome.codes.items()},
-        "finished_before": outcome.finished,
-        "seconds": round(outcome.seconds, 1),
-    }
+@dataclass
+class Submission(Command):
+    """A job that is submitted as a user would: it can be stopped and submitted again."""
+
+    cluster: Cluster = field(kw_only=True)
+    out: str = ""
+    """Its --out."""
+    patience_seconds: float = _PATIENCE_SECONDS
+    _id: str = ""
+
+    def start(self, *more: str) -> None:
+        """Submit the job, and follow it."""
+        self._id = f"{self.log.stem}-{secrets.token_hex(3)}"
+        self._said_before = self.log.stat().st_size if self.log.exists() else 0
+        line = ["ray", "job", "submit", "--working-dir", ".", "--submission-id", self._id, "--", *self.words, *more]
+        with self.log.open("ab") as log:
+            head = self.cluster.host("head")
+            self.process = head.start(*line, environment=self.cluster.user, folder=str(CLONE), log=log)
+
+    def kill_all(self) -> None:
+        """End what follows the job; the cluster's removal ends the job itself."""
+        self.kill()
+
+    def wait_for_files(self, count: int, *folder: str) -> None:
+        """Wait until so many files lie in a folder of the output, or the job has ended."""
+        self.wait_until(lambda: len(list_files(join(self.out, *folder))) >= count)
+
+    @property
+    def ended_well(self) -> bool:
+        """Return whether the job succeeded; the exit code alone is 0 for a stopped one, too."""
+        return self.codes[-1] == 0 and f"Job '{self._id}' succeeded" in self.said()
+
+    def stop(self) -> None:
+        """Stop the job as a user does.
+
+        Raises:
+            OSError: Ray refused.
+        """
+        done = self.cluster.ray("job", "stop", self._id, seconds=_STOP_SECONDS)
+        if done.returncode:
+            raise OSError(f"the job could not be stopped: {done.stdout[-500:]}{done.stderr[-500:]}")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a drill went."""
-
-    kind: str
-    said: str
-    """What was done and when; empty if a job had ended before."""
-    codes: dict[str, list[int | None]]
-    """The exit codes of each job's submissions."""
-    finished: int
-    """Epochs and shards finished before that."""
-    complaints: list[str]
-    seconds: float
-
-
-def drill(kind: str, scene: Scene, *, seed: str, name: str) -> Outcome:
-    """Run both jobs, strike, resubmit what ended, and compare; again if a job had ended before the strike."""
-    for again in range(_MOST_VOID):
-        outcome = _drill(kind, scene, random.Random(f"{seed}-{again}"), f"{name}-{again}")
-        if outcome.said:
-            break
-    return outcome
-
-
-def _drill(kind: str, scene: Scene, dice: random.Random, name: str) -> Outcome:
-    started = time.monotonic()
+def drill(kind: str, scene: Scene, dice: random.Random, name: str) -> Outcome:
+    """Run both jobs, disturb them or their cluster, resubmit what ended, and compare."""
     search, rows = scene.searching(f"{name}-search"), scene.classifying(f"{name}-rows")
     jobs = {"search": search, "classification": rows}
     search.start()
-    search.wait_for_words("trials to run")  # its processes start later, and both jobs are to be struck
+    # Its processes start later, and both jobs are to be disturbed.
+    search.wait_until(lambda: "trials to run" in search.said())
     rows.start()
-    _wait_for(search, dice.randint(1, len(scene.search.entries) // 3), "log")
-    _wait_for(rows, dice.randint(1, scene.rows.shards // 3), "_carray", "ledger")
+    search.wait_for_files(dice.randint(1, len(scene.search.entries) // 3), "log")
+    rows.wait_for_files(dice.randint(1, scene.rows.shards // 3), "_carray", "ledger")
     time.sleep(dice.uniform(0, 1))
     before = {which: _finished(scene, job.out) for which, job in jobs.items()}
     count = [len(list_files(join(search.out, "log"))), len(list_files(join(rows.out, "_carray", "ledger")))]
-    if not search.alive or not rows.alive:
-        said, complaints = "", ["a job had ended before the strike"]
-    else:
+    said = ""
+    if search.alive and rows.alive:
         at = f" at epoch {count[0]} of some {len(scene.search.entries)}, shard {count[1]} of {scene.rows.shards}"
         said = strike(kind, scene.cluster, list(jobs.values()), dice) + at
-        complaints = []
-    complaints += _finish(kind, list(jobs.values()))
+    complaints = _finish(kind, list(jobs.values()))
     for which, job in jobs.items():
         complaints += [f"{which}: {text}" for text in _rewritten(before[which], _finished(scene, job.out))]
     complaints += _unlike_search(scene, search) + inspect_output(rows.out, scene.rows)
@@ -156,13 +171,7 @@ def _drill(kind: str, scene: Scene, dice: random.Random, name: str) -> Outcome:
     scene.cluster.wait_for_nodes()
     complaints += _left(scene)
     codes = {which: job.codes for which, job in jobs.items()}
-    return Outcome(kind, said, codes, sum(count), complaints, time.monotonic() - started)
-
-
-def _wait_for(job: Submission, count: int, *folder: str) -> None:
-    until = time.monotonic() + _PATIENCE_SECONDS
-    while job.alive and time.monotonic() < until and len(list_files(join(job.out, *folder))) < count:
-        time.sleep(0.1)
+    return Outcome(said, complaints, codes, figures={"finished": sum(count)})
 
 
 def _finish(kind: str, jobs: Sequence[Submission]) -> list[str]:
@@ -252,60 +261,59 @@ def _left(scene: Scene) -> list[str]:
 
 def strike(kind: str, cluster: Cluster, jobs: Sequence[Submission], dice: random.Random) -> str:
     """Do to a cluster, or to its jobs, what `kind` says; returns it in words. Every host is back when it returns."""
-    return _STRIKES[kind](cluster, jobs, dice)
-
-
-def _lose_worker(cluster: Cluster, jobs: Sequence[Submission], dice: random.Random) -> str:
-    name, seconds = _worker(dice), dice.uniform(0, 30)
-    cluster.host(name).kill()
+    if kind == "stop":
+        for job in jobs:
+            job.stop()
+        return "both jobs stopped"
+    loss = LOSSES[kind]
+    name, seconds = "head" if kind == "head" else dice.choice(WORKERS), dice.uniform(*loss.seconds)
+    loss.begin(cluster, name)
     time.sleep(seconds)
+    loss.end(cluster, name)
+    return f"{name} {loss.words} for {seconds:.0f} s"
+
+
+class Loss(NamedTuple):
+    """How a host is lost, or slow, for a while."""
+
+    words: str
+    begin: Callable[[Cluster, str], None]
+    end: Callable[[Cluster, str], None]
+    seconds: tuple[float, float]
+    """At least, at most."""
+
+
+def _restart_head(cluster: Cluster, name: str) -> None:
     cluster.start_node(name)
-    return f"{name} lost, and back after {seconds:.0f} s"
-
-
-def _cut(cluster: Cluster, seconds: float, dice: random.Random) -> str:
-    name = _worker(dice)
-    cluster.network.cut(name)
-    time.sleep(seconds)
-    cluster.network.mend(name)
-    return f"{name} cut off for {seconds:.0f} s"
-
-
-def _slow_worker(cluster: Cluster, jobs: Sequence[Submission], dice: random.Random) -> str:
-    name = _worker(dice)
-    cluster.network.slow(name, kilobits=_SLOW_KILOBITS)
-    time.sleep(_SLOW_SECONDS)
-    cluster.network.unlimit(name)
-    return f"{name} at {_SLOW_KILOBITS} kilobits a second for {_SLOW_SECONDS} s"
-
-
-def _lose_head(cluster: Cluster, jobs: Sequence[Submission], dice: random.Random) -> str:
-    cluster.host("head").kill()
-    seconds = dice.uniform(0, 10)
-    time.sleep(seconds)
-    cluster.start_node("head")
     cluster.wait_for_nodes()
-    return f"the head lost, and back after {seconds:.0f} s"
 
 
-def _stop_jobs(cluster: Cluster, jobs: Sequence[Submission], dice: random.Random) -> str:
-    for job in jobs:
-        job.stop()
-    return "both jobs stopped"
+def _kill(cluster: Cluster, name: str) -> None:
+    cluster.host(name).kill()
 
 
-def _worker(dice: random.Random) -> str:
-    return dice.choice(WORKERS)
+def _cut(cluster: Cluster, name: str) -> None:
+    cluster.network.cut(name)
 
 
-_STRIKES: dict[str, Callable[[Cluster, Sequence[Submission], random.Random], str]] = {
-    "worker": _lose_worker,
-    "cut": lambda cluster, jobs, dice: _cut(cluster, CUT_SECONDS, dice),
-    "blink": lambda cluster, jobs, dice: _cut(cluster, BLINK_SECONDS, dice),
-    "slow": _slow_worker,
-    "head": _lose_head,
-    "stop": _stop_jobs,
+def _mend(cluster: Cluster, name: str) -> None:
+    cluster.network.mend(name)
+
+
+LOSSES = {
+    "worker": Loss("off", _kill, Cluster.start_node, (0, 30)),
+    "cut": Loss("cut off", _cut, _mend, (60, 60)),
+    # Shorter than the 16 s after which Ray counts a silent node as lost (carray.testing.hosts.cluster).
+    "blink": Loss("cut off", _cut, _mend, (8, 8)),
+    "slow": Loss(
+        f"at {_SLOW_KILOBITS} kilobits a second",
+        lambda cluster, name: cluster.network.slow(name, kilobits=_SLOW_KILOBITS),
+        lambda cluster, name: cluster.network.unlimit(name),
+        (30, 30),
+    ),
+    "head": Loss("off", _kill, _restart_head, (0, 10)),
 }
+KINDS = (*LOSSES, "stop")
 
 
 @dataclass(frozen=True)
@@ -324,14 +332,14 @@ class Scene:
 
     def classifying(self, name: str) -> Submission:
         """Return a classification with its own output."""
-        settings = [word for setting in _SHARDS for word in ("--set", setting)]
-        line = ("jobs/classify.py", f"{_BUCKET}/undisturbed-search/bundle", f"{_BUCKET}/photos", *_CLASSIFY, *settings)
-        return _submission(self, name, *line)
+        bundle = f"{_BUCKET}/undisturbed-search/bundle"
+        return _submission(self, name, "jobs/classify.py", bundle, f"{_BUCKET}/photos", *_CLASSIFY)
 
 
 def _submission(scene: Scene, name: str, *words: str) -> Submission:
     out = f"{_BUCKET}/{name}"
-    return Submission(scene.cluster, ("python", *words, "--out", out), out, scene.work / f"{name}.log")
+    line = ("python", *words, "--out", out)
+    return Submission(line, scene.work / f"{name}.log", mark="", cluster=scene.cluster, out=out)
 
 
 @contextmanager

@@ -1,28 +1,25 @@
-"""What the drills share: command lines, kinds of blow in turn, and processes that are found and killed by a mark.
-
-A command carries the mark in its environment, and Ray's processes inherit it. Only processes with the mark are killed,
-each by its id.
-"""
+"""What the drills share: command lines, the loop over drills, and commands that are killed and started again."""
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from jobs.bench.rows import ROOT, Program
+from jobs.bench.rows import Program
+from jobs.processes import kill_marked, marked_pids, start_marked, title
 
 AGENTS_SECONDS = 120
 """After their raylet was killed, Ray's agents report that to a server that died with it, and end when they give up
 (ray/_private/process_watcher.py): half a minute and more."""
-_MARK = "CARRAY_DRILL"
+_ATTEMPTS = 5
+"""Attempts at a drill before one that never disturbed its command counts as wrong."""
 
 
 def drill_program(
@@ -48,9 +45,54 @@ def kinds_of(times: int, seed: int, kinds: Sequence[str]) -> list[str]:
     return drawn[:times]
 
 
-def verdict(complaints: Sequence[str], *, good: str = "all right") -> str:
-    """Return what a drill's line says of its outcome."""
-    return "WRONG: " + "; ".join(complaints)[:2000] if complaints else good
+@dataclass
+class Outcome:
+    """How a drill went."""
+
+    said: str
+    """What was done to the command and when; empty if the command had ended before."""
+    complaints: list[str]
+    """What is lost, doubled, or wrong."""
+    codes: dict[str, list[int | None]] = field(default_factory=dict)
+    """Exit codes of the runs of each command; None for one that had to be killed."""
+    left: Sequence[str] = ()
+    """Processes that outlived the command."""
+    note: str = ""
+    """More to say of a drill that went well."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def right(self) -> bool:
+        """Return whether something was done and nothing went wrong."""
+        return bool(self.said) and not self.complaints
+
+    def text(self) -> str:
+        """Describe it in one line."""
+        codes = [f"{name} {' '.join(map(str, codes))}".strip() for name, codes in self.codes.items()]
+        facts = [self.said or "nothing was done, since the command had ended", f"exit codes {', '.join(codes)}"]
+        facts += [f"left running: {', '.join(self.left)}"] if self.left else []
+        good = self.note or "all right" if self.said else "drawn again"
+        wrong = f"WRONG: {'; '.join(self.complaints)[:2000]}" if self.complaints else good
+        return "; ".join([*facts, f"{self.seconds:.0f} s", wrong])
+
+
+def run_drills(times: int, drill: Callable[[int, int], Outcome]) -> Iterator[Outcome]:
+    """Run drills, and print a line for each; one that came too late to disturb its command is repeated.
+
+    Args:
+        times: Number of drills.
+        drill: Runs one, given its number and that of the attempt, from 0.
+    """
+    for number in range(times):
+        for attempt in range(_ATTEMPTS):
+            started = time.monotonic()
+            outcome = drill(number, attempt)
+            outcome.seconds = time.monotonic() - started
+            print(f"drill {number + 1}/{times}: {outcome.text()}", flush=True)
+            if outcome.said:
+                break
+        yield outcome
 
 
 @dataclass
@@ -122,54 +164,6 @@ class Command:
         left = [title(pid).split("/")[-1][:60].strip() for pid in pids]
         self.kill_all()
         return left
-
-
-def start_marked(
-    command: Sequence[str], *, mark: str, log: Path, environment: Mapping[str, str] = {}
-) -> subprocess.Popen[bytes]:
-    """Start a command in its own session and with no Ray to attach to; its output is appended to `log`."""
-    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    wanted = {**inherited, "PYTHONPATH": str(ROOT), **environment, _MARK: mark}
-    with log.open("ab") as file:
-        return subprocess.Popen(command, cwd=ROOT, env=wanted, stdout=file, stderr=file, start_new_session=True)
-
-
-def marked_pids(mark: str) -> list[int]:
-    """List every process that carries a mark."""
-    wanted = f"{_MARK}={mark}".encode()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it ended meanwhile, or is another user's
-            if wanted in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-    return found
-
-
-def kill_marked(mark: str, process: subprocess.Popen[bytes] | None = None) -> None:
-    """Kill every process that carries a mark."""
-    for _ in range(100):
-        pids = marked_pids(mark)
-        for pid in pids:
-            kill(pid)
-        if process is not None:
-            process.poll()
-        if not pids:
-            return
-        time.sleep(0.05)
-
-
-def kill(pid: int) -> None:
-    """Kill one process, if it still exists."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def title(pid: int) -> str:
-    """Return a process's command line, empty if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def files_below(folder: Path, prefix: str = "") -> dict[str, bytes]:

@@ -27,7 +27,9 @@ from typing import Any
 from carray.manifest.prepare import prepare
 from carray.testing.drawing import draw_dataset
 from carray.testing.predictions import row, write_predictions
-from jobs.drills.harness import drill_program, kill_marked, marked_pids, start_marked, title
+from jobs.bench.rows import set_words
+from jobs.drills.harness import Command, drill_program
+from jobs.processes import marked_pids, title
 
 COMMANDS = ("prepare", "tune", "train", "classify", "evaluate", "report", "query")
 TARGETS = ("process", "group", "all")
@@ -70,23 +72,27 @@ class Scene:
     def command(self, name: str, out: Path) -> list[str]:
         """Return a command line that takes some seconds, and writes below `out`."""
         config = ["--config", str(self.work / "tune.yaml")]
-        shards = ["shard_images_first=8", "shard_images_max=8"]
+        shards = set_words(["shard_images_first=8", "shard_images_max=8"])
         words: dict[str, list[str]] = {
             "prepare": ["prepare", str(self.images), "--out", str(out / "manifest.parquet")],
             "tune": ["tune", "--manifest", str(self.manifest), "--out", str(out / "run"), *config],
             "train": ["train", "--manifest", str(self.manifest), "--out", str(out / "run"), "--epochs", "12"],
-            "classify": ["classify", str(self.bundle), str(self.images), "--out", str(out / "rows"), *_set(shards)],
+            "classify": [
+                "classify",
+                str(self.bundle),
+                str(self.images),
+                "--out",
+                str(out / "rows"),
+                *set_words(shards),
+            ],
             "evaluate": ["evaluate", str(self.bundle), "--manifest", str(self.manifest), "--out", str(out / "page")],
             "report": ["report", str(self.predictions), "--out", str(out / "report.html")],
             "query": ["query", str(self.predictions), _SLOW_SQL],
         }
-        words["train"] += _set(["hyper.family=cnn", "hyper.input_size=48", "hyper.stages=3", "hyper.width=8", *_SMALL])
+        small = ["hyper.family=cnn", "hyper.input_size=48", "hyper.stages=3", "hyper.width=8"]
+        words["train"] += set_words([*small, *_SMALL])
         words["evaluate"] += ["--split", "train"]
         return [sys.executable, "-m", "carray", *words[name]]
-
-
-def _set(values: Sequence[str]) -> list[str]:
-    return [word for value in values for word in ("--set", value)]
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,8 @@ class Ended:
     """How a stopped command ended."""
 
     said: str
-    """What it wrote to standard error."""
-    code: int
+    """What it wrote."""
+    code: int | None
     seconds: float
     """From the signal to the end; if it ended before that, from its start."""
     void: bool
@@ -142,26 +148,27 @@ def stop(
         target: Who receives it.
     """
     with _folder() as folder:
-        log, mark = folder / "log", f"stop-{secrets.token_hex(6)}"
         surroundings = {"TMPDIR": str(folder / "tmp"), "CARRAY_CACHE": str(folder / "cache")}
-        process = start_marked(scene.command(name, folder / "out"), mark=mark, log=log, environment=surroundings)
+        mark = f"stop-{secrets.token_hex(6)}"
+        command = Command(scene.command(name, folder / "out"), folder / "log", mark, surroundings, _PATIENCE_SECONDS)
         try:
-            started = time.monotonic()
-            while process.poll() is None and not ready(folder, log.read_text(errors="replace")):
-                if time.monotonic() - started > _PATIENCE_SECONDS:
-                    return Ended(log.read_text(errors="replace"), -1, 0.0, True, [f"{name}: the moment did not come"])
-                time.sleep(0.02)
-            void, sent = process.poll() is not None, time.monotonic()
+            began = time.monotonic()
+            command.start()
+            if not command.wait_until(lambda: ready(folder, command.said())) and command.alive:
+                return Ended(command.said(), None, 0.0, True, [f"{name}: the moment did not come"])
+            void = not command.alive
+            began = began if void else time.monotonic()
             if not void:
-                _send(process.pid, mark, number, target)
-            code = process.wait(_PATIENCE_SECONDS)
-            seconds = time.monotonic() - (started if void else sent)
+                _send(command, number, target)
+            code = command.wait()
+            seconds = time.monotonic() - began
             void = void or (code == 0 and seconds < _ENDING_SECONDS)  # its work was done
-            said = log.read_text(errors="replace")
-            complaints = [] if void else [*_wrong_end(said, code, number), *_left(folder, mark, target)]
-            return Ended(said, code, seconds, void, [f"{name}, {number.name} to {target}: {c}" for c in complaints])
+            wrong = [] if void else [*_wrong_end(command.said(), code, number), *_left(folder, mark, target)]
+            return Ended(
+                command.said(), code, seconds, void, [f"{name}, {number.name} to {target}: {one}" for one in wrong]
+            )
         finally:
-            kill_marked(mark, process)
+            command.kill_all()
 
 
 @contextmanager
@@ -176,18 +183,15 @@ def _folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _send(pid: int, mark: str, number: signal.Signals, target: str) -> None:
-    with suppress(ProcessLookupError):
-        if target == "group":
-            os.killpg(pid, number)
-        elif target == "process":
-            os.kill(pid, number)
-    for one in marked_pids(mark) if target == "all" else ():
+def _send(command: Command, number: signal.Signals, target: str) -> None:
+    assert command.process is not None
+    pid = command.process.pid
+    for one in marked_pids(command.mark) if target == "all" else [pid]:
         with suppress(ProcessLookupError):
-            os.kill(one, number)
+            (os.killpg if target == "group" else os.kill)(one, number)
 
 
-def _wrong_end(said: str, code: int, number: signal.Signals) -> list[str]:
+def _wrong_end(said: str, code: int | None, number: signal.Signals) -> list[str]:
     complaints = [] if code == 128 + number else [f"exit code {code}, not {128 + number}"]
     lines = [line for line in said.splitlines() if line.strip()]
     if not any(line.startswith(f"carray: stopped by {_SIGNAL_NAMES[number]}") for line in lines[-2:]):
@@ -232,17 +236,7 @@ def run_stops(scene: Scene, commands: Sequence[str], *, times: int) -> list[dict
     """Stop each command `times` times; returns a row per command."""
     rows = []
     for name in commands:
-        ends, began = [], time.monotonic()
-        spread = [0.2 + i for i in range(times)] if name == "query" else moments(scene, name, times)
-        for i, seconds in enumerate(spread):
-            number, target = (signal.SIGINT, signal.SIGTERM)[i % 2], TARGETS[i // 2 % 3]
-            ended = stop(scene, name, ready=after(seconds), number=number, target=target)
-            ends.append(ended)
-            outcome = "had ended" if ended.void else f"{ended.code} in {ended.seconds:.1f} s"
-            print(
-                f"{name} at {seconds:.1f} s, {number.name} to {target}: {outcome} {'; '.join(ended.complaints)}",
-                flush=True,
-            )
+        began, ends = time.monotonic(), list(_stop_at(scene, name, times))
         stopped = [ended for ended in ends if not ended.void]
         rows.append(
             {
@@ -254,6 +248,17 @@ def run_stops(scene: Scene, commands: Sequence[str], *, times: int) -> list[dict
             }
         )
     return rows
+
+
+def _stop_at(scene: Scene, name: str, times: int) -> Iterator[Ended]:
+    """Stop a command at moments that are spread evenly, by each signal to each target in turn; prints a line each."""
+    for i, seconds in enumerate([0.2 + i for i in range(times)] if name == "query" else moments(scene, name, times)):
+        number, target = (signal.SIGINT, signal.SIGTERM)[i % 2], TARGETS[i // 2 % 3]
+        ended = stop(scene, name, ready=after(seconds), number=number, target=target)
+        outcome = "had ended" if ended.void else f"{ended.code} in {ended.seconds:.1f} s"
+        line = f"{name} at {seconds:.1f} s, {number.name} to {target}: {outcome}"
+        print("; ".join([line, *ended.complaints]), flush=True)
+        yield ended
 
 
 if __name__ == "__main__":

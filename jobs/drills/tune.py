@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +34,13 @@ from carray.manifest.prepare import prepare
 from carray.search.run_folder import read_log
 from carray.testing.drawing import draw_dataset
 from carray.testing.object_store import start_store
-from jobs.drills.harness import Command, drill_program, kill, marked_pids, title, verdict
+from jobs.drills.harness import Command, Outcome, drill_program, run_drills
 from jobs.drills.search_log import Reference, changed, differences, disagreements, other_winner
+from jobs.processes import kill, marked_pids, title
 
 KINDS = ("machine", "driver", "worker")
 """What is killed: every process of the search and its Ray; the command's own process; a trial's process."""
 IMAGES_PER_CLASS = 60
-_MOST_VOID = 5
-"""Attempts at a drill before one that never struck counts as wrong."""
 _PATIENCE_SECONDS = 240
 _LONGEST_WAIT_SECONDS = 1.0
 """After the drawn number of epochs: longer than an epoch and the writing of its files."""
@@ -65,25 +64,10 @@ def main() -> None:
     program.option("--s3", action="store_true", help="keep the runs in an object store")
     given = program.parse()
     with tempfile.TemporaryDirectory(prefix="carray-drill-") as work:
-        row = run_drills(Path(work), times=given.times, seed=given.seed, s3=given.s3)
+        row = drill_searches(Path(work), times=given.times, seed=given.seed, s3=given.s3)
     program.record([row])
     print(json.dumps(row))
     sys.exit(0 if row["right"] == row["drills"] and not row["processes_left"] else 1)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a drill went."""
-
-    kills: list[str]
-    """What was killed and when, in words."""
-    complaints: list[str]
-    """What is lost, doubled, or wrong."""
-    seconds: float
-    other_order: bool = False
-    """Whether all is right, but in another order than in the undisturbed search."""
-    left: Sequence[str] = ()
-    """Processes that were still there two minutes after the end."""
 
 
 @dataclass
@@ -121,8 +105,8 @@ class Search(Command):
         return bool(workers)
 
 
-def run_drills(work: Path, *, times: int, seed: int, s3: bool) -> dict[str, Any]:
-    """Run the references and `times` drills, and print a line for each; returns a row."""
+def drill_searches(work: Path, *, times: int, seed: int, s3: bool) -> dict[str, Any]:
+    """Run the undisturbed searches and `times` drills; returns a row."""
     os.environ["CARRAY_CACHE"] = str(work / "cache")
     manifest, mark = str(work / "manifest.parquet"), secrets.token_hex(8)
     draw_dataset(work / "images", images_per_class=IMAGES_PER_CLASS)
@@ -133,16 +117,36 @@ def run_drills(work: Path, *, times: int, seed: int, s3: bool) -> dict[str, Any]
         def new(name: str, scheduler: str = "asha") -> Search:
             run = f"{folder}/{name}"
             program = f"from jobs.drills.tune import search; search({manifest!r}, {run!r}, {scheduler!r})"
-            words = [sys.executable, "-c", program]
-            log = work / f"{name}.log"
+            words, log = [sys.executable, "-c", program], work / f"{name}.log"
             started.append(Search(words, log, f"{mark}-{name}", patience_seconds=_PATIENCE_SECONDS, run=run))
             return started[-1]
 
+        def drill_one(number: int, attempt: int) -> Outcome:
+            dice = random.Random(f"{seed}-{number}-{attempt}")
+            return drill(new(f"drill-{number}-{attempt}"), kills_of(number, dice), reference, dice)
+
         try:
-            return _run_drills(new, times=times, seed=seed) | {"storage": "s3" if s3 else "local"}
+            reference, undisturbed_seconds = run_references(new("undisturbed"), new("unpruned", "none"))
+            outcomes = list(run_drills(times, drill_one))
         finally:
             for search in started:
                 search.kill_all()
+    kills = Counter(kind for outcome in outcomes for kind in outcome.figures["kills"])
+    right = [outcome for outcome in outcomes if outcome.right]
+    return {
+        "storage": "s3" if s3 else "local",
+        "seed": seed,
+        "drills": times,
+        "right": len(right),
+        "same_order": sum(not outcome.note for outcome in right),
+        "kills": kills.total(),
+        **{f"kills_{kind}": kills[kind] for kind in KINDS},
+        "trials": reference.done["trials"],
+        "epochs": len(reference.entries),
+        "undisturbed_seconds": round(undisturbed_seconds, 1),
+        "median_drill_seconds": round(statistics.median(outcome.seconds for outcome in outcomes), 1),
+        "processes_left": sum(len(outcome.left) for outcome in outcomes),
+    }
 
 
 def search(manifest: str, run: str, scheduler: str) -> None:
@@ -169,51 +173,10 @@ def _folder_of_runs(work: Path, s3: bool) -> Iterator[str]:
         yield "s3://drills"
 
 
-def _run_drills(new: Callable[..., Search], *, times: int, seed: int) -> dict[str, Any]:
-    reference, undisturbed_seconds = run_references(new("undisturbed"), new("unpruned", "none"))
-    trials, epochs = reference.done["trials"], len(reference.entries)
-    print(f"undisturbed: {trials} trials, {epochs} epochs, {undisturbed_seconds:.0f} s", flush=True)
-    outcomes = []
-    for i in range(times):
-        dice = random.Random(f"{seed}-{i}")
-        for again in range(_MOST_VOID):
-            outcome = drill(new(f"drill-{i}-{again}"), kills_of(i, dice), reference, dice)
-            print(_line(i, times, outcome), flush=True)
-            if outcome.kills:
-                break
-        outcomes.append(outcome)
-    counts = Counter(kill.split()[0] for outcome in outcomes for kill in outcome.kills)
-    left = [title for outcome in outcomes for title in outcome.left]
-    right = [outcome for outcome in outcomes if outcome.kills and not outcome.complaints]
-    print(f"processes left running: {', '.join(left) or 'none'}", flush=True)
-    return {
-        "seed": seed,
-        "drills": times,
-        "right": len(right),
-        "same_order": sum(not outcome.other_order for outcome in right),
-        "kills": sum(counts.values()),
-        **{f"kills_{kind}": counts[kind] for kind in KINDS},
-        "trials": trials,
-        "epochs": epochs,
-        "undisturbed_seconds": round(undisturbed_seconds, 1),
-        "median_drill_seconds": round(statistics.median(outcome.seconds for outcome in outcomes), 1),
-        "processes_left": len(left),
-    }
-
-
 def kills_of(number: int, dice: random.Random) -> list[str]:
     """Draw what a drill kills, in order: the kinds in turn, and sometimes one or two more."""
     more = dice.choice([0, 0, 1, 2])
     return [KINDS[number % len(KINDS)], *(dice.choice(KINDS) for _ in range(more))]
-
-
-def _line(number: int, times: int, outcome: Outcome) -> str:
-    good = "the same figures in another order" if outcome.other_order else "the same"
-    good = good if outcome.kills else "void, since the search had ended; drawn again"
-    killed = ", ".join(outcome.kills) or "nothing"
-    left = f"; {len(outcome.left)} processes left" if outcome.left else ""
-    said = verdict(outcome.complaints, good=good)
-    return f"drill {number + 1}/{times}: killed {killed}; {outcome.seconds:.0f} s; {said}{left}"
 
 
 def run_references(undisturbed: Search, unpruned: Search) -> tuple[Reference, float]:
@@ -224,12 +187,17 @@ def run_references(undisturbed: Search, unpruned: Search) -> tuple[Reference, fl
         if search.wait():
             raise SystemExit(f"the undisturbed search failed:\n{search.log.read_text()[-3000:]}")
         seconds = seconds or time.monotonic() - started
-    return Reference(undisturbed.entries(), unpruned.entries(), undisturbed.done()), seconds
+    reference = Reference(undisturbed.entries(), unpruned.entries(), undisturbed.done())
+    print(
+        f"undisturbed: {reference.done['trials']} trials, {len(reference.entries)} epochs, {seconds:.0f} s", flush=True
+    )
+    return reference, seconds
 
 
 def drill(search: Search, kinds: Sequence[str], reference: Reference, dice: random.Random) -> Outcome:
     """Kill a search once for each of `kinds` at random moments, resume it, and compare."""
-    started, kills, complaints = time.monotonic(), [], []
+    moments: list[str] = []
+    complaints: list[str] = []
     for kind in kinds:
         if not search.alive:
             search.start()
@@ -241,21 +209,20 @@ def drill(search: Search, kinds: Sequence[str], reference: Reference, dice: rand
         if not search.alive or not search.strike(kind):
             break
         before = search.entries()
-        kills.append(f"{kind} at epoch {len(before)} of {len(reference.entries)}")
+        moments.append(f"{kind} at epoch {len(before)} of {len(reference.entries)}")
         if kind != "worker":
             search.start()
         # What was logged before the kill must be unchanged when the search has resumed.
         search.wait_for_epochs(len(before) + 1)
         complaints += changed(before, search.entries())
-    code, other = search.wait(), []
-    if code != 0:
-        complaints.append(f"the command ended with {code}: {search.log.read_text()[-500:]}")
-    else:
-        other = differences(reference.entries, search.entries()) + other_winner(reference.done, search.done())
-        strict = not any(kill.startswith("worker") for kill in kills)
-        complaints += other if strict else _unexplained(search, reference)
-    seconds = time.monotonic() - started
-    return Outcome(kills, complaints, seconds, other_order=bool(other), left=search.left())
+    killed, note = list(kinds[: len(moments)]), ""
+    if search.wait() != 0:
+        complaints.append(f"the command ended with {search.codes[-1]}: {search.log.read_text()[-500:]}")
+    elif other := differences(reference.entries, search.entries()) + other_winner(reference.done, search.done()):
+        note = "the same figures in another order"
+        complaints += _unexplained(search, reference) if "worker" in killed else other
+    said = f"killed {', '.join(moments)}" if moments else ""
+    return Outcome(said, complaints, {"": search.codes}, search.left(), note, {"kills": killed})
 
 
 def _unexplained(search: Search, reference: Reference) -> list[str]:

@@ -15,7 +15,7 @@ import carray
 from carray.bundle.bundle_folder import Acceptance, open_bundle, read_bundle_file, write_info
 from carray.bundle.pack import generate_probes, pack_bundle
 from carray.bundle.scorer import Scorer, prediction_text, resolve_runtime, score_columns
-from carray.bundle.threshold import fit_temperature, mean_nll
+from carray.bundle.threshold import fit_temperature, label_losses
 from carray.core.errors import BundleError, SettingsError
 from carray.images.pixels import decode, view
 
@@ -205,9 +205,9 @@ def test_temperature_cools_an_overconfident_model() -> None:
     logits_NK[np.arange(400), labels_N] += 1.0
     temperature = fit_temperature(logits_NK * 10, labels_N)
     assert temperature == pytest.approx(10 * fit_temperature(logits_NK, labels_N), rel=0.01)
-    best = mean_nll(logits_NK * 10, labels_N, temperature=temperature)
+    best = label_losses(logits_NK * 10, labels_N, temperature=temperature).mean()
     for other in (temperature * 0.8, temperature * 1.25):
-        assert best < mean_nll(logits_NK * 10, labels_N, temperature=other)
+        assert best < label_losses(logits_NK * 10, labels_N, temperature=other).mean()
 
 
 def test_unknown_runtime_is_a_sentence(small_bundle: str) -> None:

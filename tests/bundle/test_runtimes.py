@@ -15,7 +15,7 @@ from PIL import Image
 
 from carray.bundle.bundle_folder import TRAINED_ON, BundleInfo, open_bundle, write_bundle, write_info
 from carray.bundle.certificates import Views, add_int8, compare_logits, quantise_bundle
-from carray.bundle.pack import measure_full_decode, pack_bundle
+from carray.bundle.pack import pack_bundle
 from carray.bundle.scorer import Scorer, resolve_runtime
 from carray.bundle.trained_on import pack_trained_on
 from carray.core.errors import BundleError, DataError, SettingsError
@@ -370,19 +370,3 @@ def test_images_that_changed_are_not_measured_on(copy: Path, manifest: Path) -> 
     (manifest.parent / "3.jpg").write_bytes(jpeg(np.zeros((SIZE, SIZE, 3), dtype=np.uint8)))
     with pytest.raises(DataError, match="changed since the manifest was prepared"):
         quantise_bundle(str(copy), str(manifest))
-
-
-def test_cost_of_the_reduced_scale_is_measured(net, manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = read_manifest(str(manifest))
-    rows = table.by_content("val")
-    labels_N = np.array([CLASSES.index(label) for label in rows["label"]])
-    found = measure_full_decode(net, table, PIXELS, logits(labels_N))
-    assert found["images"] == 120
-    assert found["top1_reduced"] == 1.0
-    assert found["top1"] == found["agreement"] > 0.9
-    large = PixelSettings(decode_size=65, input_size=SIZE)
-    assert measure_full_decode(net, table, large, logits(labels_N)) == {}
-    assert "no validation image is twice decode_size (65)" in capsys.readouterr().err
-    (manifest.parent / "50.jpg").unlink()
-    assert measure_full_decode(net, table, PIXELS, logits(labels_N)) == {}
-    assert "was not compared" in capsys.readouterr().err

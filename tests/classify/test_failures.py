@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from carray.classify.classify_on_ray import FailureWatch
+from carray.classify.job import FailureWatch
 from carray.classify.ledger import LedgerEntry
 from carray.core.errors import BudgetError
 

@@ -21,7 +21,7 @@ import pytest
 from simulated_store import Killed, Process, Stores, World
 
 from carray.classify import score_shard
-from carray.classify.classify_on_ray import _blameless, _Job
+from carray.classify.job import _blameless, _Job
 from carray.classify.ledger import LedgerEntry, PlanTotals, RunRecord
 from carray.classify.plan import Plan
 from carray.classify.predictions_folder import ClassifySettings, prediction_schema
@@ -46,7 +46,7 @@ KEYS = [[f"s3://photos/{shard}-{i}.jpg" for i in range(IMAGES)] for shard in ran
 class Scorer(ShardScorer):
     """A real one, with a network that knows the answer by the key."""
 
-    def _open(self):
+    def open(self):
         self._reader = self._new_reader(self._settings, None)
         self._scorer = SimpleNamespace(batch_images=2)
 

@@ -69,7 +69,7 @@ def test_wilson_interval_of_nothing_says_nothing() -> None:
 
 
 def test_class_table_keeps_classes_without_images_as_nulls() -> None:
-    table = metrics.class_table(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), ["a", "b", "c"])
+    table = metrics.class_table(np.array([[2, 1, 0], [0, 1, 0], [0, 0, 0]]), ["a", "b", "c"])
     assert table["label"].tolist() == ["a", "b", "c"]
     assert table["support"].tolist() == [3, 1, 0]
     assert table["recall"].tolist()[:2] == pytest.approx([2 / 3, 1.0])
@@ -93,7 +93,7 @@ def test_no_confusion_is_an_empty_table_with_its_columns() -> None:
 
 
 def test_class_intervals_are_wilsons() -> None:
-    table = metrics.class_table(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), ["a", "b", "c"])
+    table = metrics.class_table(np.array([[2, 1, 0], [0, 1, 0], [0, 0, 0]]), ["a", "b", "c"])
     assert table["predicted"].tolist() == [2, 2, 0]
     assert table.loc[0, ["recall_low", "recall_high"]].tolist() == pytest.approx(metrics.wilson_interval(2, 3))
     assert table.loc[1, ["precision_low", "precision_high"]].tolist() == pytest.approx(metrics.wilson_interval(1, 2))

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.fs as pafs
 
 from carray.bundle.bundle_folder import open_bundle
 from carray.bundle.runtimes import check_graph
@@ -28,11 +27,11 @@ from carray.classify.shards import read_notes, read_shard, uncovered
 from carray.classify.sources import open_source
 from carray.core.errors import CarrayError, DecodeError
 from carray.core.settings import load_settings
-from carray.core.store import files as stored_files
-from carray.core.store import lease
+from carray.core.store import lease, objects
+from carray.core.store.files import absolute, is_s3
 from carray.core.store.image_bytes import is_image_key, key_suffix
 from carray.core.store.lease import hold_run
-from carray.core.store.s3 import split_uri
+from carray.core.store.objects import StoreError, split_uri
 from carray.images import decoding, pixels
 from carray.images.pixels import PixelSettings
 from carray.images.vehicles import parse_vehicle
@@ -40,7 +39,7 @@ from carray.manifest import matlab
 from carray.manifest.devkit import _annotation, read_devkit
 from carray.manifest.manifest_file import read_manifest
 from carray.manifest.tables import read_source_table
-from carray.pages.bucket import readable
+from carray.pages.templates import readable
 from carray.queries.reading import open_labels, open_predictions, read_predictions
 from carray.queries.sql import check_sql, connect
 from carray.search.run_folder import read_log, read_search, read_trial_ends, read_trials
@@ -54,7 +53,11 @@ PIXELS_HERE = 1_000_000
 """Stands for decoding.MAX_PIXELS: a decoder's mistakes show in small pictures, too, and thousands a second of them."""
 
 
-EMPTY_STORE = pafs.SubTreeFileSystem("/nonexistent", pafs.LocalFileSystem())
+def refuse_bucket(bucket: str, key: str, **_: Any) -> Any:
+    """Stand in for the client of every bucket."""
+    raise StoreError("not_found", "no store is asked here")
+
+
 """Stands for every bucket that a file may name: fuzzing asks nobody."""
 
 
@@ -175,7 +178,7 @@ def fuzz_books(data: bytes) -> None:
 
 def fuzz_lease(data: bytes) -> None:
     """Take over a run that another driver's note, these bytes, may hold."""
-    hasty = {"PATIENCE_SECONDS": 0.0, "SETTLE_SECONDS": {"local": 0.0}, "say": lambda text: None}
+    hasty = {"PATIENCE_SECONDS": 0.0, "SETTLE_SECONDS": 0.0, "say": lambda text: None}
     with (
         folder_with({"driver.json": data}) as place,
         changed(lease, **hasty),
@@ -222,12 +225,12 @@ def fuzz_uri(data: bytes) -> None:
     shown = readable(text)
     assert not {unicodedata.category(letter) for letter in shown} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
     try:
-        once = stored_files.absolute(text)
+        once = absolute(text)
     except CarrayError as err:
         assert str(err).isprintable()
         return
-    assert stored_files.absolute(once) == once
-    if stored_files.is_s3(once):
+    assert absolute(once) == once
+    if is_s3(once):
         bucket, _ = split_uri(once)
         assert bucket and "/" not in bucket and "@" not in bucket
     else:
@@ -291,7 +294,7 @@ def list_source(place: str) -> None:
     def take(piece: Any) -> None:
         piece.batch.validate(full=True)
 
-    with changed(stored_files, _s3=lambda _environment: EMPTY_STORE), suppress(CarrayError):
+    with changed(objects, _OPENERS={"s3": refuse_bucket}), suppress(CarrayError):
         source = open_source(place, ClassifySettings(), uses_boxes=True)
         source.list(take, gaps=[("", None)], threads=1, stop=threading.Event())
 

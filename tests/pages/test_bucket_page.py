@@ -21,8 +21,8 @@ from carray.__main__ import main
 from carray.cli.questions import report
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.store.files import read_bytes, write_bytes, write_json
-from carray.pages.bucket import MOST_THUMBNAILS, THUMBNAILS, card, last_part, readable, write_page
-from carray.pages.thumbnails import Thumbnail
+from carray.pages.bucket import MOST_THUMBNAILS, THUMBNAILS, write_page
+from carray.pages.templates import last_part, readable
 from carray.testing.predictions import LABELS, failed, of_files, scored, write_predictions
 
 MARKUP = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> & {{ 7 * 7 }}"
@@ -259,19 +259,16 @@ def test_a_keys_own_name(uri: str, name: str) -> None:
     assert last_part(uri) == name
 
 
-def test_a_card_of_nulls_is_a_card() -> None:
-    row = {"picks": ["failed"], "top5_labels": None, "top5_scores": None, "etag": None, "make": None, "label": None}
-    row |= {"size_bytes": None, "width": None, "height": None, "score": float("nan"), "margin": None}
-    shown = card(failed("/p/x.jpg", "empty") | row, None)
-    assert (shown["scored"], shown["score"], shown["top5"], shown["facts"]) == (False, None, [], "")
-    assert shown["code"] == "empty" and shown["picture"] is None
-
-
-def test_a_picture_that_could_not_be_read_leaves_its_reason() -> None:
-    row = scored("/p/x.jpg") | {"picks": ["random"], "error_code": None, "error": None}
-    shown = card(row, Thumbnail(reason="the file does not exist"))
-    assert shown["picture"] is None and shown["reason"] == "the file does not exist"
-    assert [label for label, _ in shown["top5"]] == row["top5_labels"]
+def test_rows_of_nulls_have_cards(tmp_path: Path) -> None:
+    nulls = dict.fromkeys(("size_bytes", "width", "height", "etag", "make", "top5_labels", "top5_scores"))
+    rows = [failed("/p/x.jpg", "empty", **nulls), scored("/p/y.jpg", **nulls), failed("/p/z.jpg", None, error=None)]
+    write_page(write_predictions(tmp_path / "p", rows), out=str(tmp_path / "report.html"), thumbnails=0)
+    outline = Outline((tmp_path / "report.html").read_text())
+    cards = [found for _, found in outline.tags if found.get("class") == "card"]
+    assert [(found["data-key"], bool(found["data-score"])) for found in cards] == [
+        *(("/p/y.jpg", True), ("/p/x.jpg", False), ("/p/z.jpg", False))
+    ]
+    assert "empty, as a job says it" in outline.words and "no code" in outline.words
 
 
 @pytest.fixture

@@ -56,6 +56,9 @@ def test_every_image_is_counted_once_where_it_belongs(runs: tuple[str, str], tmp
     assert found["a"] == {"path": runs[0], "bundle_id": "aa", "run_id": None, "runtime": "int8"}
     changes = np.array([-0.05] * 10 + [0.1] * 2 + [-0.4])
     assert found["score"]["mean_change"] == pytest.approx(changes.mean(), abs=1e-6)
+    spread = 1.959964 * changes.std(ddof=1) / 13**0.5
+    assert found["score"]["low"] == pytest.approx(changes.mean() - spread, abs=1e-6)
+    assert found["score"]["high"] == pytest.approx(changes.mean() + spread, abs=1e-6)
     assert found["score"]["quantiles"] == {
         **{"0.01": -0.4, "0.05": -0.4, "0.25": -0.05, "0.5": -0.05, "0.75": -0.05, "0.95": 0.1, "0.99": 0.1}
     }

@@ -3,54 +3,54 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from carray.classify.predictions_folder import ClassifySettings
+from carray.classify.ledger import RunRecord
+from carray.classify.predictions_folder import ClassifySettings, PlannedImage
 from carray.core.errors import BundleError, SettingsError
 from carray.core.store.files import write_bytes
 from carray.preflight import classify_probe
 from carray.preflight import estimate_classify as classify
 from carray.preflight.estimate_classify import (
-    Machines,
-    Prices,
+    S3_PRICES,
     Probe,
-    Requests,
-    classify_text,
     count_requests,
     estimate_classify,
     longest_share,
     shard_sizes,
 )
-from carray.preflight.ranges import Range, middle
+from carray.preflight.estimates import Machines, Pair, Range, middle
 from carray.testing.fault_proxy import start_proxy
 
 
 def estimate(bundle: str, source: object, **wanted: object):
-    given = {"settings": ClassifySettings(), "prices": Prices(machine_hour=0.5), "probe": Probe(workers=1)}
-    return estimate_classify(bundle, str(source), **({"machines": Machines(2, 4)} | given | wanted))
+    given = {"settings": ClassifySettings(), "machines": Machines(2, 4, hour_price=0.5), "probe": Probe(workers=1)}
+    return estimate_classify(bundle, str(source), **(given | wanted))
 
 
 def test_an_estimate_is_of_ranges_and_of_this_source(small_bundle, image_folder):
     (image_folder / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     (image_folder / "notes.txt").write_text("no image")
     found = estimate(small_bundle, image_folder)
-    assert (found.images, found.shards, found.listed) == (13, 1, True)
-    assert found.cost.error_codes == {"truncated": 1}
-    assert 0 < found.cost.seconds.low <= found.cost.seconds.high
-    assert 0 < found.cost.decode_seconds < found.cost.seconds.high
     said = json.loads(json.dumps(found.as_json()))
+    assert (said["images"], said["shards"], said["listed_completely"]) == (13, 1, True)
+    assert said["probe_error_codes"] == {"truncated": 1}
+    assert 0 < said["images_per_second_per_core"][0] <= said["images_per_second_per_core"][1]
     assert said["list_requests"] == said["get_requests"] == said["put_requests"] == [0, 0]
     for name in ("seconds", "machine_hours", "core_hours", "machine_money"):
         low, high = said[name]
         assert 0 < low < high
     assert said["core_hours"][1] == pytest.approx(said["machine_hours"][1] * 4, rel=0.01)
     assert said["machine_money"][1] == pytest.approx(said["machine_hours"][1] * 0.5, rel=0.01)
-    text = classify_text(found)
+    text = found.as_text()
     assert "13 images" in text
+    low, high, decoding = map(float, re.search(r"takes ([\d.]+) to ([\d.]+) ms .* decoding ([\d.]+)\.", text).groups())
+    assert 0 < low <= high and 0 < decoding < high
     assert "1 of them failed (1 truncated)" in text
     assert "Only 1 of 8 cores have work" in text
 
@@ -59,25 +59,24 @@ def test_more_images_on_as_many_machines_take_longer(small_bundle, image_folder)
     few = estimate(small_bundle, image_folder)
     million = Probe(workers=1, total_images=1_000_000)
     many = estimate(small_bundle, image_folder, probe=million)
-    assert many.images == 1_000_000
-    assert many.shards > 400
-    assert many.seconds.low > few.seconds.high
+    assert many["images"] == 1_000_000
+    assert many["shards"] > 400
+    assert many["seconds"].low > few["seconds"].high
     more = estimate(small_bundle, image_folder, machines=Machines(20, 4), probe=million)
-    assert more.seconds.high < many.seconds.high / 2
+    assert more["seconds"].high < many["seconds"].high / 2
 
 
 def test_images_on_s3_are_counted_in_requests_and_money(s3, small_bundle, make_image):
     for i in range(40):
         write_bytes(f"{s3}/photos/{i:02d}.jpg", make_image(i))
-    found = estimate(small_bundle, f"{s3}/photos", prices=Prices(gets=10.0))
-    least, most = found.requests
-    assert 40 < least.gets < most.gets
-    assert least.lists >= 1
-    assert found.request_money.low >= 0.4
+    found = estimate(small_bundle, f"{s3}/photos", prices=S3_PRICES | {"get": 10.0})
+    assert 40 < found["get_requests"].low < found["get_requests"].high
+    assert found["list_requests"].low >= 1
+    assert found["request_money"].low >= 0.4
     local = estimate(small_bundle, f"{s3}/photos", out="/results")
-    assert local.requests[0].gets == 40
-    assert local.requests[0].puts == 0
-    assert "not priced" in classify_text(estimate(small_bundle, f"{s3}/photos", prices=Prices()))
+    assert local["get_requests"].low == 40
+    assert local["put_requests"].low == 0
+    assert "not priced" in estimate(small_bundle, f"{s3}/photos", machines=Machines(2, 4)).as_text()
 
 
 def test_a_listing_that_is_stopped_says_at_least(small_bundle, tmp_path, make_image, monkeypatch):
@@ -86,9 +85,9 @@ def test_a_listing_that_is_stopped_says_at_least(small_bundle, tmp_path, make_im
     settings = ClassifySettings(shard_images_first=16, shard_images_max=16)
     monkeypatch.setattr(classify_probe, "open_plan", stopped_plan(classify_probe.open_plan))
     found = estimate(small_bundle, tmp_path, settings=settings, probe=Probe(workers=1, listing_seconds=0.0))
-    assert not found.listed
-    text = classify_text(found)
-    assert f"at least {found.images:,} images" in text
+    assert not found["listed_completely"]
+    text = found.as_text()
+    assert f"at least {found['images']:,} images, listed so far, " in text
     assert "--total-images" in text
 
 
@@ -96,7 +95,7 @@ def test_a_count_that_is_known_ends_the_listing_early(monkeypatch, small_bundle,
     asked = []
     real = classify.draw_images
     monkeypatch.setattr(classify, "draw_images", lambda *a, **k: (asked.append(k["seconds"]), real(*a, **k))[1])
-    assert estimate(small_bundle, image_folder, probe=Probe(workers=1, total_images=500)).images == 500
+    assert estimate(small_bundle, image_folder, probe=Probe(workers=1, total_images=500))["images"] == 500
     estimate(small_bundle, image_folder)
     assert asked == [10.0, 120.0]
 
@@ -138,18 +137,17 @@ def test_what_is_not_measured_is_refused(small_bundle, image_folder, wanted, com
         estimate(small_bundle, image_folder, settings=ClassifySettings(**wanted))
 
 
-def measured(seconds: float, core_seconds: float, decode: list[float]):
-    return classify_probe._Measured(100, seconds, core_seconds, 1.0, decode, 5_000, {"empty": 1})
+def measured(processor: float, clock: float):
+    return classify_probe.Measured(
+        100, Pair(processor, clock), 0.5, size_bytes=5_000, error_codes=Counter({"empty": 1}), open_seconds=1.0
+    )
 
 
-def test_the_range_goes_from_the_processors_time_to_the_clocks():
-    cost = classify_probe._cost([measured(2.0, 1.0, [0.01] * 100), measured(2.0, 1.0, [0.01] * 100)])
-    assert cost.seconds.low == pytest.approx(0.01)
-    assert cost.seconds.high == pytest.approx(0.02)
+def test_the_range_goes_from_the_processors_time_to_the_slowest_clocks():
+    cost = classify_probe.cost_of([measured(0.01, 0.02), measured(0.012, 0.025)])
+    assert cost.seconds == Range(pytest.approx(0.011), 0.025)
     assert cost.error_codes == {"empty": 2}
-    assert cost.bytes_per_image == 50
-    uneven = classify_probe._cost([measured(2.0, 2.0, [0.0] * 90 + [0.15] * 10)])
-    assert uneven.seconds.low < 0.02 < uneven.seconds.high
+    assert (cost.bytes_per_image, cost.decode_seconds) == (50, 0.005)
 
 
 def test_processes_take_disjoint_parts_and_all_where_images_are_few(monkeypatch):
@@ -157,7 +155,7 @@ def test_processes_take_disjoint_parts_and_all_where_images_are_few(monkeypatch)
 
     def together(work, arguments):
         taken.extend([list(one[-1]) for one in arguments])
-        return [measured(1.0, 1.0, [0.01]) for _ in arguments]
+        return [measured(0.01, 0.01) for _ in arguments]
 
     class Settings:
         def model_dump(self):
@@ -175,26 +173,24 @@ def test_ranges():
     assert Range(1, 2) + 1 == Range(2, 3)
     assert Range(1, 2) * Range(2, 3) == Range(2, 6)
     assert Range(1, 2).widened(2) == Range(0.5, 4)
-    assert Range(1, 2).at_most(1.5) == Range(1, 1.5)
     assert middle(list(range(101))) == Range(10, 90)
 
 
-def test_many_workers_beside_s3_are_throttled(monkeypatch):
-    cost = classify_probe.Cost(Range(0.001, 0.002), 0.001, 1.0, 100, 1e5, {})
-    from carray.classify.ledger import RunRecord
-    from carray.classify.predictions_folder import PlannedImage
+COST = classify_probe.Cost(Range(0.001, 0.002), 0.001, 1.0, 100, 1e5, {}, 0.0)
 
+
+def test_many_workers_beside_s3_are_throttled():
     run = RunRecord.model_construct(source="s3://b/photos", runtime="int8")
     sample = classify_probe.Sample(10_000_000, True, 10_000_000, [PlannedImage("s3://b/photos/a.jpg")])
-    found = classify._scale(run, ClassifySettings(), sample, cost, Machines(100, 16), Prices(), out=None, total=None)
-    assert found.throttled
-    assert found.seconds.high > 10_000_000 / 5_500
-    assert "SlowDown" in classify_text(found)
+    machines = Machines(100, 16)
+    found = classify._scale(run, ClassifySettings(), sample, COST, machines, S3_PRICES, out=None, total=None)
+    assert found["seconds"].high > 10_000_000 / 5_500
+    assert "SlowDown" in found.as_text()
 
 
 def test_paths_are_as_the_job_takes_them(small_bundle, image_folder, monkeypatch):
     monkeypatch.chdir(image_folder.parent)
-    assert estimate(small_bundle, "images/").source == str(Path(image_folder))
+    assert estimate(small_bundle, "images/")["source"] == str(Path(image_folder))
 
 
 @pytest.mark.parametrize("images", [1, 64, 65, 5_701, 1_000_000])
@@ -218,31 +214,32 @@ def test_shares_are_even_where_shards_are_many_and_one_shard_where_workers_are()
     assert shards == len(list(shard_sizes(1_000_000, ClassifySettings())))
 
 
-def test_prices_are_for_a_thousand():
-    assert Requests(lists=100_000, gets=100_000_000, puts=200_000).money(Prices()) == pytest.approx(0.5 + 40 + 1)
-    assert Requests(1_000, 0, 0).money(Prices(list_requests=2.0)) == 2.0
+def test_prices_are_for_a_thousand_requests():
+    run = RunRecord.model_construct(source="s3://b/photos", runtime="int8")
+    sample = classify_probe.Sample(1_000_000, True, 1_000_000, [PlannedImage("s3://b/photos/a.jpg")])
+    prices = {"list": 0.0, "get": 2.0, "put": 0.0}
+    found = classify._scale(run, ClassifySettings(), sample, COST, Machines(2, 4), prices, out="/out", total=None)
+    assert found["request_money"].low == pytest.approx(2_000)
 
 
 def test_what_readme_says_of_a_hundred_million_images():
     settings = ClassifySettings()
-    least, most = count_requests(
+    found = count_requests(
         100_000_000, 100_000_000, settings, workers=160, listed=True, out_on_s3=True, images_on_s3=True
     )
-    assert 100_000 < least.lists < most.lists < 125_000
-    assert 100_050_000 < least.gets < most.gets < 102_000_000
-    assert 200_000 < least.puts < 250_000
+    assert 100_000 < found["list"].low < found["list"].high < 125_000
+    assert 100_050_000 < found["get"].low < found["get"].high < 102_000_000
+    assert 200_000 < found["put"].low < 250_000
 
 
 def test_local_files_cost_no_request():
-    nothing = Requests(0, 0, 0)
-    assert count_requests(
-        100, 100, ClassifySettings(), workers=2, listed=False, out_on_s3=False, images_on_s3=False
-    ) == (nothing, nothing)
+    found = count_requests(100, 100, ClassifySettings(), workers=2, listed=False, out_on_s3=False, images_on_s3=False)
+    assert set(found.values()) == {Range(0, 0)}
 
 
 def test_a_real_jobs_requests_lie_within(ray_cluster, s3, s3_server, small_bundle, make_image, monkeypatch):
     """Sixty images in shards of eight, from bucket to bucket, through a proxy that counts."""
-    from carray.classify.classify_on_ray import classify
+    from carray.classify.job import classify
 
     for i in range(60):
         write_bytes(f"{s3}/photos/{i:03d}.jpg", make_image(i % 7))
@@ -261,7 +258,6 @@ def test_a_real_jobs_requests_lie_within(ray_cluster, s3, s3_server, small_bundl
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         outcome = classify(small_bundle, f"{s3}/photos", out=f"{s3}/out", settings=settings)
     assert outcome["rows"] == 60
-    least, most = count_requests(60, 60, settings, workers=1, listed=True, out_on_s3=True, images_on_s3=True)
-    assert least.lists <= seen["list"] <= most.lists
-    assert least.gets <= seen["get"] <= most.gets
-    assert least.puts <= seen["put"] <= most.puts
+    counted = count_requests(60, 60, settings, workers=1, listed=True, out_on_s3=True, images_on_s3=True)
+    for kind, due in counted.items():
+        assert due.low <= seen[kind] <= due.high

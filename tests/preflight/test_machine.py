@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from carray.core import cgroups
 from carray.preflight import machine
 
 Usage = namedtuple("Usage", "total used free")
@@ -16,8 +17,9 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.fixture
 def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Give a function that writes files of /proc and of the control groups, and lets the checks read those."""
+    monkeypatch.setattr(cgroups, "PROC", tmp_path / "proc")
     monkeypatch.setattr(machine, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroups, "CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr(machine.os, "cpu_count", lambda: 16)
 
@@ -33,15 +35,15 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_cores_are_those_of_the_affinity(container):
-    (found,) = machine.check_cores()
+    found = machine.check_cores()
     assert (found.status, found.seen) == ("ok", "8 of the machine's 16 (8 by affinity)")
 
 
 def test_cores_are_those_of_the_quota_of_version_two_and_of_a_group_above(container):
     container(proc__self__cgroup="0::/pod/box\n", cgroup__pod__cpu_DOT_max="150000 100000\n")
     container(proc__self__cgroup="0::/pod/box\n", cgroup__cpu_DOT_max="max 100000\n")
-    assert machine.usable_cores() == 1.5
-    assert "1.5 by the container's quota" in next(machine.check_cores()).seen
+    assert cgroups.usable_cores() == 1.5
+    assert "1.5 by the container's quota" in machine.check_cores().seen
 
 
 def test_cores_are_those_of_the_quota_of_version_one(container):
@@ -50,7 +52,7 @@ def test_cores_are_those_of_the_quota_of_version_one(container):
         cgroup__cpu__cpu_DOT_cfs_quota_us="50000\n",
         cgroup__cpu__cpu_DOT_cfs_period_us="100000\n",
     )
-    (found,) = machine.check_cores()
+    found = machine.check_cores()
     assert found.status == "warn"
     assert found.seen.startswith("0.5 of the machine's 16")
     assert "at least one CPU" in found.remedy
@@ -66,7 +68,7 @@ def test_cores_are_those_of_the_quota_of_version_one(container):
 )
 def test_memory_is_enough_low_or_none(container, available_kb, status, words):
     container(proc__meminfo=f"MemTotal: 16000000 kB\nMemAvailable: {available_kb} kB\n")
-    (found,) = machine.check_memory()
+    found = machine.check_memory()
     assert found.status == status
     assert words in found.remedy
 
@@ -83,7 +85,7 @@ def test_memory_is_what_the_container_may_have_less_what_it_uses(container):
 @pytest.mark.parametrize(("free", "status"), [(8e9, "ok"), (64e6, "warn")])
 def test_shared_memory_is_held_against_what_ray_wants(container, monkeypatch, free, status):
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: Usage(free, 0, free))
-    (found,) = machine.check_shared_memory()
+    found = machine.check_shared_memory()
     assert found.status == status
     assert ("--shm-size=4.1g" in found.remedy) == (status == "warn")
 
@@ -93,7 +95,7 @@ def test_shared_memory_is_held_against_what_ray_wants(container, monkeypatch, fr
 )
 def test_open_files_count_as_far_as_ray_can_raise_them(monkeypatch, limits, status):
     monkeypatch.setattr(machine.resource, "getrlimit", lambda kind: limits)
-    (found,) = machine.check_files()
+    found = machine.check_files()
     assert found.status == status
 
 
@@ -125,7 +127,7 @@ def test_a_cache_on_a_read_only_disk_fails(monkeypatch):
 )
 def test_the_processor_has_eight_bit_products_or_not(container, text, status, seen):
     container(proc__cpuinfo=text)
-    (found,) = machine.check_instructions()
+    found = machine.check_instructions()
     assert (found.status, found.seen) == (status, seen)
 
 
@@ -140,6 +142,6 @@ def test_gpus_are_what_nvidia_smi_says(monkeypatch, tmp_path, program, status, s
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{program}\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    (found,) = machine.check_gpus()
+    found = machine.check_gpus()
     assert found.status == status
     assert seen in found.seen

@@ -8,7 +8,7 @@ import pytest
 
 from carray.core.errors import BudgetError, SettingsError
 from carray.core.store.files import absolute
-from carray.preflight.parallel import run_in_parallel
+from carray.preflight.estimates import run_in_parallel
 
 
 def test_results_come_in_order_from_processes_of_their_own():

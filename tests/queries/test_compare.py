@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from carray.queries.compare import mcnemar_p, mean_interval, paired_change, psi_words, stability_index
+from carray.queries.compare import mcnemar_p, paired_change, psi_words, stability_index
 
 
 def test_mcnemar_is_the_exact_binomial_test() -> None:
@@ -43,11 +43,3 @@ def test_paired_interval_covers_what_it_promises() -> None:
         _, low, high = paired_change(int(gained), int(lost), 400)
         hits += low <= 0.03 <= high
     assert 0.93 < hits / 2000 < 0.97
-
-
-def test_mean_interval_is_that_of_the_values() -> None:
-    values = np.random.default_rng(1).normal(0.1, 0.3, 500)
-    mean, low, high = mean_interval(values.sum(), (values**2).sum(), 500)
-    assert mean == pytest.approx(values.mean())
-    assert high - mean == pytest.approx(1.959964 * values.std(ddof=1) / math.sqrt(500)) == pytest.approx(mean - low)
-    assert mean_interval(0.5, 0.25, 1) == (0.5, 0.5, 0.5)

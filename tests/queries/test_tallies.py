@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from carray.queries.tallies import BINS, Tallies, count, count_duplicates, count_folders
+from carray.queries.tallies import BINS, count, count_duplicates, count_folders
 from carray.testing.predictions import LABELS, NOON, failed, scored, write_predictions
 
 
@@ -64,18 +64,16 @@ def test_the_base_is_the_deepest_folder_of_all(tmp_path: Path, uris: list[str], 
     assert count(write_predictions(tmp_path, [scored(uri) for uri in uris])).base == base
 
 
-def _folders(tmp_path: Path, rows: list[dict[str, Any]]) -> tuple[Tallies, pd.DataFrame, int]:
+def _folders(tmp_path: Path, rows: list[dict[str, Any]]) -> tuple[pd.DataFrame, int]:
     path = write_predictions(tmp_path, rows)
-    found = count(path)
-    folders = count_folders(path, found.base)
-    return found, folders.table, folders.total
+    return count_folders(path, count(path).base)
 
 
 def test_a_broken_day_leads_the_folders(tmp_path: Path) -> None:
     rows = [scored(f"s3://b/2026/{day:02d}/{i}.jpg", score=0.8) for day in range(1, 11) for i in range(4)]
     rows += [failed(f"s3://b/2026/07/broken-{i}.jpg") for i in range(4)]
     rows += [scored("s3://b/2026/03/dark.jpg", score=0.1), scored("s3://b/2026/direct.jpg", score=0.8)]
-    _, table, total = _folders(tmp_path, rows)
+    table, total = _folders(tmp_path, rows)
     assert total == 11
     assert table["folder"].tolist()[:2] == ["07", "03"]
     assert table.loc[0, ["images", "failed"]].tolist() == [8, 4]
@@ -90,13 +88,13 @@ def test_folders_are_taken_deeper_while_they_are_few(tmp_path: Path) -> None:
         for month in (1, 2, 3)
         for day in (1, 2)
     ]
-    _, table, total = _folders(tmp_path, rows)
+    table, total = _folders(tmp_path, rows)
     assert total == 12 and sorted(table["folder"])[0] == "2025/01/1"
 
 
 def test_folders_stay_where_they_are_when_deeper_ones_are_an_image_each(tmp_path: Path) -> None:
     rows = [scored(f"s3://b/{half}/{i}/x.jpg") for half in ("left", "right") for i in range(600)]
-    _, table, total = _folders(tmp_path, rows)
+    table, total = _folders(tmp_path, rows)
     assert total == 2 and sorted(table["folder"]) == ["left", "right"]
     assert table["images"].tolist() == [600, 600]
 

@@ -11,8 +11,8 @@ from carray.classify.predictions_folder import ClassifySettings
 from carray.classify.sources import open_source
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.settings import load_settings
-from carray.core.store.aws import s3_endpoint
 from carray.core.store.files import absolute
+from carray.core.store.s3 import s3_endpoint
 from carray.manifest.tables import read_source_table
 from carray.search.space import TuneSettings
 

@@ -6,6 +6,7 @@ Run by `make test-cluster`, which takes about twelve minutes on two cores.
 from __future__ import annotations
 
 import os
+import random
 import socket
 from collections.abc import Iterator
 
@@ -60,9 +61,9 @@ def test_the_job_server_is_nobody_s_without_a_token(scene: Scene) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loss_changes_nothing_of_the_outcome(scene: Scene, kind: str) -> None:
-    outcome = drill(kind, scene, seed=f"suite {kind}", name=kind)
+    outcome = drill(kind, scene, random.Random(f"suite {kind}"), kind)
     print(outcome)
-    assert outcome.said, "the jobs had ended before the blow"
+    assert outcome.said, "the jobs had ended before the loss"
     assert not outcome.complaints, "\n".join([outcome.said, *outcome.complaints])
     for name, codes in outcome.codes.items():
         assert codes[-1] == 0, name

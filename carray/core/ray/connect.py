@@ -15,7 +15,6 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from types import MappingProxyType
@@ -29,9 +28,10 @@ from carray.core.errors import CarrayError, ClusterError, SettingsError
 from carray.core.exit_lines import deferring_stops, record_error, restore_handlers
 from carray.core.progress import say
 from carray.core.ray.internals import autoscaling_state, silence_token_warning
+from carray.core.ray.resources import Resources, ray_address
 from carray.core.text import one_line
 
-__all__ = ["RunningRay", "is_cluster", "start_ray", "used_text"]
+__all__ = ["start_ray", "used_text"]
 
 WAIT_SECONDS = 15 * 60.0
 """Longer than a cloud takes to start a machine and pull an image of several GB."""
@@ -109,28 +109,10 @@ _started_here = False
 """Whether the Ray of this process is a private one that `start_ray` started."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunningRay:
-    """The resources of a Ray."""
-
-    private: bool
-    """Whether it is a local Ray that this process started."""
-    cpus: int
-    """CPUs of all nodes together."""
-    node_cpus: int
-    """CPUs of the largest node: the most that one worker can request."""
-    gpus: int = 0
-    """GPUs of all nodes together."""
-    cpus_per_gpu: int = 0
-    """The smallest number of CPUs per GPU of any node."""
-    grows: bool = False
-    """Whether an autoscaler may add nodes."""
-
-
 @contextmanager
 def start_ray(
     *, num_cpus: int | None = None, worker: Mapping[str, float] = MappingProxyType({"CPU": 1.0})
-) -> Iterator[RunningRay]:
+) -> Iterator[Resources]:
     """Connect to the Ray of this process, else of `RAY_ADDRESS` (set in a job), else start a private local one.
 
     Args:
@@ -147,9 +129,9 @@ def start_ray(
             yield _describe()
         return
     check_variables()  # before Ray's processes inherit them
-    address = os.environ.get("RAY_ADDRESS", "")
+    address = ray_address()
     try:
-        if address and address != "local":
+        if address:
             _connect(address)
         else:
             _start_private(num_cpus)
@@ -239,11 +221,6 @@ def _stop() -> None:
     _started_here = False
 
 
-def is_cluster() -> bool:
-    """Check whether this process has a Ray, or `start_ray` will connect to one instead of starting it."""
-    return ray.is_initialized() or os.environ.get("RAY_ADDRESS", "") not in ("", "local")
-
-
 def used_text() -> str:
     """Report how many of the cluster's CPUs are in use."""
     try:
@@ -253,10 +230,10 @@ def used_text() -> str:
     return f"{there - free:.0f} of {there:.0f} CPUs are in use"
 
 
-def _describe() -> RunningRay:
+def _describe() -> Resources:
     machines = _machines()
     node_cpus = [int(one.get("CPU", 0)) for one in machines]
-    return RunningRay(
+    return Resources(
         private=_started_here,
         cpus=sum(node_cpus),
         node_cpus=max(node_cpus, default=0),

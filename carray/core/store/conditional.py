@@ -1,7 +1,7 @@
 """Writes a file only where there is none, or only over the version that was read: the first writer wins.
 
-Local files: a hard link, and a lock on the file that is replaced. S3: If-None-Match and If-Match. Where the store or
-the disk has neither, it is a look and a plain write: right as long as only one driver works there.
+Local files: a hard link, and a lock on the file that is replaced. Object stores: If-None-Match and If-Match. Where the
+store or the disk has neither, it is a look and a plain write: right as long as only one driver works there.
 A write whose answer was lost is tried again and then finds its own file: if the bytes are ours, so is the file. Where
 it matters who wrote, the bytes must hold something that only this writer has.
 """
@@ -12,14 +12,12 @@ import errno
 import fcntl
 import os
 from contextlib import suppress
-from functools import partial
 
-from carray.core.errors import FetchError, StorageError
-from carray.core.store.files import exists, filesystem, is_s3, retry, temporary_file, write_bytes
-from carray.core.store.image_bytes import fetch_image
-from carray.core.store.s3 import NoConditions, UnmetCondition, delete_object, put_object, split_uri
+from carray.core.store import objects
+from carray.core.store.files import artifact_uri, exists, is_s3, retry, temporary_file, write_bytes
+from carray.core.store.objects import NoConditions, UnmetCondition
 
-__all__ = ["create", "read_version", "remove", "replace"]
+__all__ = ["create", "keeps_conditions", "read_version", "replace"]
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
@@ -44,59 +42,56 @@ def replace(uri: str, data: bytes, etag: str, *, durable: bool = True) -> str | 
     return _write(uri, data, etag, durable=durable)
 
 
+def keeps_conditions(uri: str, data: bytes) -> bool:
+    """Say whether the place of a file that is there, with these bytes, refuses to create it once more.
+
+    Some stores refuse every conditional write, and some ignore the condition.
+
+    Raises:
+        StorageError: storage failed after every try.
+    """
+    uri = artifact_uri(uri)
+    try:
+        retry(lambda: _write_once(uri, data, None, durable=False), what=f"writing {uri}")
+    except UnmetCondition:
+        return True
+    except NoConditions:
+        pass
+    return False
+
+
 def read_version(uri: str) -> tuple[bytes, str] | None:
     """Read a whole file in one request: its bytes and their etag; None where there is none.
 
     Raises:
         StorageError: storage refused it after every try.
     """
-    path = filesystem(uri)[1]
+    uri = artifact_uri(uri)
 
-    def read_local() -> tuple[bytes, str]:
-        with open(path, "rb") as file:
+    def read() -> tuple[bytes, str]:
+        if is_s3(uri):
+            return objects.get_object(uri)
+        with open(uri, "rb") as file:
             return file.read(), _etag(os.fstat(file.fileno()))
 
     try:
-        if not is_s3(uri):
-            return retry(read_local, what=f"reading {uri}")
-        found = fetch_image(uri)
-        return found.data, found.etag or ""
+        return retry(read, what=f"reading {uri}")
     except FileNotFoundError:
         return None
-    except FetchError as err:
-        if err.code == "not_found" and "NoSuchBucket" not in str(err):
-            return None
-        raise _storage_error("reading", uri, err) from None
-
-
-def remove(uri: str) -> None:
-    """Delete a file that we wrote, in one request; an absent one is no error.
-
-    Raises:
-        StorageError: storage refused it after every try.
-    """
-    path = filesystem(uri)[1]
-    once = partial(delete_object, *split_uri(uri)) if is_s3(uri) else partial(os.unlink, path)
-    try:
-        with suppress(FileNotFoundError):
-            retry(once, what=f"deleting {uri}")
-    except FetchError as err:
-        raise _storage_error("deleting", uri, err) from None
 
 
 def _write(uri: str, data: bytes, etag: str | None, *, durable: bool) -> str | None:
-    filesystem(uri)  # refuses what is no artifact's URI
-    once = partial(_put if is_s3(uri) else _put_local, uri, data, etag, durable)
+    uri = artifact_uri(uri)
     unanswered = False
 
     def write() -> str | None:
         nonlocal unanswered
         try:
-            return once()
+            return _write_once(uri, data, etag, durable=durable)
         except UnmetCondition:
             found = read_version(uri) if unanswered else None
             return found[1] if found and found[0] == data else None
-        except ConnectionError:
+        except OSError:
             unanswered = True
             raise
 
@@ -106,36 +101,24 @@ def _write(uri: str, data: bytes, etag: str | None, *, durable: bool) -> str | N
         if etag is None:
             raise
         return None
-    except FetchError as err:
-        raise _storage_error("writing", uri, err) from None
     except NoConditions:
         return _look_and_write(uri, data, etag, durable=durable)
 
 
-def _storage_error(doing: str, uri: str, err: FetchError) -> StorageError:
-    return StorageError(
-        f"{doing} {uri} failed ({err}); check that the place exists and that the credentials at hand may use it."
-    )
-
-
-def _put(uri: str, data: bytes, etag: str | None, durable: bool) -> str:
-    condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": f'"{etag}"'}
-    return put_object(*split_uri(uri), data, **condition)
-
-
-def _put_local(uri: str, data: bytes, etag: str | None, durable: bool) -> str:
-    path = filesystem(uri)[1]
+def _write_once(uri: str, data: bytes, etag: str | None, *, durable: bool) -> str:
+    if is_s3(uri):
+        return objects.put_object(uri, data, mode=etag or "create")
     if etag is not None:
-        return _replace_local(path, data, etag, durable)
-    with temporary_file(path, data, durable=durable) as temporary:
+        return _replace_local(uri, data, etag, durable)
+    with temporary_file(uri, data, durable=durable) as temporary:
         try:
-            os.link(temporary, path)
+            os.link(temporary, uri)
         except FileExistsError:
             if os.stat(temporary).st_nlink != 2:  # a network disk may have linked it and lost the answer
-                raise UnmetCondition(path) from None
+                raise UnmetCondition(uri) from None
         except OSError as err:
             if err.errno in _NO_LINKS:
-                raise NoConditions(path) from None
+                raise NoConditions(uri) from None
             raise
         return _etag(os.stat(temporary))
 

@@ -1,9 +1,9 @@
-"""Reads and writes artifacts, local and S3, through pyarrow.fs; the only place that retries.
+"""Reads and writes artifacts, local and in object stores; the only place that retries.
 
 From, to: a URI is `s3://bucket/key`, raw and unencoded, or a local path. Endpoint, region and credentials are AWS's
 own variables, profiles and roles (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, ...).
-Invariants: a file appears whole or not at all (a temporary name and a rename locally, one PUT on S3); an artifact is
-complete exactly when its marker exists, and the marker is written last. Images are read by `core.store.image_bytes`.
+Invariants: a file appears whole or not at all (a temporary name and a rename locally, one PUT in a store); an artifact
+is complete exactly when its marker exists, and the marker is written last. Images are read by `core.store.image_bytes`.
 """
 
 from __future__ import annotations
@@ -12,26 +12,28 @@ import json
 import os
 import random
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from carray.core.errors import SettingsError, StorageError
-from carray.core.store.aws import aws_environment, s3_endpoint
+from carray.core.store import objects
+from carray.core.store.objects import ObjectState, StoreError
+from carray.core.text import one_line
 
 __all__ = [
+    "TRIES",
     "absolute",
-    "aws_environment",
+    "artifact_uri",
     "delete",
     "exists",
-    "filesystem",
+    "file_state",
     "is_folder",
     "is_s3",
     "join",
@@ -42,7 +44,6 @@ __all__ = [
     "read_bytes",
     "read_json",
     "retry",
-    "s3_endpoint",
     "temporary_file",
     "write_bytes",
     "write_json",
@@ -52,12 +53,6 @@ TRIES = 5
 """Waits of about 0.5, 1, 2 and 4 s lie between them: enough for throttling, short enough to notice an outage."""
 
 T = TypeVar("T")
-
-_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-_PERMANENT_WORDS = (
-    *("ACCESS_DENIED", "NO_SUCH", "HTTP status 404", "HTTP status 403", "HTTP status 411"),
-    *("INVALID_ACCESS_KEY", "SIGNATURE", "EXPIRED_TOKEN", "UNRECOGNIZED_CLIENT"),
-)
 
 
 def is_s3(uri: str) -> bool:
@@ -132,36 +127,16 @@ def join(uri: str, *names: str) -> str:
     return "/".join([uri.rstrip("/"), *names])
 
 
-def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Give the pyarrow file system of a URI and the path on it.
+def artifact_uri(uri: str) -> str:
+    """Give the URI of an artifact in its one spelling.
 
     Raises:
-        SettingsError: an artifact's key has an empty part (`//`), which pyarrow refuses.
+        SettingsError: it is no URI, or its key has an empty part (`//`), which most programs cannot read.
     """
     uri = absolute(uri)
-    if is_s3(uri):
-        path = uri.removeprefix("s3://")
-        if "//" in path:
-            raise SettingsError(f"{uri!r} has an empty part (//), where no artifact can lie; write single slashes.")
-        return _s3(aws_environment()), path
-    return pafs.LocalFileSystem(), uri
-
-
-@lru_cache(maxsize=1)
-def _s3(_environment: tuple[tuple[str, str], ...]) -> pafs.S3FileSystem:
-    # pyarrow reads credentials and profiles by itself, but not the endpoint variables that every other client honours.
-    endpoint = s3_endpoint()
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if region is None and endpoint:  # a custom endpoint has no region to look up
-        region = "us-east-1"
-    return pafs.S3FileSystem(
-        region=region,
-        endpoint_override=endpoint,
-        allow_delayed_open=True,  # a small write is then one request, not three
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),  # `retry` below is the one that waits
-        request_timeout=60,
-        connect_timeout=10,
-    )
+    if is_s3(uri) and "//" in uri.removeprefix("s3://"):
+        raise SettingsError(f"{uri!r} has an empty part (//), where no artifact can lie; write single slashes.")
+    return uri
 
 
 def retry(action: Callable[[], T], *, what: str) -> T:
@@ -179,11 +154,9 @@ def retry(action: Callable[[], T], *, what: str) -> T:
         except FileNotFoundError:
             raise
         except OSError as err:
-            # The disk's errors have a number, and each of the store's says whose it is.
-            if type(err) is OSError and err.errno is None and "AWS Error" not in str(err):
+            if type(err) is OSError and err.errno is None:  # the disk's errors have a number
                 raise pa.ArrowInvalid(str(err)) from err
-            permanent = isinstance(err, _PERMANENT) or any(word in str(err) for word in _PERMANENT_WORDS)
-            if permanent or attempt == TRIES or err.errno in _LOCAL_ERRNOS:
+            if _is_permanent(err) or attempt == TRIES:
                 raise StorageError(_failure(what, err, attempt, time.monotonic() - started)) from err
         time.sleep(0.5 * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable: the last try returns or raises")
@@ -195,14 +168,20 @@ _FULL_ERRNOS = {27, 28, 122}  # a file, a disk or a quota at its limit
 _LOCAL_ERRNOS = {1, 13, 17, 20, 21, 30, 36, 40, *_FULL_ERRNOS}
 
 
-def _failure(what: str, err: Exception, tries: int, seconds: float) -> str:
+def _is_permanent(err: OSError) -> bool:
+    if isinstance(err, StoreError):
+        return not err.passing
+    return isinstance(err, (PermissionError, IsADirectoryError, NotADirectoryError)) or err.errno in _LOCAL_ERRNOS
+
+
+def _failure(what: str, err: OSError, tries: int, seconds: float) -> str:
     remedy = "check that the place exists and that the credentials at hand may use it"
-    if isinstance(err, OSError) and err.errno in _FULL_ERRNOS:
+    if err.errno in _FULL_ERRNOS:
         remedy = "free space there"
-    elif "HTTP status 411" in str(err):
-        remedy = "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required, which older stores need"
+    elif isinstance(err, StoreError) and err.code == "expired":
+        remedy = "the credentials at hand have expired: renew them and run the same command again"
     times = "1 try" if tries == 1 else f"{tries} tries"
-    return f"{what} failed after {times} in {seconds:.1f} s ({' '.join(str(err).split())}); {remedy}."
+    return f"{what} failed after {times} in {seconds:.1f} s ({one_line(err)}); {remedy}."
 
 
 def read_bytes(uri: str) -> bytes:
@@ -211,15 +190,11 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         StorageError: the file does not exist, or storage refused it after every try.
     """
-    fs, path = filesystem(uri)
-
-    def read() -> bytes:
-        # One HEAD and one GET: an input *stream* of a large object would be several GETs, torn by an overwrite between.
-        with fs.open_input_file(path) as file:
-            return file.read()
-
+    uri = artifact_uri(uri)
     try:
-        return retry(read, what=f"reading {uri}")
+        if is_s3(uri):
+            return retry(lambda: objects.get_object(uri)[0], what=f"reading {uri}")
+        return retry(lambda: Path(uri).read_bytes(), what=f"reading {uri}")
     except FileNotFoundError:
         raise StorageError(f"{uri} does not exist; check its spelling.") from None
 
@@ -234,22 +209,18 @@ def write_bytes(uri: str, data: bytes, *, durable: bool = True, check: Callable[
     Raises:
         StorageError: storage refused it after every try, or something else than a file has that name.
     """
-    fs, path = filesystem(uri)
-
-    def write_local() -> None:
-        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-            raise StorageError(f"{uri} is a device or a pipe, over which no file is put; name a file.")
-        with temporary_file(path, data, durable=durable) as temporary:
-            os.replace(temporary, path)
-
-    def write_s3() -> None:
-        with fs.open_output_stream(path) as stream:
-            stream.write(data)
+    uri = artifact_uri(uri)
 
     def write() -> None:
         if check is not None:
             check()
-        (write_s3 if is_s3(uri) else write_local)()
+        if is_s3(uri):
+            objects.put_object(uri, data)
+            return
+        if os.path.exists(uri) and not (os.path.isfile(uri) or os.path.isdir(uri)):
+            raise StorageError(f"{uri} is a device or a pipe, over which no file is put; name a file.")
+        with temporary_file(uri, data, durable=durable) as temporary:
+            os.replace(temporary, uri)
 
     retry(write, what=f"writing {uri}")
 
@@ -303,36 +274,60 @@ def write_json(uri: str, value: Any, *, durable: bool = True, check: Callable[[]
     write_bytes(uri, json_bytes(value), durable=durable, check=check)
 
 
+def file_state(uri: str) -> ObjectState | None:
+    """Give the size of a file and when it was written; None where there is no file of that name.
+
+    Raises:
+        StorageError: storage refused to say.
+    """
+    uri = artifact_uri(uri)
+
+    def look() -> ObjectState | None:
+        if is_s3(uri):
+            return objects.head_object(uri) if objects.split_uri(uri)[1] else None
+        found = os.stat(uri)
+        return ObjectState(found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+
+    try:
+        return retry(look, what=f"looking for {uri}")
+    except FileNotFoundError:
+        return None
+
+
 def exists(uri: str) -> bool:
     """Say whether a file of that name exists."""
-    return _file_type(uri) == pafs.FileType.File
+    return file_state(uri) is not None
 
 
 def is_folder(uri: str) -> bool:
     """Say whether a folder, or anything under that prefix, exists."""
-    return _file_type(uri) == pafs.FileType.Directory
-
-
-def _file_type(uri: str) -> pafs.FileType:
-    fs, path = filesystem(uri)
-    return retry(lambda: fs.get_file_info(path.rstrip("/") or "/").type, what=f"looking for {uri}")
+    uri = artifact_uri(uri)
+    if not is_s3(uri):
+        return os.path.isdir(uri)
+    return retry(lambda: objects.list_names(uri)[1], what=f"looking for {uri}")
 
 
 def list_files(uri: str) -> list[str]:
     """List the URIs of the files directly in a folder, sorted; an absent folder is an empty one."""
-    fs, path = filesystem(uri)
-    selector = pafs.FileSelector(path.rstrip("/") or "/", allow_not_found=True)
-    entries = retry(lambda: fs.get_file_info(selector), what=f"listing {uri}")
-    return sorted(join(uri, entry.base_name) for entry in entries if entry.type == pafs.FileType.File)
+    uri = artifact_uri(uri)
+
+    def names() -> list[str]:
+        if is_s3(uri):
+            return objects.list_names(uri)[0]
+        with os.scandir(uri) as entries:
+            return [entry.name for entry in entries if entry.is_file()]
+
+    try:
+        return sorted(join(uri, name) for name in retry(names, what=f"listing {uri}"))
+    except FileNotFoundError:
+        return []
 
 
 def delete(uri: str) -> None:
-    """Delete one file that we wrote; an absent one is no error."""
-    fs, path = filesystem(uri)
-    try:
-        retry(lambda: fs.delete_file(path), what=f"deleting {uri}")
-    except FileNotFoundError:
-        return
+    """Delete one file that we wrote, in one request; an absent one is no error."""
+    uri = artifact_uri(uri)
+    with suppress(FileNotFoundError):
+        retry(lambda: objects.delete_object(uri) if is_s3(uri) else os.unlink(uri), what=f"deleting {uri}")
 
 
 def local_copy(uri: str, folder: str | os.PathLike[str]) -> Path:

@@ -30,7 +30,8 @@ import pyarrow as pa
 from carray.core.errors import StorageError
 from carray.core.ray.internals import environment_proxies
 from carray.core.store.files import TRIES, retry
-from carray.core.store.s3 import POOL, make_client, split_uri
+from carray.core.store.objects import split_uri
+from carray.core.store.s3 import POOL, make_client
 
 __all__ = ["PAGE_SCHEMA", "WHOLE", "Gap", "Piece", "Take", "find_split", "list_ranges", "successor"]
 

@@ -19,6 +19,8 @@ from carray.core.errors import SettingsError, StorageError
 from carray.core.store.files import delete, exists, list_files, read_bytes, read_json, write_bytes, write_json
 from carray.search import run_folder
 
+_NO_BEST: dict[str, Any] = {"epoch": 0, "val_top1": -1.0}
+
 __all__ = ["TrialFiles", "optimizer_state", "pack", "restore_optimizer", "unpack"]
 
 
@@ -95,7 +97,7 @@ class TrialFiles:
         self._last = run_folder.last_checkpoint(run, number)
         self._best = run_folder.best_weights(run, run_folder.trial_id(number))
         self._folder = run_folder.trial_folder(run, number)
-        self._note: dict[str, Any] = {"epoch": 0, "val_top1": -1.0}
+        self._note = _NO_BEST
 
     def restore(self, fit: Any) -> str | None:
         """Load the trial's checkpoint into `fit`, if there is one; gives the reason where it cannot be used.
@@ -160,10 +162,10 @@ class TrialFiles:
     def _read_note(self) -> dict[str, Any]:
         """Read the epoch and accuracy of best.safetensors; those of none where it is absent or damaged."""
         if not exists(self._best):
-            return {"epoch": 0, "val_top1": -1.0}
+            return _NO_BEST
         data = read_bytes(self._best)
         try:
             header = run_folder.safetensors_metadata(data)
             return {"epoch": int(header["epoch"]), "val_top1": float(header["val_top1"])}
         except (ValueError, KeyError, TypeError):
-            return {"epoch": 0, "val_top1": -1.0}
+            return _NO_BEST

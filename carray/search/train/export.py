@@ -26,10 +26,11 @@ import numpy.typing as npt
 from carray.core.errors import BundleError, SettingsError
 from carray.core.progress import say
 from carray.core.store.files import exists, read_json, write_json
+from carray.core.text import one_line
 from carray.search.train.hyperparameters import CnnHyper, TransferHyper
 from carray.tensors.block import cache_home
 
-__all__ = ["check_backbones", "export_onnx"]
+__all__ = ["check_backbones", "export_onnx", "quiet"]
 
 PARITY_TOLERANCE = 1e-3
 """Largest difference of a logit between torch and onnxruntime, relative to the logits' spread."""
@@ -58,7 +59,7 @@ def export_onnx(net: Any, pixels_NHWC: Pixels, *, fast: bool = False) -> tuple[b
         except BundleError as err:
             problems.append(str(err))
         except Exception as err:  # the exporters and onnxruntime raise anything at all
-            problems.append(f"{type(err).__name__}: {' '.join(str(err).split())[:120]}")
+            problems.append(f"{type(err).__name__}: {one_line(err, 120)}")
     raise BundleError(
         f"neither of torch's exporters made an ONNX file of the same network (the newer one: {problems[fast]}; the "
         f"older one: {problems[not fast]}); nothing was packed, so take another trial or backbone."
@@ -87,7 +88,7 @@ def _export(net: Any, input_size: int, *, older: bool) -> bytes:
             "verbose": False,
         },
     }[older]
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet("torch.onnx"):
         path = Path(folder) / "model.onnx"
         names: dict[str, Any] = {"input_names": ["pixels"], "output_names": ["logits", "embedding"]}
         torch.onnx.export(Exported().eval(), (probe,), str(path), **names, **any_batch)
@@ -95,9 +96,9 @@ def _export(net: Any, input_size: int, *, older: bool) -> bytes:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporters' prints and warnings, mostly of their own deprecations."""
-    logger = logging.getLogger("torch.onnx")
+def quiet(name: str) -> Iterator[None]:
+    """Silence prints, Python's warnings, and what a logger and those below it log but errors."""
+    logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -112,14 +113,15 @@ def _check_parity(net: Any, model: bytes, pixels_NHWC: Pixels) -> dict[str, floa
     import onnxruntime
     import torch
 
+    from carray.search.train.nets import as_images
+
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     # One image alone first, to show a batch size that tracing made a constant.
     starts = [0, *range(1, len(pixels_NHWC), _BATCH_IMAGES)]
     batches = [pixels_NHWC[a:b] for a, b in zip(starts, [*starts[1:], len(pixels_NHWC)], strict=True)]
     onnx_NK = np.concatenate([session.run(["logits"], {"pixels": batch})[0] for batch in batches])
     with torch.inference_mode():
-        images = [torch.from_numpy(batch).permute(0, 3, 1, 2).float() for batch in batches]
-        torch_NK = torch.cat([net(images_BCHW)[0] for images_BCHW in images]).numpy()
+        torch_NK = torch.cat([net(as_images(batch))[0] for batch in batches]).numpy()
     difference = float(np.abs(torch_NK - onnx_NK).max())
     agreement = float((torch_NK.argmax(axis=1) == onnx_NK.argmax(axis=1)).mean())
     limit = PARITY_TOLERANCE * max(1.0, float(torch_NK.std()))
@@ -210,10 +212,10 @@ def _try(hyper: TransferHyper) -> int:
         except SettingsError:
             raise
         except Exception as err:  # each family fails in its own way
-            reason = " ".join(str(err).split())[:300]
             raise SettingsError(
                 f"backbone {hyper.backbone} cannot be {what} at {size if what[0] == 'e' else hyper.input_size} pixels "
-                f"({type(err).__name__}: {reason}); choose another input_size, or take it out of the search."
+                f"({type(err).__name__}: {one_line(err, 300)}); choose another input_size, or take it out of the "
+                "search."
             ) from None
         return len(stages(net.trunk))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,26 +76,24 @@ def rate_factor(step: int, steps: int, hyper: CnnHyper | TransferHyper) -> float
 
     Along a cosine it rises from 1/25 to 1 over the first warmup_fraction of the steps, then falls to 1e-4.
     """
-    height, rises = _height(step, steps, hyper.warmup_fraction)
-    floor = _FIRST_FACTOR if rises else _LAST_FACTOR
-    return floor + (1 - floor) * height
+    floor = _FIRST_FACTOR if step < hyper.warmup_fraction * steps else _LAST_FACTOR
+    return floor + (1 - floor) * _height(step, steps, hyper)
 
 
 def momentum_at(step: int, steps: int, hyper: CnnHyper | TransferHyper) -> float:
     """Give the momentum at a step: AdamW's beta1 falls from 0.95 to 0.85 as rates rise, and back; SGD's stays."""
     if hyper.optimizer == "sgd":
         return hyper.momentum
-    height, _ = _height(step, steps, hyper.warmup_fraction)
-    return _HIGH_BETA1 + (_LOW_BETA1 - _HIGH_BETA1) * height
+    return _HIGH_BETA1 + (_LOW_BETA1 - _HIGH_BETA1) * _height(step, steps, hyper)
 
 
-def _height(step: int, steps: int, warmup_fraction: float) -> tuple[float, bool]:
-    """Give the height of the cycle, 0 (either end) to 1 (the peak), and whether it rises."""
-    warmup = warmup_fraction * steps
+def _height(step: int, steps: int, hyper: CnnHyper | TransferHyper) -> float:
+    """Give the height of the cycle of rate and momentum: 0 at either end, 1 at the peak."""
+    warmup = hyper.warmup_fraction * steps
     if step < warmup:
-        return (1 - math.cos(math.pi * step / warmup)) / 2, True
+        return (1 - math.cos(math.pi * step / warmup)) / 2
     fallen = min(1.0, (step - warmup) / max(steps - warmup, 1e-9))
-    return (1 + math.cos(math.pi * fallen)) / 2, False
+    return (1 + math.cos(math.pi * fallen)) / 2
 
 
 def set_rates(optimizer: torch.optim.Optimizer, hyper: CnnHyper | TransferHyper, step: int, steps: int) -> None:
@@ -209,7 +207,7 @@ class Fit:
         """Build the network and its optimiser.
 
         Raises:
-            SettingsError: the backbone or its weights are not to be had.
+            SettingsError: the backbone or its weights cannot be found.
         """
         torch.manual_seed(seed)
         self.hyper, self.block, self.pixels, self.seed, self.epochs = hyper, block, pixels, seed, epochs
@@ -369,13 +367,8 @@ class Fit:
             wanted = "bf16" if fast and pays else "fp32"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted == "bf16")
 
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        if self._ema is None:
-            yield
-        else:
-            with self._ema.in_place_of(self.net):
-                yield
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._ema is None else self._ema.in_place_of(self.net)
 
     def _validate(self) -> tuple[float, float, float]:
         if not len(self.val_rows_N):

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from carray.core.leftovers import remove_leftovers
 from carray.images.pixels import PixelSettings
 from carray.search.train.augment import augment
 from carray.search.train.hyperparameters import CnnHyper, TransferHyper
-from carray.search.train.nets import Net, predict_logits, split_trunk
+from carray.search.train.nets import Net, as_images, predict_logits, split_trunk
 from carray.tensors.batches import balanced_weights, batch_rows, view_batch
 from carray.tensors.block import Block
 
@@ -69,12 +69,18 @@ class Features:
         self._block, self._net, self._lower, self._hyper, self._pixels = block, net, lower, hyper, pixels
         self.views = views
         self._device = net.mean.device
-        digest = hashlib.sha256(json.dumps(_settings(hyper, pixels, net), sort_keys=True).encode())
+        decided_by = {
+            "views": {name: getattr(hyper, name) for name in _VIEW_OF},
+            "evaluation": pixels.model_dump(mode="json"),
+            "net": [net.mean.flatten().tolist(), net.std.flatten().tolist()],
+            "precision": str(forward_precision(self._device)),
+        }
+        digest = hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode())
         for name, value in lower.state_dict().items():
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         # A block in memory, as tests and notebooks make, has no folder.
         self._folder = cache_home() / "features" / block.key / digest.hexdigest()[:16] if block.key else None
-        self._memory: dict[str, npt.NDArray[Any]] = {}
+        self._memory: dict[tuple[str, int | None], npt.NDArray[Any]] = {}
         self._rows = {split: block.of_split(split) for split in ("train", "val")}
 
     def of_rows(self, rows_B: Rows, view: int) -> Tensor:
@@ -97,10 +103,10 @@ class Features:
             yield torch.from_numpy(np.array(values_N[start : start + batch_images])).to(self._device)
 
     def _get(self, split: str, view: int | None) -> npt.NDArray[Any]:
-        name = f"{split}-{'eval' if view is None else f'{view:04d}'}"
-        if name not in self._memory:
-            self._memory[name] = self._compute(split, view) if self._folder is None else self._from_disk(split, view)
-        return self._memory[name]
+        key = split, view
+        if key not in self._memory:
+            self._memory[key] = self._compute(*key) if self._folder is None else self._from_disk(*key)
+        return self._memory[key]
 
     def _from_disk(self, split: str, view: int | None) -> npt.NDArray[Any]:
         """Map a file; while another process computes it, compute later views."""
@@ -122,7 +128,7 @@ class Features:
         try:
             with FileLock(f"{path}.lock", timeout=-1 if wait else 0):
                 if not path.exists():
-                    self._write(path, self._compute(split, view))
+                    _write(path, self._compute(split, view))
         except Timeout:
             return False
         return True
@@ -131,41 +137,24 @@ class Features:
         assert self._folder is not None
         return self._folder / f"{split}-{'eval' if view is None else f'{view:04d}'}.npy"
 
-    def _write(self, path: Path, values_N: npt.NDArray[Any]) -> None:
-        _make_room(path.parent.parent.parent, values_N.nbytes)
-        unfinished = path.with_suffix(".part")  # the lock of `path` is held
-        try:
-            with unfinished.open("wb") as file:
-                np.save(file, values_N, allow_pickle=False)
-            os.replace(unfinished, path)
-        except OSError as err:
-            raise DataError(
-                f"the cached features need {values_N.nbytes / 1e6:.0f} MB in {path.parent}, which cannot be written "
-                f"({err.strerror}); set CARRAY_CACHE to a larger disk, or cached_views to 0."
-            ) from None
-        finally:
-            unfinished.unlink(missing_ok=True)
-
     def _compute(self, split: str, view: int | None) -> npt.NDArray[Any]:
+        """Run the frozen part on a split: random view `view` as float16, evaluation's (None) as float32."""
         rows_N = self._rows[split]
-        values_N: npt.NDArray[Any] | None = None
+        values_N: npt.NDArray[Any] = np.empty(0)
         precision = torch.float32 if view is None else forward_precision(self._device)
         for number, start in enumerate(range(0, len(rows_N), _CHUNK_IMAGES)):
             rows_B = rows_N[start : start + _CHUNK_IMAGES]
-            features_BX = self._forward(self._images(rows_B, split, view, number), precision)
-            if values_N is None:
+            float_BX = self._forward(self._images(rows_B, split, view, number), precision).float().cpu().numpy()
+            if not start:
                 dtype = np.float32 if view is None else np.float16
-                values_N = np.empty((len(rows_N), *features_BX.shape[1:]), dtype=dtype)
+                values_N = np.empty((len(rows_N), *float_BX.shape[1:]), dtype=dtype)
             # A normalised network stays within float16; clipping avoids an infinity all the same.
-            float_BX = features_BX.float().cpu().numpy()
             values_N[start : start + len(rows_B)] = float_BX if view is None else float_BX.clip(-65504, 65504)
-        assert values_N is not None, "check_search refuses a split without rows"
         return values_N
 
     def _images(self, rows_B: Rows, split: str, view: int | None, number: int) -> Tensor:
         if view is None:
-            seen_BHWC = torch.from_numpy(view_batch(self._block, rows_B, self._pixels)).to(self._device)
-            return seen_BHWC.permute(0, 3, 1, 2).float()
+            return as_images(view_batch(self._block, rows_B, self._pixels), self._device)
         seed = int(np.random.default_rng([view, split == "val", number]).integers(2**62))
         pixels_BHWC = torch.from_numpy(self._block.pixels_NHWC[rows_B]).to(self._device)
         return augment(pixels_BHWC, self._hyper, torch.Generator().manual_seed(seed))
@@ -178,11 +167,20 @@ class Features:
             return torch.as_tensor(self._lower(images_BCHW))
 
 
-def _settings(hyper: CnnHyper | TransferHyper, pixels: PixelSettings, net: Net) -> dict[str, Any]:
-    views = {name: getattr(hyper, name) for name in _VIEW_OF}
-    normalised_by = [net.mean.flatten().tolist(), net.std.flatten().tolist()]
-    precision = str(forward_precision(net.mean.device))
-    return {"views": views, "evaluation": pixels.model_dump(mode="json"), "net": normalised_by, "precision": precision}
+def _write(path: Path, values_N: npt.NDArray[Any]) -> None:
+    _make_room(path.parent.parent.parent, values_N.nbytes)
+    unfinished = path.with_suffix(".part")  # the lock of `path` is held
+    try:
+        with unfinished.open("wb") as file:
+            np.save(file, values_N, allow_pickle=False)
+        os.replace(unfinished, path)
+    except OSError as err:
+        raise DataError(
+            f"the cached features need {values_N.nbytes / 1e6:.0f} MB in {path.parent}, which cannot be written "
+            f"({err.strerror}); set CARRAY_CACHE to a larger disk, or cached_views to 0."
+        ) from None
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _size_bytes(path: Path) -> int:
@@ -231,7 +229,7 @@ def choose_source(
 class PixelSource:
     """New random views of the block each epoch, on the network's device."""
 
-    upper: nn.Module
+    upper: Callable[[Tensor], Tensor]
     """Turns the inputs of a batch into embedding_BD."""
 
     def __init__(
@@ -240,7 +238,7 @@ class PixelSource:
         self._net, self._hyper, self._block, self._pixels = net, hyper, block, pixels
         self._rows_N, self._seed = rows_N, seed
         self._device = net.mean.device
-        self.upper = _Images(net)
+        self.upper = net.embed
 
     def batches(self, epoch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs, images_BCHW or their features, and labels_B (int64) of one epoch, on the network's device."""
@@ -293,18 +291,6 @@ class FeatureSource(PixelSource):
 
     def _inputs(self, rows_B: Rows, epoch: int, generator: torch.Generator) -> Tensor:
         return self._features.of_rows(rows_B, epoch - 1)
-
-
-class _Images(nn.Module):
-    """Normalises images and runs the whole trunk."""
-
-    def __init__(self, net: Net) -> None:
-        super().__init__()
-        self._net = [net]  # in a list, so that the network is not a part of this one twice
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        net = self._net[0]
-        return torch.as_tensor(net.trunk(net.normalise(images_BCHW)))
 
 
 def _channels_last(inputs: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from carray.tensors.block import Block
 
 __all__ = [
     "Net",
+    "as_images",
     "build_net",
     "check_stages",
     "freeze",
@@ -69,11 +70,15 @@ class Net(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Compute logits_BK and embedding_BD, float32; with flip_average, in evaluation, averaged with the mirror's."""
-        logits_BK, embedding_BD = self.score(self.trunk(self.normalise(images_BCHW)))
+        logits_BK, embedding_BD = self.score(self.embed(images_BCHW))
         if self.flip_average and not self.training:
-            mirrored_BK, mirrored_BD = self.score(self.trunk(self.normalise(images_BCHW.flip(3))))
+            mirrored_BK, mirrored_BD = self.score(self.embed(images_BCHW.flip(3)))
             return (logits_BK + mirrored_BK) / 2, (embedding_BD + mirrored_BD) / 2
         return logits_BK, embedding_BD
+
+    def embed(self, images_BCHW: Tensor) -> Tensor:
+        """Compute embedding_BD of pixels of 0..255."""
+        return torch.as_tensor(self.trunk(self.normalise(images_BCHW)))
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
         """Bring pixels of 0..255 to the trunk's range."""
@@ -106,14 +111,31 @@ def build_net(hyper: CnnHyper | TransferHyper, *, class_count: int, load_weights
     """Build a network, with trained weights where its hyper asks for them and `load_weights` is on.
 
     Raises:
-        SettingsError: the backbone does not exist, or its weights are not to be had.
+        SettingsError: the backbone does not exist, or its weights cannot be found.
     """
     if isinstance(hyper, CnnHyper):
-        return _build_cnn(hyper, class_count)
-    return _build_transfer(hyper, class_count, load_weights=load_weights)
+        trunk, embedding_size = _build_cnn(hyper)
+        mean, std, weights_from = _CNN_MEAN, _CNN_STD, "none (random)"
+    else:
+        trunk, weights_from = _build_backbone(hyper, load_weights=load_weights)
+        with torch.no_grad():
+            embedding_size = trunk(torch.zeros(1, 3, hyper.input_size, hyper.input_size)).shape[1]
+        mean, std = (trunk.pretrained_cfg[name] for name in ("mean", "std"))
+    net = Net(
+        trunk,
+        embedding_size=embedding_size,
+        class_count=class_count,
+        dropout=hyper.dropout,
+        mean=mean,
+        std=std,
+        flip_average=hyper.flip_average,
+    )
+    net.weights_from = weights_from
+    return net
 
 
-def _build_cnn(hyper: CnnHyper, class_count: int) -> Net:
+def _build_cnn(hyper: CnnHyper) -> tuple[nn.Module, int]:
+    """Build a CNN without its head; gives it and the size of its embedding."""
     layers: list[nn.Module] = []
     channels_in = 3
     for stage in range(hyper.stages):
@@ -121,19 +143,11 @@ def _build_cnn(hyper: CnnHyper, class_count: int) -> Net:
         layers += [*_convolution(channels_in, channels, hyper.kernel, stride=2), nn.ReLU(inplace=True)]
         layers += [_Residual(channels, hyper.kernel) for _ in range(hyper.blocks)]
         channels_in = channels
-    trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return Net(
-        trunk,
-        embedding_size=channels_in,
-        class_count=class_count,
-        dropout=hyper.dropout,
-        mean=_CNN_MEAN,
-        std=_CNN_STD,
-        flip_average=hyper.flip_average,
-    )
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), channels_in
 
 
-def _build_transfer(hyper: TransferHyper, class_count: int, *, load_weights: bool) -> Net:
+def _build_backbone(hyper: TransferHyper, *, load_weights: bool) -> tuple[Any, str]:
+    """Build a timm backbone in evaluation mode; gives it and where its weights come from."""
     options: dict[str, Any] = {"drop_path_rate": hyper.drop_path} if hyper.drop_path else {}
     if takes_one_size(hyper.backbone):
         options["img_size"] = hyper.input_size
@@ -143,21 +157,7 @@ def _build_transfer(hyper: TransferHyper, class_count: int, *, load_weights: boo
                 "size only; leave eval_size out."
             )
     trunk, weights_from = build_trunk(hyper.backbone, hyper.weights if load_weights else "none", **options)
-    trunk.eval()
-    with torch.no_grad():
-        embedding_size = trunk(torch.zeros(1, 3, hyper.input_size, hyper.input_size)).shape[1]
-    seen: Any = trunk.pretrained_cfg
-    net = Net(
-        trunk,
-        embedding_size=embedding_size,
-        class_count=class_count,
-        dropout=hyper.dropout,
-        mean=seen["mean"],
-        std=seen["std"],
-        flip_average=hyper.flip_average,
-    )
-    net.weights_from = weights_from if load_weights else "not loaded"
-    return net
+    return trunk.eval(), weights_from if load_weights else "not loaded"
 
 
 def freeze(net: Net, hyper: CnnHyper | TransferHyper, *, head_only: bool = False) -> None:
@@ -296,9 +296,11 @@ def predict_logits(
     """Compute logits_NK, float32, of evaluation's views of some rows, in their order."""
     net.eval()
     device = next(net.parameters()).device
-    logits: list[Tensor] = []
+    batches = view_batches(block, rows_N, pixels, batch_images=batch_images)
     with torch.inference_mode():
-        for pixels_BHWC, _ in view_batches(block, rows_N, pixels, batch_images=batch_images):
-            images_BCHW = torch.from_numpy(pixels_BHWC).to(device).permute(0, 3, 1, 2).float()
-            logits.append(net(images_BCHW)[0].float().cpu())
-    return torch.cat(logits).numpy()
+        return torch.cat([net(as_images(pixels_BHWC, device))[0].float().cpu() for pixels_BHWC, _ in batches]).numpy()
+
+
+def as_images(pixels_BHWC: npt.NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+    """Convert uint8 pixels to a network's input, float32 images_BCHW in 0..255, on a device."""
+    return torch.from_numpy(pixels_BHWC).to(device).permute(0, 3, 1, 2).float()

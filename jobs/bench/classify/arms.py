@@ -29,7 +29,6 @@ class Arm:
     """The outcome of one run of an arm."""
 
     row: dict[str, Any]
-    finished: Finished
     labels: dict[str, int]
     """Index of each image's likeliest class, by file name; empty if not requested."""
 
@@ -80,15 +79,13 @@ def classify(
         "steady_images_per_second": _rounded(steady_rate(entries)),
         "ray_seconds": finished.result.get("ray_seconds"),
         "first_seconds": finished.result.get("first_seconds"),
-        "worker_peak_mb": round(finished.worker_peak_mb),
-        "worker_pss_mb": round(finished.worker_pss_mb),
     }
     ready = finished.seconds_of_line(_RAY_READY)
     if row["first_seconds"] is None and ready is not None and entries:
         row["first_seconds"] = round(min(entries)[0] - finished.started_at - ready, 2)
     if ready is not None:
         row["ray_ready_seconds"] = round(ready, 2)
-    return Arm(row, finished, _our_labels(bundle, out) if labels else {})
+    return Arm(row, _our_labels(bundle, out) if labels else {})
 
 
 def timm_inference(
@@ -114,7 +111,7 @@ def timm_inference(
     import pandas as pd
 
     table = pd.read_csv(out)
-    return Arm(row, finished, dict(zip(table["filename"], table["index"].astype(int), strict=True)))
+    return Arm(row, dict(zip(table["filename"], table["index"].astype(int), strict=True)))
 
 
 def recipe(bench: Bench, network: Path, source: str, images: int, *, name: str) -> Arm:
@@ -135,11 +132,9 @@ def recipe(bench: Bench, network: Path, source: str, images: int, *, name: str) 
         "runtime": "torch fp32",
         "batch_images": 32,
         "steady_images_per_second": _rounded(images / span_seconds),
-        "worker_peak_mb": round(finished.worker_peak_mb),
-        "worker_pss_mb": round(finished.worker_pss_mb),
         "note": "read_images, torchvision transforms, eager actor, write_parquet",
     }
-    return Arm(row, finished, dict(zip(names, table["predicted_label"].astype(int), strict=True)))
+    return Arm(row, dict(zip(names, table["predicted_label"].astype(int), strict=True)))
 
 
 def _row(finished: Finished, images: int) -> dict[str, Any]:
@@ -149,6 +144,8 @@ def _row(finished: Finished, images: int) -> dict[str, Any]:
         "wall_seconds": round(finished.wall_seconds, 2),
         "core_seconds": round(finished.core_seconds, 1),
         "driver_peak_mb": round(finished.driver_peak_mb),
+        "worker_peak_mb": round(finished.worker_peak_mb) or None,
+        "worker_pss_mb": round(finished.worker_pss_mb) or None,
     }
 
 

@@ -10,6 +10,7 @@ folder, 8 to 16 bytes a key. Cost: about 6 minutes for 100 million keys. Ends wi
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from carray.testing.list_server import list_environment, read_stats, start_lister
 from jobs.bench.rows import Program, run_python
+from jobs.processes import read_proc, size_of
 
 
 def main() -> None:
@@ -71,8 +73,7 @@ def plan(threads: int) -> None:
 
 
 def _memory_mb(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(f"{name}:"))
+    return round(size_of(read_proc(os.getpid(), "status"), name))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from carray.manifest.manifest_file import read_manifest
 from jobs.bench.classify.arms import Arm, TimmSettings, classify, count_images
 from jobs.bench.classify.ceiling import bare_rate, measure_ceiling
 from jobs.bench.classify.peers import measure_local, median_row
-from jobs.bench.classify.setup import Bench, few, full_decode_bundle, pack_random, runtimes_of
+from jobs.bench.classify.setup import Bench, few, full_decode_bundle, pack_random, runtimes_of, whole_folder
 from jobs.bench.classify.watch import fit_line
 from jobs.bench.rows import cores
 
@@ -48,9 +48,9 @@ def measure_scaling(bench: Bench) -> list[dict[str, Any]]:
     for size in bench.sizes:
         row = classify(bench, bundle, bench.folder(size), runtime=runtime, name=f"scaling-{size}").row
         if rows:
-            line = fit_line((rows[-1]["images"], rows[-1]["wall_seconds"]), (size, row["wall_seconds"]))
-            row["startup_seconds"] = round(line.startup_seconds, 2)
-            row["milliseconds_per_image"] = round(1e3 * line.seconds_per_image, 3)
+            startup, slope = fit_line((rows[-1]["images"], rows[-1]["wall_seconds"]), (size, row["wall_seconds"]))
+            row["startup_seconds"] = round(startup, 2)
+            row["milliseconds_per_image"] = round(1e3 * slope, 3)
         elif row["steady_images_per_second"]:
             row["milliseconds_per_image"] = round(1e3 / row["steady_images_per_second"], 3)
         rows.append(_about(bundle) | row | {"part": "scaling"})
@@ -117,11 +117,8 @@ def _enlarge(bench: Bench) -> str:
     photographs = sorted((bench.data / "cars_test").iterdir())[: bench.images]
     folder = bench.work / f"enlarged-{len(photographs)}"
     if not folder.exists():
-        making = folder.with_name(f"{folder.name}.making")
-        making.mkdir(parents=True, exist_ok=True)
-        with ProcessPoolExecutor(cores()) as pool:
+        with whole_folder(folder) as making, ProcessPoolExecutor(cores()) as pool:
             list(pool.map(_enlarge_one, photographs, [making] * len(photographs)))
-        making.rename(folder)
     return str(folder)
 
 

@@ -22,6 +22,7 @@ from carray.core.store.image_bytes import fetch_image
 from carray.core.store.s3 import s3_client
 from carray.testing.object_store import start_store
 from jobs.bench.rows import Program
+from jobs.processes import read_proc, times_of
 
 THREADS = 16
 """Concurrent reads, as in a classification's worker."""
@@ -61,17 +62,12 @@ def measure_reads(photographs: Sequence[Path], folder: Path) -> list[dict[str, A
 
 
 def _measure(read: Callable[[str], object], names: Sequence[str], server: int) -> tuple[float, float, float]:
-    own, its, started = time.process_time(), _cpu_seconds(server), time.monotonic()
+    own, its, started = time.process_time(), times_of(read_proc(server, "stat"))[1], time.monotonic()
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(read, names))
     count = len(names)
-    spent = 1e3 * (time.process_time() - own) / count, 1e3 * (_cpu_seconds(server) - its) / count
+    spent = 1e3 * (time.process_time() - own) / count, 1e3 * (times_of(read_proc(server, "stat"))[1] - its) / count
     return *spent, count / (time.monotonic() - started)
-
-
-def _cpu_seconds(process: int) -> float:
-    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _medians(runs: Sequence[tuple[float, float, float]]) -> dict[str, Any]:

@@ -6,14 +6,15 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from carray.bundle.bundle_folder import BUNDLE_JSON, RUNTIME_FILES, BundleInfo, bundle_id_of, open_bundle
 from carray.images.pixels import PixelSettings, decode, view
-from jobs.bench.rows import run_carray
+from jobs.bench.rows import prepare_cars, run_carray, set_words
 
 EPOCHS = 3
 """Of the network that is trained if no bundle is given."""
@@ -35,12 +36,14 @@ class Bench:
     input_size: int
     given_bundle: str | None
 
+    @property
+    def decode_size(self) -> int:
+        """Return the size to decode at: a margin of an eighth around the input."""
+        return self.input_size * 8 // 7
+
     def manifest(self) -> str:
         """Return the manifest of all photographs."""
-        file = self.work / "manifest.parquet"
-        if not file.exists():
-            run_carray("prepare", self.data, "--out", file)
-        return str(file)
+        return str(prepare_cars(self.data, self.work))
 
     def bundle(self) -> str:
         """Return the given bundle, else one of EfficientNet-Lite0 trained here."""
@@ -51,9 +54,9 @@ class Bench:
             if self.images:  # a try
                 manifest, epochs = str(self.work / "few.parquet"), 1
                 run_carray("prepare", self.data, "--out", manifest, "--balance", 2)
-            sizes = [f"hyper.input_size={self.input_size}", *pixel_words(self.input_size)]
-            settings = [word for setting in sizes for word in ("--set", setting)]
-            run_carray("train", "--manifest", manifest, "--out", run, "--epochs", epochs, *settings)
+            names = ("hyper.input_size", "pixels.input_size", "pixels.decode_size")
+            sizes = set_words(map("{}={}".format, names, (self.input_size, self.input_size, self.decode_size)))
+            run_carray("train", "--manifest", manifest, "--out", run, "--epochs", epochs, *sizes)
             print(f"trained a bundle in {(time.monotonic() - started) / 60:.1f} minutes, {epochs} epochs", flush=True)
         return str(run / "bundle")
 
@@ -71,9 +74,14 @@ class Bench:
         return path
 
 
-def pixel_words(input_size: int) -> list[str]:
-    """Return pixel settings whose decode leaves a margin of an eighth around the input."""
-    return [f"pixels.input_size={input_size}", f"pixels.decode_size={input_size * 8 // 7}"]
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that gets its name when it is filled, so that it is there whole or not at all."""
+    making = folder.with_name(f"{folder.name}.making")
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    yield making
+    making.rename(folder)
 
 
 def link_images(photographs: Sequence[Path], folder: Path, count: int) -> Path:
@@ -81,32 +89,25 @@ def link_images(photographs: Sequence[Path], folder: Path, count: int) -> Path:
 
     The first of each photograph is a copy, and repetitions are hard links to it.
     """
-    if folder.exists():
-        return folder
-    making = folder.with_name(f"{folder.name}.making")
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
-    for i in range(count):
-        photograph = photographs[i % len(photographs)]
-        file = making / f"{i // len(photographs)}-{photograph.parent.name}-{photograph.name}"
-        first = making / f"0-{photograph.parent.name}-{photograph.name}"
-        if i < len(photographs):
-            shutil.copyfile(photograph, file)
-        else:
-            os.link(first, file)
-    return making.rename(folder)
+    if not folder.exists():
+        with whole_folder(folder) as making:
+            for i in range(count):
+                photograph = photographs[i % len(photographs)]
+                name = f"{photograph.parent.name}-{photograph.name}"
+                if i < len(photographs):
+                    shutil.copyfile(photograph, making / f"0-{name}")
+                else:
+                    os.link(making / f"0-{name}", making / f"{i // len(photographs)}-{name}")
+    return folder
 
 
 def few(folder: str, count: int) -> str:
     """Return a folder with the first `count` photographs of another, as hard links."""
     part = Path(f"{folder}-first-{count}")
     if not part.exists():
-        making = part.with_name(f"{part.name}.making")
-        shutil.rmtree(making, ignore_errors=True)
-        making.mkdir()
-        for path in sorted(Path(folder).iterdir())[:count]:
-            os.link(path, making / path.name)
-        making.rename(part)
+        with whole_folder(part) as making:
+            for path in sorted(Path(folder).iterdir())[:count]:
+                os.link(path, making / path.name)
     return str(part)
 
 
@@ -158,7 +159,7 @@ def pack_random(backbone: str, bench: Bench) -> str:
     if (bundle / BUNDLE_JSON).exists():
         return str(bundle)
     torch.manual_seed(0)
-    pixels = PixelSettings(input_size=bench.input_size, decode_size=bench.input_size * 8 // 7)
+    pixels = PixelSettings(input_size=bench.input_size, decode_size=bench.decode_size)
     hyper = TransferHyper(backbone=backbone, weights="none", input_size=bench.input_size)
     photographs = sorted((bench.data / "cars_train").iterdir())[: 2 * PACKING_IMAGES]
     views_NHWC = np.stack([view(decode(path.read_bytes(), pixels).pixels_HWC, pixels) for path in photographs])

@@ -101,7 +101,8 @@ class Idle:
 
 def assign_shards(shards: int, workers: int) -> None:
     """Assign shards to idle workers; prints the seconds to the first answer, and the rate from then on, as JSON."""
-    from carray.classify.worker_on_ray import Pool, run_shards
+    from carray.classify.engine import Pool
+    from carray.classify.worker_on_ray import run_shards
     from carray.core.ray.connect import start_ray
 
     todo = [{"shard": shard, "retry": False} for shard in range(shards)]

@@ -8,15 +8,13 @@ Appends rows to results/tune.csv, one per measured arm, and writes curves to res
     cnn        epochs per core-minute of a small CNN at 64 pixels, both arms
     frozen     of EfficientNet-Lite0 at 160 pixels, training its last two stages
     all        of the whole of it, one epoch on a quarter of the images
-    curves     trains 32 configurations in full, on a quarter of the classes, and replays them; replay: only that, from
-               the committed curves
-    live       one search with ASHA over the same configurations
+    curves     trains 32 configurations in full, on a quarter of the classes
+    live       one search with ASHA over the same configurations, beside those curves
     rung0      rung 0's ranking of backbones and sizes beside the one after training, on half of the classes
     accuracy   one search by jobs/configs/cars-cpu.yaml with its final fit, measured on cars_test once
 
 Cost on two cores: fixed to all 30 minutes, curves and live 10, rung0 5, accuracy 55. `--quick` runs every part on a few
-images in minutes, and writes to the work folder only, whatever `--results` names. Ends with one JSON line;
-`epochs_times_recipe` is the smaller of cnn and frozen.
+images in minutes, and writes to the work folder only, whatever `--results` names. Ends with the rows as one JSON line.
 """
 
 from __future__ import annotations
@@ -29,28 +27,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.rows import CARS, ROOT, Program, check_devkit, cores, run_carray, run_python
+from jobs.bench.rows import Program, cores, prepare_cars, run_carray, run_python
 from jobs.bench.search import curves, rates
 
 CONFIG = "jobs/configs/cars-cpu.yaml"
 _QUICK_CONFIG = "jobs/configs/quick.yaml"
 _QUICK_SEARCH = ["--trials", "2", "--epochs", "1", "--set", "search.refit=true"]
 PARTS = ["fixed", "cnn", "frozen", "all", "curves", "live", "rung0", "accuracy"]
-MORE_PARTS = ["replay"]
 
 
 def main() -> None:
     """Measure what the arguments ask for, and write the results."""
     program = Program(__doc__, "tune.csv")
-    program.option("--data", default=CARS, type=Path, help="Stanford Cars in its devkit's layout")
+    program.cars_options("bench-tune")
     program.option("--manifest", type=Path, help="one that carray prepare made of it already")
-    program.option("--work", default=ROOT / "runs" / "bench-tune", type=Path, help="folder of the searches")
-    program.option("--parts", default=",".join(PARTS), help=f"of {', '.join([*PARTS, *MORE_PARTS])}")
+    program.option("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     program.option("--loaders", default=0, type=int, help="the recipe's DataLoader processes per trial")
     program.option("--quick", action="store_true", help="a few images, to see that it works")
     arguments = program.parse()
     if arguments.manifest is None:
-        check_devkit(program.parser, arguments.data)
+        program.check_cars()
     work = arguments.work.resolve()
     shutil.rmtree(work / "measured", ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
@@ -58,21 +54,20 @@ def main() -> None:
     if arguments.quick:
         arguments.results = work / "results" / "tune.csv"
     done: list[dict[str, Any]] = []
-    for part in program.parts("parts", [*PARTS, *MORE_PARTS]):
+    for part in program.parts("parts", PARTS):
         print(f"== {part}", flush=True)
         rows = _measure(part, arguments, manifest, work / "measured", arguments.results.parent / "tune")
         program.record(rows)
         done += rows
-    print(json.dumps(_summary(done)))
+    print(json.dumps(done))
 
 
 def _manifest(arguments: argparse.Namespace, work: Path) -> str:
-    manifest = arguments.manifest.resolve() if arguments.manifest else work / "manifest.parquet"
-    if not arguments.manifest and not manifest.exists():
-        run_carray("prepare", arguments.data.resolve(), "--out", manifest)
+    manifest = arguments.manifest.resolve() if arguments.manifest else prepare_cars(arguments.data.resolve(), work)
     if not arguments.quick:
         return str(manifest)
-    return rates.first_classes(str(manifest), 6, work / "quick.parquet", train=12, val=4, test=4).uri
+    most = {"train": 12, "val": 4, "test": 4}
+    return rates.keep_images(str(manifest), work / "quick.parquet", classes=6, most=most).uri
 
 
 def _measure(
@@ -86,36 +81,13 @@ def _measure(
         case = (rates.QUICK_CASES if quick else rates.CASES)[part]
         return rates.measure_case(case, manifest, work, loaders=arguments.loaders)
     if part == "curves":
-        row = curves.train_curves(plan, manifest, work, results)
-        return [row, *curves.replay_curves(results)[0]]
-    if part == "replay":
-        return curves.replay_curves(results)[0]
+        return [curves.train_curves(plan, manifest, work, results)]
     if part == "live":
-        return curves.run_live(plan, manifest, work, results, curves.replay_curves(results)[1])
+        return curves.run_live(plan, manifest, work, results)
     if part == "rung0":
         return [rates.measure_rung0(manifest, work, results, quick=quick)]
     config, extra = (_QUICK_CONFIG, _QUICK_SEARCH) if quick else (CONFIG, [])
     return [measure_accuracy(manifest, work, config=config, extra=extra)]
-
-
-def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the main figures; null where the part was not run."""
-
-    def of(part: str, arm: str, name: str) -> Any:
-        return next((row.get(name) for row in rows if row["part"] == part and row["arm"] == arm), None)
-
-    times = [of(part, "carray", "times_recipe") for part in ("cnn", "frozen")]
-    return {
-        "epochs_times_recipe": None if None in times else min(times),
-        "sooner_times_unpruned": of("replay", "asha", "sooner_times"),
-        "sooner_interval": [of("replay", "asha", "sooner_low"), of("replay", "asha", "sooner_high")],
-        "sooner_live": of("live", "asha", "sooner_times"),
-        "all_times_recipe": of("all", "carray", "times_recipe"),
-        "fixed_seconds_per_trial": of("fixed_frozen", "carray", "fixed_seconds_per_trial"),
-        "rung0_spearman": of("rung0", "carray", "spearman"),
-        "test_top1": of("accuracy", "carray", "test_top1"),
-        "total_minutes": of("accuracy", "carray", "total_minutes"),
-    }
 
 
 def measure_accuracy(manifest: str, work: Path, *, config: str, extra: Sequence[str] = ()) -> dict[str, Any]:

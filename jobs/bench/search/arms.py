@@ -52,10 +52,14 @@ class Measured:
     run: str
     """carray's run folder; empty for the recipe."""
 
+    def rate(self, cores: int) -> float:
+        """Return the epochs per core-minute of the whole search on so many cores."""
+        return len(self.epochs) / (self.wall_seconds / 60 * cores)
+
     @property
-    def epoch_seconds(self) -> float:
-        """Return the seconds of all epochs of all trials."""
-        return float(sum(epoch["seconds"] for epoch in self.epochs))
+    def steady_rate(self) -> float:
+        """Return the epochs per core-minute of training alone."""
+        return len(self.epochs) / (sum(epoch["seconds"] for epoch in self.epochs) / 60)
 
 
 def measure(arm: Arm, folder: Path) -> Measured:

@@ -9,9 +9,9 @@ Not yet run. Cost: the time budget of the configuration (20 minutes), and a few 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from jobs.bench.rows import CARS, ROOT, Program, check_devkit, run_carray
+from jobs.bench.cars import learn
+from jobs.bench.rows import Program, set_words
 
 CONFIG = "jobs/configs/cars-gpu.yaml"
 
@@ -19,34 +19,19 @@ CONFIG = "jobs/configs/cars-gpu.yaml"
 def main() -> None:
     """Search, measure, and append a row."""
     program = Program(__doc__, "gpu.csv")
-    program.option("--data", default=CARS, type=Path, help="Stanford Cars in its devkit's layout")
-    program.option("--work", default=ROOT / "runs" / "gpu", type=Path, help="folder of manifest, run and so on")
+    program.cars_options("gpu")
     program.option("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the search")
     given = program.parse()
     import torch
 
     if not torch.cuda.is_available():
         program.parser.error(f"torch {torch.__version__} sees no GPU; run it on a machine with one.")
-    check_devkit(program.parser, given.data)
+    program.check_cars()
     program.accelerator = torch.cuda.get_device_name()
     work = given.work.resolve()
-    manifest, run = work / "manifest.parquet", work / "run"
-    if not manifest.exists():
-        run_carray("prepare", given.data.resolve(), "--out", manifest)
-    changes = [word for setting in given.set for word in ("--set", setting)]
-    found = run_carray("tune", "--manifest", manifest, "--out", run, "--config", CONFIG, *changes)
-    run_carray("evaluate", found["bundle"], "--manifest", manifest, "--out", work / "evaluation")
-    metrics = json.loads((work / "evaluation" / "metrics.json").read_text())
-    row = {
-        "torch": torch.__version__,
-        "trials": found["trials"],
-        "epochs": len(list((run / "log").glob("*.json"))),
-        "spent_minutes": round(found["spent"]["minutes"], 1),
-        "winner": found["best_trial"],
-        "val_top1": round(found["best_val_top1"], 4),
-        "test_images": metrics["images"],
-        "test_top1": metrics["top1"],
-    }
+    work.mkdir(parents=True, exist_ok=True)
+    figures = learn(given.data.resolve(), work, ["--config", CONFIG, *set_words(given.set)])
+    row = {"torch": torch.__version__, **figures}
     program.record([row])
     print(json.dumps(row))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,6 @@ from carray.manifest.manifest_file import Manifest, read_manifest, write_manifes
 from jobs.bench.rows import cores, write_rows
 from jobs.bench.search.arms import Arm, Measured, measure
 
-ALL = 1_000_000
-"""More images than any class has."""
 _PLAIN = {"colour_jitter": 0.0, "crop_scale": 0.7, "crop_stretch": 1.1, "flip": True, "batch_images": 32}
 """Views with a counterpart in torchvision."""
 _SMALL_CNN = {"family": "cnn", "input_size": 64, "stages": 4, "width": 8, "blocks": 1, **_PLAIN}
@@ -70,7 +69,7 @@ QUICK_CASES = {
 
 def measure_case(case: Case, manifest: str, work: Path, *, loaders: int) -> list[dict[str, Any]]:
     """Measure both arms of a case in turn, as often as the case says; returns a row of medians for each."""
-    images = share_of_images(manifest, case.share, work / f"{case.name}-{case.share:g}.parquet")
+    images = keep_images(manifest, work / f"{case.name}-{case.share:g}.parquet", share=case.share)
     arms = {
         "carray": Arm("carray", images.uri, _settings(case, case.trials, case.epochs), _configurations(case)),
         "recipe": _recipe_arm(case, images.uri, loaders),
@@ -92,8 +91,8 @@ def measure_case(case: Case, manifest: str, work: Path, *, loaders: int) -> list
                 "epochs": statistics.median(len(run.epochs) for run in runs),
                 "repeats": case.repeats,
                 "wall_seconds": round(statistics.median(run.wall_seconds for run in runs), 1),
-                "epochs_per_core_minute": statistics.median(_whole_rate(run, in_use) for run in runs),
-                "steady_epochs_per_core_minute": statistics.median(_steady_rate(run) for run in runs),
+                "epochs_per_core_minute": statistics.median(run.rate(in_use) for run in runs),
+                "steady_epochs_per_core_minute": statistics.median(run.steady_rate for run in runs),
             }
         )
     return _with_ratios(case, rows, loaders)
@@ -120,7 +119,7 @@ def measure_fixed(manifest: str, work: Path, *, quick: bool) -> list[dict[str, A
 
     One trial runs at a time, one epoch of 16 images.
     """
-    images = few_images(manifest, work / "few.parquet")
+    images = keep_images(manifest, work / "few.parquet", classes=2, most={"train": 8, "val": 2})
     rows: list[dict[str, Any]] = []
     for net in ("cnn", "frozen"):
         case = (QUICK_CASES if quick else CASES)[net]
@@ -167,14 +166,6 @@ def _settings(case: Case, trials: int, epochs: int, **search: Any) -> dict[str, 
     }
 
 
-def _whole_rate(run: Measured, in_use: int) -> float:
-    return len(run.epochs) / (run.wall_seconds / 60 * in_use)
-
-
-def _steady_rate(run: Measured) -> float:
-    return len(run.epochs) / (run.epoch_seconds / 60)
-
-
 def measure_rung0(manifest: str, work: Path, results: Path, *, quick: bool) -> dict[str, Any]:
     """Compare rung 0's ranking of candidates with that after short trainings; writes rung0.csv, returns a row.
 
@@ -192,7 +183,7 @@ def measure_rung0(manifest: str, work: Path, results: Path, *, quick: bool) -> d
         "pixels": {"decode_size": max(sizes) + 24, "input_size": max(sizes)},
         "families": {"transfer": {}},
     }
-    images = first_classes(manifest, RUNG0_CLASSES, work / "rung0.parquet")
+    images = keep_images(manifest, work / "rung0.parquet", classes=RUNG0_CLASSES)
     measured = measure(Arm("carray", images.uri, settings, hypers), work / "rung0")
     listed = json.loads(Path(measured.run, "probes.json").read_text())
     probes = {(probe["backbone"], probe["input_size"]): probe for probe in listed}
@@ -227,37 +218,25 @@ def _image_counts(images: Manifest) -> dict[str, int]:
     return {"train_images": counts["train"], "val_images": counts["val"]}
 
 
-def share_of_images(manifest: str, share: float, out: Path) -> Manifest:
-    """Keep a share of each class's training and validation images, at least two and one."""
-    source = read_manifest(manifest)
-    rows = source.usable
-    parts = []
-    for (_, split), group in rows[rows["split"] != "test"].groupby(["label", "split"], sort=False):
-        parts.append(group.head(max(2 if split == "train" else 1, round(share * len(group)))))
-    return _write(source, pd.concat(parts), out)
-
-
-def few_images(manifest: str, out: Path) -> Manifest:
-    """Keep 8 training and 2 validation images of each of the first two classes."""
-    return first_classes(manifest, 2, out, train=8, val=2)
-
-
-def first_classes(
-    manifest: str, classes: int, out: Path, *, train: int = ALL, val: int = ALL, test: int = 0
+def keep_images(
+    manifest: str, out: Path, *, classes: int | None = None, share: float = 1.0, most: Mapping[str, int] = {}
 ) -> Manifest:
-    """Keep at most so many images of each of the first classes."""
+    """Write a manifest of a part of another's images; returns it.
+
+    Args:
+        manifest: The other manifest.
+        out: File to write.
+        classes: Only the first so many classes.
+        share: Of each class's training and validation images, at least two and one.
+        most: At most so many images of each class, by split.
+    """
     source = read_manifest(manifest)
     kept = source.classes[:classes]
-    rows = source.usable
-    rows = rows[rows["label"].isin(kept)]
-    parts = [
-        group.head({"train": train, "val": val, "test": test}[str(split)])
-        for (_, split), group in rows.groupby(["label", "split"], sort=False)
-    ]
-    return _write(source, pd.concat(parts), out, classes=kept)
-
-
-def _write(source: Manifest, rows: pd.DataFrame, out: Path, classes: list[str] | None = None) -> Manifest:
+    rows = source.usable[source.usable["label"].isin(kept)]
+    parts = []
+    for (_, split), group in rows.groupby(["label", "split"], sort=False):
+        count = max(2 if split == "train" else 1, round(share * len(group)))
+        parts.append(group.head(min(count, most.get(str(split), 0 if split == "test" else count))))
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_manifest(rows.sort_index(), str(out), classes=classes or source.classes, crop_boxes=source.crop_boxes)
+    write_manifest(pd.concat(parts).sort_index(), str(out), classes=kept, crop_boxes=source.crop_boxes)
     return read_manifest(str(out))

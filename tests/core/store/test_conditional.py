@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from carray.core.errors import StorageError
-from carray.core.store import conditional, files
-from carray.core.store.conditional import create, read_version, remove, replace
+from carray.core.store import files, objects
+from carray.core.store.conditional import create, keeps_conditions, read_version, replace
 from carray.testing.fault_proxy import Rule, start_proxy
 
 
@@ -41,8 +41,8 @@ def test_only_the_version_that_was_read_is_replaced(root):
     assert second and second != first
     assert replace(uri, b"third", first) is None
     assert read_version(uri) == (b"second", second)
-    remove(uri)
-    remove(uri)
+    files.delete(uri)
+    files.delete(uri)
     assert replace(uri, b"third", second) is None
     assert not files.exists(uri)
 
@@ -98,14 +98,32 @@ def test_a_disk_without_links_takes_a_look_instead(tmp_path, monkeypatch):
 
 
 def test_a_store_without_conditions_takes_a_look_instead(s3, monkeypatch):
-    def refuse(bucket, key, data, **condition):
-        raise conditional.NoConditions("NotImplemented")
+    real = objects.put_object
 
-    monkeypatch.setattr(conditional, "put_object", refuse)
+    def refuse(uri, data, *, mode=None):
+        if mode:
+            raise objects.NoConditions("NotImplemented")
+        return real(uri, data)
+
+    monkeypatch.setattr(objects, "put_object", refuse)
     first = create(f"{s3}/a", b"first")
     assert first and create(f"{s3}/a", b"second") is None
     assert replace(f"{s3}/a", b"second", "another") is None
     assert replace(f"{s3}/a", b"second", first) == read_version(f"{s3}/a")[1]
+
+
+def test_a_store_that_keeps_refuses_or_ignores_conditions_is_known(root, s3, s3_server, monkeypatch):
+    create(f"{root}/a", b"mine")
+    assert keeps_conditions(f"{root}/a", b"mine")
+    create(f"{s3}/a", b"mine")
+    real = objects.put_object
+    with start_proxy(s3_server.endpoint) as proxy:
+        proxy.add(Rule("answer", method="PUT", status=501, code="NotImplemented"))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        assert not keeps_conditions(f"{s3}/a", b"mine")
+        proxy.withdraw()
+        monkeypatch.setattr(objects, "put_object", lambda uri, data, *, mode: real(uri, data))
+        assert not keeps_conditions(f"{s3}/a", b"mine")
 
 
 def test_refusals_are_sentences_and_do_not_wait(s3, monkeypatch):

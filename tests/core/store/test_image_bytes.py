@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 import pytest
 
 from carray.core.errors import DecodeError, FetchError, StorageError
-from carray.core.store import files, s3
+from carray.core.store import files, image_bytes, s3
 from carray.core.store.files import TRIES
 from carray.core.store.image_bytes import fetch_image, is_image_key, key_suffix
 from carray.core.store.listing import list_keys
@@ -168,8 +168,15 @@ class _Store(http.server.BaseHTTPRequestHandler):
     faults: ClassVar[list[str]]
     asked: ClassVar[list[tuple[str, str]]]
     key_service: ClassVar[bool] = False
+    region: ClassVar[str] = ""
+
+    def do_HEAD(self):
+        self.do_GET()
 
     def do_GET(self):
+        if self.region and f"/{self.region}/s3" not in self.headers["Authorization"]:
+            self._answer(301, b"<Error><Code>PermanentRedirect</Code></Error>")
+            return
         parts = urlsplit(self.path)
         key = unquote(parts.path).removeprefix("/bucket").removeprefix("/")
         if key:
@@ -205,8 +212,10 @@ class _Store(http.server.BaseHTTPRequestHandler):
         self.send_header("ETag", f'"{len(body):032x}"' if self.key_service else f'"{len(body)}"')
         if self.key_service:
             self.send_header("x-amz-server-side-encryption", "aws:kms")
+        if self.region:
+            self.send_header("x-amz-bucket-region", self.region)
         self.end_headers()
-        self.wfile.write(body[:sent])
+        self.wfile.write(b"" if self.command == "HEAD" else body[:sent])
         if sent is not None:
             self.close_connection = True
 
@@ -243,12 +252,6 @@ def store(served):
     return kind
 
 
-@pytest.fixture(autouse=True)
-def rested(monkeypatch):
-    """Let no test's failures send the next one's fast reads to rest."""
-    monkeypatch.setattr(s3, "_rest", s3._Rest())
-
-
 def test_keys_with_empty_parts_and_trailing_slashes(store):
     store.objects |= {"in//a.jpg": b"double", "in/a.jpg": b"single", "in/b.jpg/": b"trailing", "in//": b"folder"}
     keys = [key.uri for key in list_keys("s3://bucket/in")]
@@ -256,7 +259,7 @@ def test_keys_with_empty_parts_and_trailing_slashes(store):
     assert [fetch_image(uri).data for uri in keys] == [store.objects[key] for key in sorted(store.objects)]
 
 
-def test_plain_keys_come_by_the_fast_way_and_the_others_by_botocore_s(store):
+def test_plain_keys_come_through_obstore_and_the_others_through_botocore(store):
     keys = ["in/a b+%41.jpg", "ü.jpg", "in//a.jpg", "in/b.jpg/", "in/../c.jpg", "./d.jpg", "new\nline.jpg"]
     store.objects |= {key: key.encode() for key in keys}
     assert [fetch_image(f"s3://bucket/{key}").data for key in keys] == [key.encode() for key in keys]
@@ -269,32 +272,37 @@ def test_an_absent_object_costs_one_request(store):
     assert [way for _, way in store.asked] == ["obstore"]
 
 
-def test_what_the_fast_way_refuses_botocore_explains_at_once(store):
-    store.faults.extend(["denied"] * 2)
+def test_a_refusal_is_explained_and_costs_one_request(store):
+    store.faults.append("denied")
     with pytest.raises(FetchError, match=r"refused the object \(AccessDenied\); s3:GetObject is needed"):
         fetch_image("s3://bucket/a.jpg")
-    assert [way for _, way in store.asked] == ["obstore", "botocore"]
-
-
-def test_the_fast_way_rests_while_it_is_of_no_use(store, monkeypatch):
-    store.objects["a.jpg"] = b"whole image"
-    for _ in range(s3.FAILURES):
-        store.faults.append("cut")
-        fetch_image("s3://bucket/a.jpg")
-    store.asked.clear()
-    fetch_image("s3://bucket/a.jpg")
-    assert store.asked == [("a.jpg", "botocore")]
-    monkeypatch.setattr(s3, "REST_SECONDS", 0.0)
-    s3.note_fast(went_well=False)
-    fetch_image("s3://bucket/a.jpg")
-    assert store.asked[1:] == [("a.jpg", "obstore")]
+    assert [way for _, way in store.asked] == ["obstore"]
 
 
 def test_an_etag_of_a_key_service_is_no_md5_and_the_bytes_are_right(store, etags):
     store.objects["a.jpg"], store.key_service = b"whole image", True
-    for _ in range(s3.FAILURES + 2):
+    for _ in range(3):
         assert fetch_image("s3://bucket/a.jpg").data == b"whole image"
-    assert [way for _, way in store.asked[-2:]] == ["botocore", "botocore"], "it no longer reads twice"
+    assert [way for _, way in store.asked] == ["obstore", "botocore"] * 3, "botocore sees the header, and nothing twice"
+
+
+def test_a_bucket_of_another_region_is_read_there(store, monkeypatch):
+    monkeypatch.setattr(s3, "_regions", {})
+    store.objects["a.jpg"], store.region = b"whole image", "eu-north-1"
+    assert fetch_image("s3://bucket/a.jpg").data == b"whole image"
+    store.asked.clear()
+    assert fetch_image("s3://bucket/a.jpg").data == b"whole image"
+    assert store.asked == [("a.jpg", "obstore")]
+
+
+def test_a_forked_process_reads_through_botocore(store):
+    store.objects["a.jpg"] = b"whole image"
+    fetch_image("s3://bucket/a.jpg")
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if fetch_image("s3://bucket/a.jpg").data == b"whole image" else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert [way for _, way in store.asked] == ["obstore", "botocore"]
 
 
 @pytest.mark.parametrize(
@@ -352,7 +360,7 @@ class _TwoVersions(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def etags(monkeypatch):
-    monkeypatch.setattr(s3, "_etags", s3._Etags())
+    monkeypatch.setattr(image_bytes, "_etags", image_bytes._Etags())
 
 
 def test_bytes_that_are_not_the_etag_s_are_read_again(served, etags):
@@ -367,7 +375,7 @@ def test_torn_bytes_are_never_taken_where_etags_are_md5(served, etags):
     served(kind)
     assert fetch_image("s3://bucket/a.jpg").data == b"new version"
     kind.torn = 1_000
-    for _ in range(s3._Etags.MISSES + 1):
+    for _ in range(image_bytes._Etags.MISSES + 1):
         with pytest.raises(FetchError, match="not those of the object's etag"):
             fetch_image("s3://bucket/a.jpg")
 
@@ -375,9 +383,9 @@ def test_torn_bytes_are_never_taken_where_etags_are_md5(served, etags):
 def test_a_store_whose_etags_are_no_md5_is_read_twice_only_until_that_is_known(served, etags):
     kind = type("Other", (_TwoVersions,), {"etag": "0" * 32})
     served(kind)
-    for _ in range(s3._Etags.MISSES + 2):
+    for _ in range(image_bytes._Etags.MISSES + 2):
         assert fetch_image("s3://bucket/a.jpg").etag == "0" * 32
-    assert kind.reads == 2 * s3._Etags.MISSES + 2
+    assert kind.reads == 2 * image_bytes._Etags.MISSES + 2
 
 
 @pytest.mark.parametrize(("faults", "outcome"), [(2, "read"), (50, "stopped")])

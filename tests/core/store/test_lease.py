@@ -12,8 +12,9 @@ import time
 import pytest
 
 from carray.core.errors import BudgetError
+from carray.core.store import conditional
 from carray.core.store import lease as leases
-from carray.core.store.files import exists, join, read_json, write_json
+from carray.core.store.files import exists, join, read_json, write_bytes, write_json
 from carray.core.store.lease import hold_run, process_space
 
 
@@ -26,7 +27,7 @@ def out(request, tmp_path):
 def short(monkeypatch):
     monkeypatch.setattr(leases, "PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr(leases, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(leases, "SETTLE_SECONDS", {"local": 0.05, "s3": 0.2})
+    monkeypatch.setattr(leases, "SETTLE_SECONDS", 0.2)
 
 
 def note_of(pid, host=None, **more):
@@ -90,8 +91,7 @@ def test_whoever_lost_the_run_stops_and_leaves_the_note(out, short):
 
 
 def test_of_many_that_begin_together_one_has_the_run(out, short, monkeypatch):
-    """All find the folder free; the last to write has it, which all of them see."""
-    monkeypatch.setattr(leases, "SETTLE_SECONDS", {"local": 1.0, "s3": 1.0})
+    """All find the folder free; the first to create the note has it."""
     barrier, ended, held, refused = threading.Barrier(4), threading.Barrier(4), [], []
 
     def begin():
@@ -110,3 +110,24 @@ def test_of_many_that_begin_together_one_has_the_run(out, short, monkeypatch):
     for thread in threads:
         thread.join()
     assert (len(held), len(refused)) == (1, 3)
+
+
+def test_a_store_that_ignores_conditions_is_found_out_and_said(out, short, monkeypatch, capfd):
+    """The last to write has the run, as the other one sees when it looks."""
+
+    def ignore(uri, data, etag, *, durable):
+        write_bytes(uri, data)
+        return "any"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conditional, "_write_once", ignore)
+        with hold_run(out, what="tune") as lease:
+            assert "without conditional writes (If-None-Match)" in capfd.readouterr().err
+            deadline = time.monotonic() + 10
+            with pytest.raises(BudgetError, match="was taken over by another driver"):
+                while time.monotonic() < deadline:
+                    write_json(join(out, "driver.json"), note_of(1, host="elsewhere"))
+                    lease.check()
+                    time.sleep(0.01)
+    with hold_run(f"{out}2", what="tune"):
+        assert "conditional writes" not in capfd.readouterr().err

@@ -1,22 +1,23 @@
-"""Classifies a source on Ray: the whole job, from a folder, bucket or table to a folder of predictions.
+"""Classifies a source: the whole job, from a folder, bucket or table to a folder of predictions.
 
 Rows out are images in, counted in the ledger and in the files; the same call again resumes; a worker that dies costs at
 most the shards it had in hand; one driver at a time (lease). Scoring begins while the listing goes on: in rounds, each
-over what was listed when it began, so that there are few. Cost: see results/classify.csv.
+over what was listed when it began, so that there are few. Its processes are those of an engine: local or Ray's
+(engine). Cost: see results/classify.csv.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
-from os import cpu_count
-from pathlib import Path
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 from carray.bundle.bundle_folder import BundleInfo, open_bundle
 from carray.classify.attempts import forget_attempts
+from carray.classify.engine import SHARDS_IN_HAND, Engine, Pool, Shards, size_pool
 from carray.classify.ledger import (
     LedgerEntry,
     RunRecord,
@@ -25,16 +26,16 @@ from carray.classify.ledger import (
     read_run,
     recover_ledger,
 )
+from carray.classify.local import start_local, visible_gpus
 from carray.classify.plan import Plan, describe_run, open_plan
 from carray.classify.predictions_folder import ClassifySettings, record_place
 from carray.classify.since import EarlierRun
-from carray.classify.worker_on_ray import SHARDS_IN_HAND, run_shards, size_pool
 from carray.core.errors import BudgetError, SettingsError, StorageError
 from carray.core.exit_lines import advise, stopping_in_order
+from carray.core.limits import MOST_WORKERS
 from carray.core.progress import Progress, breaking_silence, say
-from carray.core.ray.connect import RunningRay, is_cluster, start_ray, used_text
 from carray.core.ray.metrics import Meter
-from carray.core.store.aws import aws_environment
+from carray.core.ray.resources import is_cluster
 from carray.core.store.files import absolute, delete, write_json
 from carray.core.store.lease import Lease, hold_run
 
@@ -61,34 +62,46 @@ def classify(bundle: str, source: str, *, out: str, settings: ClassifySettings |
     bundle, source, out = (absolute(uri).rstrip("/") or "/" for uri in (bundle, source, out))
     info = open_bundle(bundle)
     with ExitStack() as stack:
-        # Only a cluster knows whether it has GPUs; a Ray of our own starts when there is something to score.
-        needs = {"CPU": 1.0, "GPU": float(settings.device == "cuda")}
-        running = stack.enter_context(start_ray(worker=needs)) if is_cluster() else None
-        device = _device(settings, running)
+        # A private Ray starts only when there is something to score.
+        engine = _open_engine(settings, stack)
+        device = _device(settings, engine)
         wanted = describe_run(info, bundle, source, _pinned(out, info, settings), device=device)
         check_folder(out, wanted)
         if wanted.since is not None:
             EarlierRun(wanted.since, wanted.bundle_id)  # refuses what is none before anything is listed
         lease = stack.enter_context(hold_run(out, record_place(out, "driver.json"), what="classify"))
-        workers = settings.workers or (running.cpus if running else cpu_count() or 1)
+        workers = settings.workers or (engine.resources.cpus if engine else os.cpu_count() or 1)
         plan = stack.enter_context(open_plan(out, wanted, settings, uses_boxes=info.uses_boxes, workers=workers))
         job = _Job(bundle, out, wanted, settings, device, lease, plan)
         if job.is_done():
             say(f"classify: nothing to do, all {plan.images:,} images of {out} are scored")
         else:
-            # Left after a Ray of our own, whose workers write no more then.
+            # Left after a private Ray, whose workers write no more then.
             stack.enter_context(_blameless(out, lease.token))
             began = time.monotonic()
-            running = running or stack.enter_context(start_ray())
-            job.score(running, ray_seconds=time.monotonic() - began)
+            engine = engine or stack.enter_context(_ray_engine(settings))
+            job.score(engine, ray_seconds=time.monotonic() - began)
         return job.finish(started)
 
 
-def _device(settings: ClassifySettings, running: RunningRay | None) -> str:
+def _open_engine(settings: ClassifySettings, stack: ExitStack) -> Engine | None:
+    """Open the engine that the settings name; None for a private Ray, which is yet to be started."""
+    if settings.engine == "local" or (settings.engine == "auto" and not is_cluster()):
+        return stack.enter_context(start_local())
+    # Only a cluster knows whether it has GPUs.
+    return stack.enter_context(_ray_engine(settings)) if is_cluster() else None
+
+
+def _ray_engine(settings: ClassifySettings) -> AbstractContextManager[Engine]:
+    from carray.classify.worker_on_ray import start_on_ray
+
+    return start_on_ray({"CPU": 1.0, "GPU": float(settings.device == "cuda")})
+
+
+def _device(settings: ClassifySettings, engine: Engine | None) -> str:
     if settings.device != "auto":
         return settings.device
-    there = running.gpus if running else len(list(Path("/dev").glob("nvidia[0-9]*")))
-    return "cuda" if there else "cpu"
+    return "cuda" if (engine.resources.gpus if engine else visible_gpus()) else "cpu"
 
 
 def _pinned(out: str, info: BundleInfo, settings: ClassifySettings) -> ClassifySettings:
@@ -125,17 +138,18 @@ class _Job:
             if entry.shard not in self._again:
                 self._watch.see(entry)
         self._scored, self._finished = 0, len(done)
-        self._ray_seconds = self._ray_ready = self._first = 0.0
+        self._engine: str | None = None
+        self._ray_seconds = self._engine_ready = self._first = 0.0
 
     def is_done(self) -> bool:
         """Say whether every image has its row, and none is to be tried again."""
         return self._plan.complete and len(self._begun) == self._plan.shards and not self._retries
 
-    def score(self, running: RunningRay, *, ray_seconds: float) -> None:
+    def score(self, engine: Engine, *, ray_seconds: float) -> None:
         """Score what is missing, in rounds, until the listing has ended and all of it is scored."""
-        self._ray_seconds, self._ray_ready = ray_seconds, time.monotonic()
+        self._engine, self._ray_seconds, self._engine_ready = engine.name, ray_seconds, time.monotonic()
         delete(record_place(self._out, "done.json"))
-        self._metrics = _Metrics(Meter(self._out, private=running.private))
+        self._metrics = _Metrics(Meter(self._out, private=engine.resources.private))
         if self._begun:
             left = len([1 for shard in range(self._plan.shards) if shard not in self._begun])
             say(f"classify: {len(self._begun):,} shards are done already, {left:,} of those listed so far are left")
@@ -143,11 +157,11 @@ class _Job:
         with (
             stopping_in_order(_STOPPED),
             Progress("classify", total=None) as progress,
-            breaking_silence(_waiting_text) as hear,
+            breaking_silence(lambda: f"no shard has come back; {engine.usage()}") as hear,
         ):
-            self._wait_for_some(running)
+            self._wait_for_some(engine)
             while todo := self._next_round():
-                with closing(self._round(running, todo)) as entries:
+                with closing(self._round(engine, todo)) as entries:
                     for entry in entries:
                         hear()
                         self._take(entry, progress)
@@ -161,6 +175,7 @@ class _Job:
             "run_id": self._run.run_id,
             "bundle_id": self._run.bundle_id,
             "runtime": self._run.runtime,
+            "engine": self._engine,
             "images": totals.images,
             **{name: counts[name] for name in ("rows", "ok", "fetch_errors", "decode_errors", "known")},
             "repeated": totals.repeated,
@@ -168,7 +183,7 @@ class _Job:
             "seconds": round(seconds, 3),
             "images_per_second": round(self._scored / seconds, 2),
             "ray_seconds": round(self._ray_seconds, 3),
-            "first_seconds": round(self._first - self._ray_ready, 3) if self._first else None,
+            "first_seconds": round(self._first - self._engine_ready, 3) if self._first else None,
             "out": self._out,
         }
         self._lease.check()
@@ -199,13 +214,16 @@ class _Job:
             f"OUT={self._out}"
         )
 
-    def _wait_for_some(self, running: RunningRay) -> None:
+    def _wait_for_some(self, engine: Engine) -> None:
+        """Wait until the first round has something for every worker to do; meanwhile the workers start."""
         until = time.monotonic() + _FIRST_ROUND_SECONDS
-        enough = (self._settings.workers or running.cpus) * SHARDS_IN_HAND
+        pool = self._pool(engine, MOST_WORKERS)
+        engine.prepare(self._worker_job(pool), pool)
+        enough = pool.workers * SHARDS_IN_HAND
         while not self._plan.complete and self._plan.shards < enough and time.monotonic() < until:
             self._plan.wait(self._plan.shards, timeout_seconds=0.1)
 
-    def _next_round(self) -> list[dict[str, Any]]:
+    def _next_round(self) -> Shards:
         """Give the shards that were listed and not begun, as soon as there are any; none when all are done."""
         retries = [{"shard": entry.shard, "retry": True} for entry in self._retries]
         self._retries = []
@@ -217,19 +235,23 @@ class _Job:
                 return [{"shard": shard, "retry": False} for shard in todo] + retries
             self._plan.wait(shards)
 
-    def _round(self, running: RunningRay, todo: list[dict[str, Any]]) -> Generator[LedgerEntry]:
-        pool = size_pool(running, self._settings, shards=len(todo), device=self._device)
-        say(f"classify: {len(todo):,} shards, {pool}, runtime {self._run.runtime}")
-        job = {
+    def _round(self, engine: Engine, todo: Shards) -> Generator[LedgerEntry]:
+        pool = self._pool(engine, len(todo))
+        say(f"classify: {len(todo):,} shards, {pool}, engine {engine.name}, runtime {self._run.runtime}")
+        return engine.run_shards(self._worker_job(pool), todo, pool)
+
+    def _pool(self, engine: Engine, shards: int) -> Pool:
+        return size_pool(engine.resources, self._settings, shards=shards, device=self._device)
+
+    def _worker_job(self, pool: Pool) -> dict[str, Any]:
+        settings = self._settings.model_copy(update={"threads": pool.cpus, "device": self._device})
+        return {
             "bundle": self._bundle,
             "out": self._out,
-            "run": self._run.model_dump(),
-            "settings": self._settings.model_copy(update={"threads": pool.cpus, "device": self._device}).model_dump(),
+            "run": self._run.model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json"),
             "driver": self._lease.token,
-            # Workers of our own private Ray are this user's processes; a cluster has credentials of its own.
-            "environment": dict(aws_environment()) if running.private else {},
         }
-        return run_shards(job, todo, pool)
 
 
 FEWEST_IMAGES = 200
@@ -302,13 +324,6 @@ class _Metrics:
         self._meter.record("carray_classify_worker_peak_memory_bytes", self._peak_bytes)
         self._meter.record("carray_classify_shards_finished", finished)
         self._meter.record("carray_classify_shards_listed", listed)
-
-
-def _waiting_text() -> str:
-    return (
-        f"no shard has come back, {used_text()}; large shards take minutes, but where that lasts, see `ray status` and "
-        "the nodes' memory: workers may be waited for, or be lost as fast as they start"
-    )
 
 
 @contextmanager
