@@ -8,7 +8,7 @@ PYTHON ?= python3
 ARGS ?=
 PACKAGES := carray jobs tests
 BENCHES := cars search search.gpu classify classify.decode classify.s3 classify.listing evaluate query scale estimate
-# Tests run in a process a core; what shares the run's Ray stays in one of them (tests/conftest.py).
+# One process of tests per core; all tests that share the run's Ray are in the same one (tests/conftest.py).
 PARALLEL := -n logical --maxprocesses 4
 
 LOCK ?= requirements.lock
@@ -33,14 +33,14 @@ help: ## Show this list
 demo: venv ## Search, pack and classify end to end on generated vehicles, in a few minutes
 	@$(RUN) -m carray demo $(ARGS)
 
-test: venv ## Run the tests but for the slow ones (they start a real object store and a real Ray on this machine)
+test: venv ## Run the tests except the slow ones (they start a real object store and a real Ray on this machine)
 	@$(RUN) -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 test-all: venv ## Run the tests, the slow ones too
 	@$(RUN) -m pytest $(PARALLEL) $(ARGS)
 
-simulate: venv ## Run 20,000 schedules of faults against the classification protocol (tests/classify/test_simulation.py)
-	@CARRAY_SCHEDULES=20000 $(RUN) -m pytest -q tests/classify/test_simulation.py $(ARGS)
+simulate: venv ## Run 20,000 schedules of faults against the classification protocol (a quarter of an hour)
+	@CARRAY_SCHEDULES=20000 $(RUN) -m pytest $(PARALLEL) --dist worksteal --timeout 3600 tests/classify/test_simulation.py $(ARGS)
 
 test-cluster: venv ## Run both jobs on three hosts in network namespaces, and lose some of them (Linux, root; twelve minutes)
 	@CARRAY_TEST_CLUSTER=1 $(RUN) -m pytest tests/several_hosts $(ARGS)
@@ -57,7 +57,8 @@ lock: venv ## Resolve the newest versions that pyproject.toml allows into requir
 		--custom-compile-command "make lock" --no-emit-index-url --no-emit-find-links --upgrade \
 		--output-file requirements.lock pyproject.toml
 
-test-lowest: venv ## Run the quick tests with the oldest versions that pyproject.toml allows (installs another 7 GB, once)
+# Not part of .ci/run: it installs a second environment, and only a change of a bound changes its outcome.
+test-lowest: venv ## Run the tests with the oldest versions that pyproject.toml allows (installs another 7 GB, once)
 	@mkdir -p build && "$(VENV)/bin/uv" pip compile --quiet --resolution lowest-direct --all-extras --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links --python "$(PYTHON)" --output-file build/lowest.lock pyproject.toml
 	@$(MAKE) --no-print-directory test LOCK=build/lowest.lock

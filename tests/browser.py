@@ -1,4 +1,4 @@
-"""Opens pages from disk in the machine's own Chromium, by day or by night, wide or narrow, and tells of complaints."""
+"""Opens HTML files in the machine's Chromium, in light or dark mode and any width, and collects errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def start_browser() -> Iterator[Any]:
 
 
 class OpenedPage:
-    """Is one page in a browser: `tab` is playwright's, `complaints` what the console and the network said."""
+    """One page in a browser: `tab` is playwright's, `complaints` are errors in the console and network requests."""
 
     def __init__(self, browser: Any, path: str | Path, *, width: int = 1280, dark: bool = False) -> None:
         self._context = browser.new_context(

@@ -40,8 +40,10 @@ SMALL_CLASSES = [
 """Classes of `small_bundle`: two words of make, no body, a slash, and a name that is no vehicle's."""
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
     """Keep a file's tests in one of several processes, and all that use the run's Ray in the same one."""
+    if config.getvalue("dist") != "load":  # `make simulate` spreads the tests of one file
+        return None
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:

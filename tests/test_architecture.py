@@ -1,4 +1,4 @@
-"""Holds the rules of the house, by reading the source; each rule is shown to fail on a small bad example."""
+"""Checks the architecture rules on the source; each rule is also shown to fail on a small bad example."""
 
 from __future__ import annotations
 

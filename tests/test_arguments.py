@@ -1,4 +1,4 @@
-"""Paths, numbers and variables of every command: what cannot be meant is one sentence, before anything starts."""
+"""Paths, numbers and variables of every command: an invalid value is one sentence, before anything starts."""
 
 from __future__ import annotations
 

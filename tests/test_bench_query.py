@@ -1,4 +1,4 @@
-"""The made-up predictions of the query benchmark: what they hold, and that a question of them can be measured."""
+"""The made-up predictions of the query benchmark: what they hold, and that a question can be measured on them."""
 
 from __future__ import annotations
 

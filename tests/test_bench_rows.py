@@ -1,4 +1,4 @@
-"""Tables of results keep their columns, and a job is inside its estimate or not."""
+"""Tables of results keep their columns, and a job is compared with its estimate."""
 
 from __future__ import annotations
 

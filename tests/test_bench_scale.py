@@ -1,4 +1,4 @@
-"""The simulation of many machines keeps to what it says, and shards fit the machines that there are."""
+"""The benchmark of many machines: its simulation behaves as documented, and shards fit the machines."""
 
 from __future__ import annotations
 

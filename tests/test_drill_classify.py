@@ -1,4 +1,4 @@
-"""The drill of the classification job: what it calls wrong, and some of its faults on real processes."""
+"""The drill of the classification job: which rows it calls wrong, and some of its faults on real processes."""
 
 from __future__ import annotations
 

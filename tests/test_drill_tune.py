@@ -1,4 +1,4 @@
-"""The drill of the search: every difference between two logs is named, and every kind of kill has its turn."""
+"""The drill of the search: it names every difference between two logs, and draws every kind of kill."""
 
 from __future__ import annotations
 

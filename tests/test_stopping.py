@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, to a command and to its process group, end it in order; jobs.drills.stop tries many moments."""
+"""Ctrl-C and SIGTERM, to a command or its process group, stop it cleanly; jobs.drills.stop tries many moments."""
 
 from __future__ import annotations
 

@@ -89,7 +89,8 @@ class Scene:
             "report": ["report", str(self.predictions), "--out", str(out / "report.html")],
             "query": ["query", str(self.predictions), _SLOW_SQL],
         }
-        words["train"] += set_words(["hyper.family=cnn", "hyper.input_size=48", *_SMALL])
+        small = ["hyper.family=cnn", "hyper.input_size=48", "hyper.stages=3", "hyper.width=8"]
+        words["train"] += set_words([*small, *_SMALL])
         words["evaluate"] += ["--split", "train"]
         return [sys.executable, "-m", "carray", *words[name]]
 

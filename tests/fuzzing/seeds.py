@@ -1,4 +1,4 @@
-"""Makes what fuzzing starts from: for each target a few small files of the kind that it reads, all generated."""
+"""Makes the seed inputs of fuzzing: for each target a few small generated files of the kind that it reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One function for each reader of foreign bytes: hand it any bytes, and it returns or raises what carray declares.
+"""One function for each parser of untrusted bytes: given any bytes, it returns or raises an error that carray declares.
 
 The contract of every `fuzz_NAME(data)`: a `CarrayError` is an answer, and what comes back is of the declared shape;
 any other exception, a wrong shape, endless work or endless memory is a finding. `jobs.drills.fuzz` drives the functions

@@ -1,6 +1,6 @@
-"""Every reader of foreign bytes, on seeds, on small changes of them, and on everything that fuzzing ever found.
+"""Every parser of untrusted bytes, on seed inputs, on small mutations of them and on every past finding.
 
-The search for new inputs is `jobs.drills.fuzz`; what stands here is short and always the same.
+`jobs.drills.fuzz` searches for new inputs; the tests here are short and deterministic.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE))
 from seeds import seeds_of
 from targets import REPLAYS, TARGETS
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what Pillow and pandas say of such files on the way
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Pillow and pandas about such files
 
 ROUNDS = {"pixels": 400, "parquet": 40, "text_table": 60, "inventory": 60, "inventory_files": 60, "checkpoint": 60}
 """Changed inputs of a target, 150 where none are named: about a second of each."""
@@ -48,7 +48,7 @@ def test_any_text_is_answered(name: str, text: str | bytes) -> None:
 
 
 def changed(data: bytes, chance: random.Random) -> bytes:
-    """Change a file in one to four places: flip, cut, repeat, insert."""
+    """Mutate a file in one to four places: flip a bit, cut, repeat or insert bytes."""
     for _ in range(chance.randint(1, 4)):
         place, end = sorted((chance.randrange(len(data) + 1), chance.randrange(len(data) + 1)))
         kind = chance.randrange(4)

@@ -1,8 +1,8 @@
-"""Is one process, in a network of its own that leads nowhere, that runs commands and counts who tried to leave it.
+"""Runs commands in a network namespace without a route out, and counts the packets that tried to leave it.
 
     python quiet_flow.py FOLDER BUNDLE
 
-From: FOLDER/images. To: one JSON line on standard output: attempts so far, by stage.
+From: FOLDER/images. To: one JSON line on standard output: the attempts of each stage.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from carray.__main__ import main
 
 
 def attempts() -> int:
-    """Count what the kernel had no route for: connections, datagrams and questions for names, by whatever library."""
+    """Count what the kernel had no route for: connections, datagrams and name lookups of any library."""
     with open("/proc/net/snmp") as file:
         names, values = (line.split() for line in file if line.startswith("Ip:"))
     return int(values[names.index("OutNoRoutes")])
@@ -30,7 +30,7 @@ def run(*arguments: str) -> None:
 
 
 def flow(folder: str, bundle: str) -> dict[str, int]:
-    """Run what needs no Ray, then what does; gives the attempts of each."""
+    """Run the commands without Ray, then those with it; returns the attempts of each stage."""
     manifest = f"{folder}/manifest.parquet"
     run("prepare", f"{folder}/images", "--out", manifest)
     run("evaluate", bundle, "--manifest", manifest, "--split", "train", "--out", f"{folder}/evaluation")

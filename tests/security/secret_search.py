@@ -1,4 +1,4 @@
-"""Looks for secrets in everything that a run left behind, packed or not."""
+"""Searches everything that a run left behind for secrets, also inside packed files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["files_below", "leaks", "spellings"]
 
 
 def leaks(secrets: Mapping[str, str], blobs: Iterable[tuple[str, bytes]]) -> list[str]:
-    """Say which blob holds which secret, for each secret by its name."""
+    """Return a line for each blob that holds a secret, with the secret's name."""
     wanted = [(name, spelled) for name, secret in secrets.items() for spelled in spellings(secret)]
     return [
         f"{place} holds {name}"
@@ -26,15 +26,15 @@ def leaks(secrets: Mapping[str, str], blobs: Iterable[tuple[str, bytes]]) -> lis
 
 
 def spellings(secret: str) -> set[bytes]:
-    """Give a secret as it is, and inside a longer base64 text, wherever in that it begins."""
+    """Return a secret as it is, and as it looks inside a longer base64 text at each of the three offsets."""
     raw = secret.encode()
-    # What is left of the first and last group of three bytes depends on the neighbours, and is cut off.
+    # The first and last group of three bytes depend on their neighbours, so they are cut off.
     encoded = {base64.b64encode(b"x" * shift + raw)[4 if shift else 0 : -4] for shift in range(3)}
     return {raw, *encoded}
 
 
 def layers(data: bytes) -> Iterator[bytes]:
-    """Give a file's bytes, and those of its columns and notes where it is Parquet, Arrow or gzip."""
+    """Yield a file's bytes, and the unpacked content where it is Parquet, Arrow or gzip."""
     yield data
     if data[:4] == b"PAR1":
         yield from _texts(pq.read_table(io.BytesIO(data)))
@@ -51,7 +51,7 @@ def _texts(table: pa.Table) -> Iterator[bytes]:
 
 
 def files_below(*folders: Path) -> Iterator[tuple[str, bytes]]:
-    """Give every regular file below some folders, with its name: sockets and pipes hold nothing."""
+    """Yield (name, bytes) of every regular file below some folders."""
     for folder in folders:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and not path.is_symlink():

@@ -1,4 +1,4 @@
-"""The audit of dependencies says what it knows: what it could not look up is not thereby well."""
+"""The dependency audit: a package that could not be looked up does not count as safe."""
 
 from __future__ import annotations
 

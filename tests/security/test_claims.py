@@ -1,4 +1,4 @@
-"""SECURITY.md claims what tests show: each that it names exists, and each line of its tables names one."""
+"""SECURITY.md claims what tests show: every test that it names exists, and every claim names a test."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_every_claim_of_the_tables_names_its_test() -> None:
 
 
 def test_every_test_of_a_hostile_thing_is_a_claim() -> None:
-    """What is tried in this folder and not claimed would be forgotten; the search and the audit test themselves."""
+    """A file of tests here that SECURITY.md does not name would be forgotten; this file and the audit are exempt."""
     here = {
         node.name: path.name
         for path in Path(__file__).parent.glob("test_*.py")

@@ -1,4 +1,4 @@
-"""A hostile picture costs its row, and no more: formats, sizes and scans are bounded before anything is decoded."""
+"""A hostile image costs its own row only: format, size and scans are checked before anything is decoded."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def test_a_picture_of_a_billion_pixels_is_refused_by_its_header(kind: str) -> No
         data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     if kind == "TIFF":
         data = bytearray(encoded(Image.new("1", (30_000, 30_000)), "TIFF", compression="group4"))
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(DecodeError) as caught:
         decode(bytes(data), SETTINGS)
     assert caught.value.code == "too_large"
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_progressive_jpeg_of_many_scans_is_refused_and_a_film_behind_one_is_not() -> None:

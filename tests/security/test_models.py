@@ -1,4 +1,4 @@
-"""A bundle, a checkpoint and a weights file are data: whatever a stranger puts there, nothing of it runs."""
+"""A bundle, a checkpoint and a weights file are data: nothing in them is executed, whoever made them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What leaves the machine, and what listens on it: nothing that the user did not ask for."""
+"""Network traffic: nothing leaves the machine or listens on it unless the user asked for it."""
 
 from __future__ import annotations
 

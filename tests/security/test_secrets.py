@@ -1,4 +1,4 @@
-"""No secret of the environment comes out: not in an artifact, a log, a ledger, nor in anything that Ray lists."""
+"""No secret of the environment appears in an artifact, a log, a ledger or anything that Ray lists."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def canaries() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory, s3_server, canaries) -> Iterator[tuple[Path, str, list[tuple[str, bytes]]]]:
-    """Run the whole flow in an environment of canaries; gives the folder, the output, and every blob left behind."""
+    """Run the whole flow with known secrets in the environment; gives the folder, the output and all that it left."""
     folder, bucket = tmp_path_factory.mktemp("flow"), f"secrets-{secrets.token_hex(6)}"
     client = s3_server.client()
     client.create_bucket(Bucket=bucket)

@@ -1,4 +1,4 @@
-"""Settings are values: no tag of YAML makes an object, no alias a bomb, and no credential passes as an address."""
+"""Settings files: YAML tags make no objects, aliases cannot exhaust memory, and URIs with credentials are refused."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ MERGES = "a: &a {x: 1}\n" + "".join(
 def test_a_hostile_file_of_settings_is_a_sentence_at_once(tmp_path: Path, text: str, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "settings.yaml").write_text(text)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(SettingsError) as caught:
         load_settings(TuneSettings, config="settings.yaml")
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     assert len(str(caught.value)) < 2_000 and str(caught.value).endswith(".")
     assert not (tmp_path / "sprung").exists()
 

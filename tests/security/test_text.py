@@ -1,4 +1,4 @@
-"""Keys, labels and reasons are foreign text: a terminal, a log and a spreadsheet show it, and obey none of it."""
+"""Keys, labels and error texts are untrusted: terminals, logs and spreadsheets show them and do not interpret them."""
 
 from __future__ import annotations
 

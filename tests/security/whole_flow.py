@@ -1,4 +1,4 @@
-"""Is one process that runs every stage on a store, on a private Ray with a job server, and then asks what Ray tells.
+"""Runs every stage on an object store, on a private Ray with a job server, and then stores what Ray lists.
 
     python whole_flow.py FOLDER s3://BUCKET
 
@@ -38,7 +38,7 @@ def run(*arguments: str) -> None:
 
 
 def flow(folder: Path, bucket: str) -> None:
-    """Run every stage, and those that go wrong."""
+    """Run every stage, and commands that fail."""
     (folder / "settings.yaml").write_text(SETTINGS)
     manifest, bundle = f"{bucket}/manifest.parquet", f"{bucket}/run/bundle"
     run("prepare", f"{bucket}/images", "--out", manifest)
@@ -57,7 +57,7 @@ def flow(folder: Path, bucket: str) -> None:
 
 
 def submit(address: str, bucket: str) -> str:
-    """Submit a classification as a job, wait for its end, and give its log."""
+    """Submit a classification as a job, wait for its end and return its log."""
     client = JobSubmissionClient(address)
     line = f"{sys.executable} -m carray classify {bucket}/run/bundle {bucket}/images --out {bucket}/as-a-job"
     job, until = "", time.monotonic() + 120
@@ -77,7 +77,7 @@ def submit(address: str, bucket: str) -> str:
 
 
 def listings(address: str) -> dict[str, str]:
-    """Ask the job server for all that it tells about jobs, actors, tasks and environments."""
+    """Ask the job server for its jobs, actors, tasks, workers and environments."""
     asked = {}
     for name in LISTINGS:
         request = urllib.request.Request(f"{address}/api/{name}")
