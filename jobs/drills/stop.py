@@ -83,7 +83,7 @@ class Scene:
                 str(self.images),
                 "--out",
                 str(out / "rows"),
-                *set_words(shards),
+                *shards,
             ],
             "evaluate": ["evaluate", str(self.bundle), "--manifest", str(self.manifest), "--out", str(out / "page")],
             "report": ["report", str(self.predictions), "--out", str(out / "report.html")],
