@@ -78,6 +78,12 @@ def title(pid: int) -> str:
     return read_proc(pid, "cmdline")
 
 
+def parent(pid: int) -> int:
+    """Return the id of a process's parent, 0 if the process is gone."""
+    fields = read_proc(pid, "stat").rpartition(")")[2].split()
+    return int(fields[1]) if fields else 0
+
+
 def times_of(stat: str) -> tuple[int, float]:
     """Parse /proc/PID/stat: (start in clock ticks, processor seconds without those of its children)."""
     fields = stat[stat.rindex(")") + 2 :].split()  # the name before may hold spaces and brackets

@@ -81,10 +81,22 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "s3"), [("driver", False), ("store", True), ("term", True), ("replaced", False)])
-def test_a_disturbed_job_ends_with_every_row_right(scene: tuple[Any, str, Path], kind: str, s3: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "engine", "s3"),
+    [
+        ("driver", "local", False),
+        ("driver", "ray", False),
+        ("worker", "local", True),
+        ("store", "ray", True),
+        ("term", "local", True),
+        ("replaced", "local", False),
+    ],
+)
+def test_a_disturbed_job_ends_with_every_row_right(
+    scene: tuple[Any, str, Path], kind: str, engine: str, s3: bool
+) -> None:
     around, bundle, work = scene
-    outcome = run_one(kind, around, bundle, work, random.Random(1), name=kind, s3=s3)
+    outcome = run_one(kind, around, bundle, work, random.Random(1), name=f"{kind}-{engine}", engine=engine, s3=s3)
     assert outcome.said, "the fault did strike"
     assert outcome.complaints == []
     if kind in ("driver", "term"):

@@ -71,7 +71,7 @@ def _of_ray() -> list[Check]:
         jobs = jobs or address
     elif address in ("", "local"):
         cpus = max(1, int(usable_cores()))
-        seen = f"RAY_ADDRESS is not set: a private Ray would start on this machine, with {cpus} CPUs"
+        seen = f"RAY_ADDRESS is not set: tune would start a private Ray on this machine, with {cpus} CPUs"
         checks.append(Check("Ray", lambda: judge("Ray", seen)))
     else:
         checks.append(_in_process("ray", title="Ray", seconds=_RAY_SECONDS))

@@ -3,7 +3,8 @@
     python -m jobs.drills.classify --times 20 [--seed 0] [--only KIND ...]
 
 Uses drawn photographs in a real object store on loopback (extra `dev`); the kind `disk` mounts a small disk, which
-needs root. Outputs lie alternately in a folder and in a bucket. Prints a line per drill, appends a row to
+needs root. Outputs lie alternately in a folder and in a bucket, and two jobs of four run on a Ray, unless --engine is
+given; `raylet` always does. Prints a line per drill, appends a row to
 results/drill_classify.csv, and ends with one JSON line; exit code 1 if a row was lost, doubled or wrong. Cost: about
 30 s a drill on two cores.
 """
@@ -37,6 +38,7 @@ from jobs.drills.prediction_rows import Truth, inspect_output, read_truth
 from jobs.processes import kill_marked
 
 KINDS = tuple(FAULTS)
+ENGINES = ("local", "ray")
 IMAGES_PER_CLASS = 80
 _BUCKET = "drill"
 _PREFIX = "photos/"
@@ -53,27 +55,32 @@ _SHARDS = ("shard_images_first=16", "shard_images_max=32", "fetch_concurrency=4"
 def main() -> None:
     """Run the drills, and write the results."""
     program = drill_program(__doc__, "drill_classify.csv", times=20, kinds=KINDS)
+    program.option("--engine", choices=ENGINES, nargs="+", default=list(ENGINES), help="one engine instead of both")
     given = program.parse()
     with tempfile.TemporaryDirectory(prefix="carray-drill-") as work:
-        row = drill_jobs(Path(work), times=given.times, seed=given.seed, only=given.only)
+        row = drill_jobs(Path(work), times=given.times, seed=given.seed, only=given.only, engines=given.engine)
     program.record([row])
     print(json.dumps(row))
     sys.exit(0 if row["right"] == row["drills"] else 1)
 
 
-def drill_jobs(work: Path, *, times: int, seed: int, only: Sequence[str] = KINDS) -> dict[str, Any]:
+def drill_jobs(
+    work: Path, *, times: int, seed: int, only: Sequence[str] = KINDS, engines: Sequence[str] = ENGINES
+) -> dict[str, Any]:
     """Run one job undisturbed and `times` drills; returns a row."""
     kinds = kinds_of(times, seed, only)
     with set_scene(work, secrets.token_hex(8)) as (scene, bundle):
 
         def drill_one(number: int, attempt: int) -> Outcome:
             dice, name = random.Random(f"{seed}-{number}-{attempt}"), f"drill-{number}-{attempt}"
-            return run_one(kinds[number], scene, bundle, work, dice, name=name, s3=bool(number % 2))
+            engine = engines[number // 2 % len(engines)]
+            return run_one(kinds[number], scene, bundle, work, dice, name=name, engine=engine, s3=bool(number % 2))
 
         outcomes = list(run_drills(times, drill_one))
     counts = Counter(kinds)
     return {
         "seed": seed,
+        "engines": " ".join(engines),
         "drills": times,
         "right": sum(outcome.right for outcome in outcomes),
         "images": len(scene.truth.etags),
@@ -87,20 +94,21 @@ def drill_jobs(work: Path, *, times: int, seed: int, only: Sequence[str] = KINDS
 
 
 def run_one(
-    kind: str, scene: Scene, bundle: str, work: Path, dice: random.Random, *, name: str, s3: bool = False
+    kind: str, scene: Scene, bundle: str, work: Path, dice: random.Random, *, name: str, engine: str, s3: bool = False
 ) -> Outcome:
     """Run one drill in a fresh output folder, and end whatever it started."""
-    job = _job(scene, bundle, work, name, out=f"s3://{_BUCKET}/out/{name}" if s3 and kind != "disk" else "")
+    out = f"s3://{_BUCKET}/out/{name}" if s3 and kind != "disk" else ""
+    job = _job(scene, bundle, work, name, engine="ray" if kind == "raylet" else engine, out=out)
     try:
         return run_drill(Drill(kind, job, scene, dice, scene.truth), work)
     finally:
         kill_marked(job.mark, job.process)
 
 
-def _job(scene: Scene, bundle: str, work: Path, name: str, out: str = "") -> Job:
+def _job(scene: Scene, bundle: str, work: Path, name: str, *, engine: str, out: str = "") -> Job:
     out = out or str(work / name / "out")
     words = [sys.executable, "-m", "carray", "classify", bundle, scene.uri(_PREFIX), "--out", out]
-    words += set_words(_SHARDS)
+    words += ["--engine", engine, *set_words(_SHARDS)]
     return Job(words, work / f"{name}.log", f"{scene.mark}-{name}", scene.environment, out=out)
 
 
@@ -121,7 +129,7 @@ def set_scene(work: Path, mark: str, *, images_per_class: int = IMAGES_PER_CLASS
 
 
 def _run_undisturbed(scene: Scene, bundle: str, work: Path) -> Truth:
-    job = _job(scene, bundle, work, "truth", out=str(work / "truth"))
+    job = _job(scene, bundle, work, "truth", engine="local", out=str(work / "truth"))
     job.start()
     if job.wait() != 0:
         raise SystemExit(f"the undisturbed job failed:\n{job.said()[-3000:]}")

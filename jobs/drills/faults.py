@@ -24,7 +24,7 @@ from carray.testing.fault_proxy import FaultProxy, Rule
 from carray.testing.object_store import S3Server, free_ports
 from jobs.drills.harness import Command
 from jobs.drills.prediction_rows import Truth
-from jobs.processes import kill, kill_marked, marked_pids, start_marked, title
+from jobs.processes import kill, kill_marked, marked_pids, parent, start_marked, title
 
 _CHANGED_OBJECTS = 60
 _TERM_SECONDS = 30
@@ -42,10 +42,10 @@ class Job(Command):
         return len({uri.rsplit("/", 1)[-1].partition(".")[0] for uri in self._ledger()})
 
     def wait_for_shards(self, count: int) -> bool:
-        """Wait until so many shards are done, for none until Ray starts; False if the job ended before."""
+        """Wait until so many shards are done, for none until the run is begun; False if the job ended before."""
 
         def reached() -> bool:
-            started = "Ray:" in self.said() or list_files(join(self.out, "_carray"))
+            started = list_files(join(self.out, "_carray"))
             return bool(started) and self.shards_done() >= count
 
         return self.wait_until(reached)
@@ -121,6 +121,8 @@ def _kill_worker(drill: Drill) -> None:
     def kill_one() -> bool:
         titles = {pid: title(pid) for pid in marked_pids(drill.job.mark)}
         workers = [pid for pid, name in titles.items() if name.startswith("ray::") and "Worker" in name]
+        forkers = {pid for pid, name in titles.items() if "fork_server" in name}
+        workers += sorted(pid for pid in forkers if parent(pid) in forkers)
         if workers:
             kill(drill.dice.choice(workers))
         return bool(workers)
