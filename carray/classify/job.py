@@ -36,12 +36,12 @@ from carray.core.limits import MOST_WORKERS
 from carray.core.progress import Progress, breaking_silence, say
 from carray.core.ray.metrics import Meter
 from carray.core.ray.resources import is_cluster
-from carray.core.store.files import absolute, delete, write_json
+from carray.core.store.files import absolute, delete, delete_unfinished, write_json
 from carray.core.store.lease import Lease, hold_run
 
 __all__ = ["FailureWatch", "classify"]
 
-_STOPPED = "finished shards stay, and the same command goes on from there."
+_STOPPED = "finished shards stay, and the same command resumes."
 _FIRST_ROUND_SECONDS = 3.0
 """How long the first round waits for the listing, that it may give every worker something to do."""
 
@@ -155,17 +155,21 @@ class _Job:
             left = len([1 for shard in range(self._plan.shards) if shard not in self._begun])
             say(f"classify: {len(self._begun):,} shards are done already, {left:,} of those listed so far are left")
         self._advise()
-        with (
-            stopping_in_order(_STOPPED),
-            Progress("classify", total=None) as progress,
-            breaking_silence(lambda: f"no shard has come back; {engine.usage()}") as hear,
-        ):
-            self._wait_for_some(engine)
-            while todo := self._next_round():
-                with closing(self._round(engine, todo)) as entries:
-                    for entry in entries:
-                        hear()
-                        self._take(entry, progress)
+        try:
+            with (
+                stopping_in_order(_STOPPED),
+                Progress("classify", total=None) as progress,
+                breaking_silence(lambda: f"no shard has come back; {engine.usage()}") as hear,
+            ):
+                self._wait_for_some(engine)
+                while todo := self._next_round():
+                    with closing(self._round(engine, todo)) as entries:
+                        for entry in entries:
+                            hear()
+                            self._take(entry, progress)
+        finally:
+            if engine.resources.private:  # no worker is left that writes
+                delete_unfinished(self._out)
 
     def finish(self, started: float) -> dict[str, Any]:
         """Check the books, and write that the run is complete."""

@@ -155,7 +155,7 @@ class ShardCutter:
         share = self._settings.shard_images_max
         if piece.last and self._workers > 1 and not (self.cut_images or self._growing):  # all that there is
             share = max(FEWEST_IMAGES, -(-(shard.images + len(indices)) // self._workers))
-        while len(indices) - used >= (needed := min(self._next_size(), share) - shard.images):
+        while len(indices) - used >= (needed := max(1, min(self._next_size(), share) - shard.images)):
             used += needed
             end = int(indices[used - 1]) + 1
             upto = piece.upto if end == rows.num_rows else piece.keys[end - 1]

@@ -200,6 +200,18 @@ def test_a_table_is_streamed_and_gone_on_with(planned, table, tmp_path, monkeypa
     assert [image.etag for image in found] == table["etag"].tolist()
 
 
+@pytest.mark.parametrize("rows", [1, 29, 58, 100, 300])
+def test_a_short_table_is_cut_for_several_workers(small_bundle, tmp_path, rows):
+    source = tmp_path / "few.csv"
+    source.write_text("uri\n" + "".join(f"s3://b/{i}.jpg\n" for i in range(rows)))
+    settings = ClassifySettings()
+    wanted = describe_run(open_bundle(small_bundle), small_bundle, str(source), settings)
+    with open_plan(str(tmp_path / "out"), wanted, settings, uses_boxes=False, workers=2) as plan:
+        totals = plan.totals()
+    found = [image.uri for image in images_of(str(tmp_path / "out"), totals)]
+    assert found == [f"s3://b/{i}.jpg" for i in range(rows)]
+
+
 def test_a_table_that_changed_in_between_is_refused(planned, table, tmp_path):
     source = tmp_path / "table.parquet"
     with planned(source) as plan:

@@ -226,7 +226,7 @@ def test_a_split_that_the_bundle_learned_from_is_marked(small_bundle: str, manif
     refit = {"manifest_fingerprint": fingerprint, "refit": True, "refit_splits": ["train", "test"]}
     write_info(bundle, info.model_copy(update={"search": refit}))
     assert evaluate(bundle, manifest, out=str(tmp_path / "out"))["seen_before"] == "training"
-    assert "has learned from these very images" in (tmp_path / "out" / "report.html").read_text()
+    assert "was trained on these images" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_images_that_were_trained_on_are_counted_whatever_their_manifest(
@@ -236,7 +236,7 @@ def test_images_that_were_trained_on_are_counted_whatever_their_manifest(
     write_bundle(bundle, open_bundle(bundle), {TRAINED_ON: pack_trained_on(rows["sha256"].iloc[:2])})
     found = evaluate(bundle, manifest, out=str(tmp_path / "out"))
     assert (found["seen_before"], found["images_trained_on"]) == ("training", 2)
-    assert f"has learned from 2 of these {IMAGES} images" in (tmp_path / "out" / "report.html").read_text()
+    assert f"was trained on 2 of these {IMAGES} images" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_order_of_rows_changes_no_figure(small_bundle: str, manifest: str, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ __all__ = [
     "artifact_uri",
     "client_of",
     "delete",
+    "delete_unfinished",
     "exists",
     "file_state",
     "is_folder",
@@ -56,6 +57,9 @@ __all__ = [
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 TRIES = 5
 """Waits of about 0.5, 1, 2 and 4 s lie between them: enough for throttling, short enough to notice an outage."""
+
+_UNFINISHED = ".writing-"
+"""Begin of the name of a local file that is being written."""
 
 T = TypeVar("T")
 
@@ -194,7 +198,7 @@ class LocalFiles:
         if mode is None and os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
             raise StorageError(f"{path} is a device or a pipe, over which no file is put; name a file.")
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".writing-")
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=_UNFINISHED)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -376,6 +380,13 @@ def file_state(uri: str) -> tuple[int, int] | None:
     with suppress(FileNotFoundError):
         return retry(lambda: client_of(uri).head_object(uri), what=f"looking for {uri}")
     return None
+
+
+def delete_unfinished(folder: str) -> None:
+    """Delete what killed processes left half-written below a local folder, in which nobody may be writing."""
+    if not is_s3(folder):
+        for path in Path(folder).rglob(f"{_UNFINISHED}*"):
+            path.unlink(missing_ok=True)
 
 
 def exists(uri: str) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from carray.core.errors import SettingsError, StorageError
-from carray.core.store.files import delete, exists, list_files, read_bytes, read_json, write_bytes, write_json
+from carray.core.store.files import delete_unfinished, exists, read_bytes, read_json, write_bytes, write_json
 from carray.search import run_folder
 
 _NO_BEST: dict[str, Any] = {"epoch": 0, "val_top1": -1.0}
@@ -101,9 +101,7 @@ class TrialFiles:
 
     def restore(self, fit: Any) -> str | None:
         """Load the trial's checkpoint into `fit`, if there is one; gives the reason where it cannot be used."""
-        for uri in list_files(self._folder):
-            if uri.rsplit("/", 1)[-1].startswith(".writing-"):  # left by a killed process
-                delete(uri)
+        delete_unfinished(self._folder)
         self._note = self._read_note()
         if exists(self._last):
             try:

@@ -173,3 +173,14 @@ def test_what_may_no_longer_be_written_is_not_written_at_a_later_try(tmp_path, m
     with pytest.raises(StorageError, match="^it is another's now"):
         files.write_json(str(place), {}, check=check)
     assert len(tries) == 2 and not place.exists()
+
+
+def test_what_killed_processes_left_half_written_is_deleted(tmp_path):
+    (tmp_path / "below").mkdir()
+    for name in (".writing-a", "below/.writing-b", "part.parquet", "below/writing-c", ".hidden"):
+        (tmp_path / name).write_bytes(b"x")
+    files.delete_unfinished(str(tmp_path))
+    files.delete_unfinished(str(tmp_path / "absent"))
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        *(".hidden", "part.parquet", "writing-c")
+    ]
