@@ -150,8 +150,8 @@ class LocalEngine:
         self._failed_starts += not process.ready
         if self._failed_starts >= _MOST_FAILED_STARTS:
             raise ClusterError(
-                f"{self._failed_starts} scoring processes ended before they could take a shard; look at the lines above "
-                "and at the machine's memory, then run the command again."
+                f"{self._failed_starts} scoring processes ended before they could take a shard; look at the lines "
+                "above and at the machine's memory, then run the command again."
             )
 
 
