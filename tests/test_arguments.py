@@ -27,7 +27,7 @@ BAD_PATHS = [
 ]
 BAD_NUMBERS = ["nan", "inf", "-1", "1e999", "9" * 30, ""]
 NO_PATHS = {
-    *("layout", "split", "runtime", "row", "trial", "question", "format", "column", "label_from"),
+    *("layout", "split", "runtime", "engine", "row", "trial", "question", "format", "column", "label_from"),
     *("settings", "version", "help"),
 }
 """Texts that name no place."""

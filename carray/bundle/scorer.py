@@ -134,7 +134,7 @@ class Classifier(Scorer):
 
 def prediction_text(predictions: pd.DataFrame) -> str:
     """Format predictions for a terminal: each image with its five likeliest classes or its error."""
-    verdicts = {True: "  accepted", False: "  not accepted: below the bundle's threshold", None: ""}
+    verdicts = {True: "  accepted", False: "  not accepted: below the bundle's threshold"}
     lines = []
     for row in predictions.to_dict("records"):
         name = readable(row["uri"])
@@ -142,7 +142,10 @@ def prediction_text(predictions: pd.DataFrame) -> str:
             lines.append(f"{name}\n  {row['status']}: {readable(row['error'])}")
             continue
         top = zip(row["top5_labels"], row["top5_scores"], strict=True)
-        lines += [name + verdicts[row["accept"]], *(f"  {score:6.1%}  {readable(label)}" for label, score in top)]
+        lines += [
+            name + verdicts.get(row["accept"], ""),
+            *(f"  {score:6.1%}  {readable(label)}" for label, score in top),
+        ]
     return "\n".join(lines)
 
 

@@ -170,7 +170,7 @@ def test_the_threshold_is_chosen_for_the_precision_that_the_search_asks_for(run:
 
 
 def test_an_unknown_or_resultless_trial_is_a_sentence(run: str) -> None:
-    with pytest.raises(SettingsError, match="has no row 't00009'; allowed are 1 to 2.*t00000, t00001"):
+    with pytest.raises(SettingsError, match="has no row 't00009'; allowed are 1 to 2.*t00000 to t00001"):
         export_trial(run, "t00009")
     for log in sorted(Path(run, "log").iterdir())[-2:]:
         log.write_text(json.dumps({**json.loads(log.read_text()), "train_loss": None}))
