@@ -28,7 +28,7 @@ from carray.core.ray.resources import Resources
 
 __all__ = ["LocalEngine", "preload", "start_local", "visible_gpus", "work"]
 
-_MOST_UNBORN = 3
+_MOST_FAILED_STARTS = 3
 """Workers that may end, one after another, before they can take a shard."""
 
 
@@ -38,7 +38,7 @@ class _Process:
 
     link: Connection
     number: int
-    born: bool = False
+    ready: bool = False
     """Whether it has said that it can take a shard."""
     shards: Shards = field(default_factory=list)
     """The shards that it has in hand."""
@@ -56,7 +56,7 @@ class LocalEngine:
     def __init__(self) -> None:
         """Start, or take, the process that forks workers."""
         self._processes: list[_Process] = []
-        self._unborn = 0
+        self._failed_starts = 0
         self._gpus = visible_gpus()
         cpus, gpus = max(1, int(usable_cores())), len(self._gpus)
         self.resources = Resources(True, cpus, cpus, gpus, cpus_per_gpu=cpus // gpus if gpus else 0)
@@ -132,10 +132,10 @@ class LocalEngine:
         try:
             answer: dict[str, Any] = json.loads(process.link.recv_bytes())
         except (EOFError, OSError):
-            self._bury(process, waiting)
+            self._remove(process, waiting)
             return None
-        if not process.born:
-            process.born, self._unborn = True, 0
+        if not process.ready:
+            process.ready, self._failed_starts = True, 0
             return None
         if "bug" in answer:
             raise RuntimeError(f"a scoring process failed:\n{answer['bug']}")
@@ -143,14 +143,14 @@ class LocalEngine:
         process.shards = [shard for shard in process.shards if shard["shard"] != number]
         return answer
 
-    def _bury(self, process: _Process, waiting: deque[dict[str, Any]]) -> None:
+    def _remove(self, process: _Process, waiting: deque[dict[str, Any]]) -> None:
         process.link.close()
         self._processes.remove(process)
         waiting.extendleft(reversed(process.shards))
-        self._unborn += not process.born
-        if self._unborn >= _MOST_UNBORN:
+        self._failed_starts += not process.ready
+        if self._failed_starts >= _MOST_FAILED_STARTS:
             raise ClusterError(
-                f"{self._unborn} scoring processes ended before they could take a shard; look at the lines above and "
+                f"{self._failed_starts} scoring processes ended before they could take a shard; look at the lines above and "
                 "at the machine's memory, then run the command again."
             )
 
