@@ -122,12 +122,17 @@ def test_an_image_that_kills_its_worker_becomes_a_row(small_bundle, slow_folder,
     assert (outcome["rows"], outcome["ok"]) == (IMAGES, IMAGES - 1)
 
 
+def _entries(out: str) -> list[str]:
+    """List the finished entries of a ledger, without one that is being written."""
+    return [uri for uri in list_files(join(out, "_carray", "ledger")) if uri.endswith(".json")]
+
+
 def test_sigterm_ends_the_job_in_order_and_another_resumes_it(small_bundle, slow_folder, out):
     command = [sys.executable, "-m", "carray", "classify", small_bundle, str(slow_folder), "--out", out]
     command += ["--engine", "local", "--set", "shard_images_first=1", "--set", "shard_images_max=1"]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
-    while len(list_files(join(out, "_carray", "ledger"))) < 2 and time.monotonic() < until:
+    while len(_entries(out)) < 2 and time.monotonic() < until:
         time.sleep(0.005)
     driver.terminate()
     printed, said = driver.communicate(timeout=60)
@@ -139,7 +144,7 @@ def test_sigterm_ends_the_job_in_order_and_another_resumes_it(small_bundle, slow
     assert "run_id" not in printed
     assert list_files(join(out, "_carray", "attempts")) == []
     assert not exists(join(out, "_carray", "driver.json"))
-    assert 2 <= len(list_files(join(out, "_carray", "ledger"))) < IMAGES
+    assert 2 <= len(_entries(out)) < IMAGES
     outcome = classify(small_bundle, str(slow_folder), out=out, settings=settings())
     assert (outcome["rows"], outcome["ok"]) == (IMAGES, IMAGES)
 
