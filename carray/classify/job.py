@@ -168,8 +168,9 @@ class _Job:
                             hear()
                             self._take(entry, progress)
         finally:
-            if engine.resources.private:  # no worker is left that writes
-                delete_unfinished(self._out)
+            if engine.resources.private:  # no worker is left that writes; the listing and the lease write elsewhere
+                for folder in (self._out, *(record_place(self._out, name) for name in ("ledger", "attempts"))):
+                    delete_unfinished(folder)
 
     def finish(self, started: float) -> dict[str, Any]:
         """Check the books, and write that the run is complete."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from carray.core.errors import SettingsError
+from carray.core.ray.internals import client_credentials
 from carray.core.store.files import absolute, artifact_uri, is_s3, join
 from carray.core.store.objects import delete_object, put_object, split_uri
 from carray.core.store.s3 import BotocoreBucket, bucket_client, make_client
@@ -196,7 +197,7 @@ class _Bucket:
     def _about(self) -> str:
         if self.client is None:
             return "no client"
-        meta, credentials = self.client.meta, self.client._request_signer._credentials
+        meta, credentials = self.client.meta, client_credentials(self.client)
         method = getattr(credentials, "method", None)
         source = _SOURCES.get(method, method) if credentials is not None else "no credentials"
         return f"{one_line(meta.endpoint_url)}, region {meta.region_name}, {source}"

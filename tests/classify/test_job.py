@@ -170,3 +170,12 @@ def test_scoring_begins_before_the_listing_ends(small_bundle, image_folder, out,
     monkeypatch.setattr("carray.core.store.listing._PIECE_KEYS", 4)
     outcome = classify(small_bundle, str(image_folder), out=out, settings=settings())
     assert (outcome["images"], outcome["ok"]) == (12, 12)
+
+
+def test_what_a_killed_worker_left_half_written_is_deleted(small_bundle, image_folder, tmp_path):
+    out = tmp_path / "out"
+    (out / "_carray" / "ledger").mkdir(parents=True)
+    for left in (out / ".writing-a", out / "_carray" / "ledger" / ".writing-b"):
+        left.write_bytes(b"x")
+    classify(small_bundle, str(image_folder), out=str(out), settings=ClassifySettings(workers=1))
+    assert list(out.rglob(".writing-*")) == []

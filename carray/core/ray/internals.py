@@ -11,6 +11,7 @@ from typing import Any
 
 __all__ = [
     "autoscaling_state",
+    "client_credentials",
     "environment_proxies",
     "forget_handover",
     "is_token_required",
@@ -64,3 +65,8 @@ def environment_proxies(url: str) -> dict[str, str]:
     from botocore.utils import get_environ_proxies
 
     return dict(get_environ_proxies(url))
+
+
+def client_credentials(client: Any) -> Any:
+    """Give the credentials that a botocore client signs with; None for an anonymous one (botocore 1.44)."""
+    return client._request_signer._credentials

@@ -383,9 +383,9 @@ def file_state(uri: str) -> tuple[int, int] | None:
 
 
 def delete_unfinished(folder: str) -> None:
-    """Delete what killed processes left half-written below a local folder, in which nobody may be writing."""
+    """Delete what killed processes left half-written in a local folder, but not below; nobody may be writing there."""
     if not is_s3(folder):
-        for path in Path(folder).rglob(f"{_UNFINISHED}*"):
+        for path in Path(folder).glob(f"{_UNFINISHED}*"):
             path.unlink(missing_ok=True)
 
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from carray.core.errors import SettingsError
+from carray.core.ray.internals import client_credentials
 
 __all__ = [
     "POOL",
@@ -127,7 +128,7 @@ def bucket_client(bucket: str, key: str, *, deletes: bool = False) -> Any:
 
 def is_anonymous() -> bool:
     """Say whether there are no credentials, so that requests are not signed."""
-    return s3_client()._request_signer._credentials is None
+    return client_credentials(s3_client()) is None
 
 
 def leave_to_botocore(bucket: str) -> bool:
@@ -145,7 +146,7 @@ def _takes(key: str) -> bool:
 
 def _make_store(bucket: str, client: Any) -> Any:
     # botocore hands its credentials to nobody but its signer.
-    credentials = client._request_signer._credentials
+    credentials = client_credentials(client)
     secure = client.meta.endpoint_url.startswith("https:")
     if secure and any(os.environ.get(name) for name in _OWN_CERTIFICATES):
         return None

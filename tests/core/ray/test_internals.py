@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from carray.core.ray import internals
+from carray.core.store.s3 import make_client
 
 ROOT = Path(__file__).resolve().parents[3]
 PRIVATE = re.compile(r"\b(ray|botocore|obstore)\.(\w+\.)*_\w+|\bray\.core\.generated\b|\bray\.tune\.execution\b")
@@ -61,10 +62,23 @@ def test_proxies_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert internals.environment_proxies("https://inside.example/bucket") == {}
 
 
+def test_a_client_tells_its_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    assert internals.client_credentials(make_client(region="us-east-1")) is None
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "known")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    assert internals.client_credentials(make_client(region="us-east-1")).access_key == "known"
+
+
 def test_no_other_module_uses_a_private_name() -> None:
     found = []
     for path in (ROOT / "carray").rglob("*.py"):
         if path.name != "internals.py":
+            assert "._request_signer" not in path.read_text(), path
             found += [f"{path}: {name}" for name in imported(path) if PRIVATE.search(name)]
     assert found == []
     assert [name for name in imported(Path(internals.__file__)) if PRIVATE.search(name)], "the pattern finds none"
