@@ -42,7 +42,7 @@ VERSION = 1
 BUNDLE_JSON = "bundle.json"
 WEIGHTS, MODEL, INT8_MODEL, PROBES = "weights.safetensors", "model.onnx", "model.int8.onnx", "probes.safetensors"
 TRAINED_ON = "trained_on.safetensors"
-RUNTIME_FILES = {"fp32": MODEL, "int8": INT8_MODEL, "torch-bf16": WEIGHTS}
+RUNTIME_FILES = {"fp32": MODEL, "int8": INT8_MODEL, "bf16": MODEL, "torch-bf16": WEIGHTS}
 """The file that each runtime reads; a bundle has the runtimes whose files it has."""
 
 

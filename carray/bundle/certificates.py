@@ -1,4 +1,4 @@
-"""Adds the int8 runtime to a bundle, with a certificate of its accuracy compared with fp32.
+"""Adds the int8 runtime to a bundle, with a certificate of its accuracy compared with fp32, and certifies bf16.
 
 Both runtimes score the same labelled images, none of which the network was trained on. After a refit no such
 validation image is left; then the network before the refit is exported, quantised by the same recipe on the same
@@ -35,8 +35,9 @@ from carray.bundle.bundle_folder import (
     open_bundle,
     read_bundle_file,
     write_bundle,
+    write_info,
 )
-from carray.bundle.runtimes import OnnxRuntime, check_graph
+from carray.bundle.runtimes import OnnxRuntime, OpenVinoRuntime, bf16_obstacle, check_graph, measure_rates
 from carray.bundle.threshold import top_scores
 from carray.bundle.trained_on import mask_trained_on
 from carray.core.errors import BundleError, SettingsError
@@ -47,7 +48,7 @@ from carray.images.read import read_all
 from carray.manifest.manifest_file import read_manifest, require_row
 from carray.search.train.export import quiet
 
-__all__ = ["Views", "add_int8", "compare_logits", "draw_rows", "quantise_bundle", "quantise_model"]
+__all__ = ["Views", "add_int8", "certify_bf16", "compare_logits", "draw_rows", "quantise_bundle", "quantise_model"]
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -125,7 +126,8 @@ def quantise_bundle(bundle: str, manifest: str, *, keep: bool = False, split: st
     earlier = info.certificates.get("int8")
     same_recipe = earlier and earlier.before_refit and earlier.calibration == CALIBRATION
     reusable = earlier if same_recipe and fingerprint == table.fingerprint else None
-    return add_int8(bundle, views, keep=keep, earlier=reusable)
+    add_int8(bundle, views, keep=keep, earlier=reusable)
+    return certify_bf16(bundle, views)
 
 
 def _read_some(rows: pd.DataFrame, most: int, info: BundleInfo) -> tuple[Pixels, Integers]:
@@ -183,6 +185,61 @@ def add_int8(
         probes["logits_int8"] = int8.score(probes["pixels_NHWC"])[0]
         files = {INT8_MODEL: int8_model, PROBES: save(probes)}
     return _write(uri, info, certificate, files)
+
+
+def certify_bf16(uri: str, views: Views, *, before_refit: bytes | None = None) -> BundleInfo:
+    """Compare bf16 with fp32 by int8's rule, and write its certificate into the bundle, where this machine runs bf16.
+
+    Where these images cannot judge, an earlier certificate stays: bf16 has no file of its own that could have changed.
+    Cost: scoring the images twice on all cores, and three seconds for the rates.
+
+    Raises:
+        BundleError: there is no finished bundle, or it is damaged.
+    """
+    info = open_bundle(uri)
+    if bf16_obstacle() or views.unknown or len(views.judging_NHWC) < CERTIFY_IMAGES_LEAST:
+        return info
+    model = read_bundle_file(uri, info, MODEL)
+    certificate = Certificate(
+        holds=False,
+        split=views.split,
+        images=len(views.judging_NHWC),
+        images_left_out=views.left_out,
+        before_refit=before_refit is not None,
+        measured_on=_processor(),
+    )
+    try:
+        figures = _judge_bf16(before_refit or model, info, views)
+        if before_refit is not None and not (own := _judge_bf16(model, info, views))["holds"]:
+            figures |= {"holds": False, "reason": figures["reason"] or f"after the refit, {own['reason']}"}
+        figures["images_per_second"] = _bf16_rates(model, views)
+    except BundleError as err:
+        figures = {"reason": one_line(err, 200)}
+    certificate = certificate.model_copy(update=figures)
+    verdict = "holds its certificate" if certificate.holds else f"is not certified: {certificate.reason}"
+    say(f"bundle: bf16 {verdict}" + (f"; labels agree on {certificate.agreement:.1%}" if certificate.agreement else ""))
+    info = info.model_copy(update={"certificates": {**info.certificates, "bf16": certificate}})
+    write_info(uri, info)
+    return info
+
+
+def _judge_bf16(model: bytes, info: BundleInfo, views: Views) -> dict[str, Any]:
+    images_NHWC, most = views.judging_NHWC, max(SPEED_BATCHES)
+    parts = [images_NHWC[i : i + most] for i in range(0, len(images_NHWC), most)]
+    fp32, bf16 = OnnxRuntime(model), OpenVinoRuntime(model)
+    fp32_NK, bf16_NK = (np.concatenate([score(part)[0] for part in parts]) for score in (fp32.score, bf16.score))
+    return compare_logits(fp32_NK, bf16_NK, views.labels_N, temperature=info.temperature)
+
+
+def _bf16_rates(model: bytes, views: Views) -> dict[str, dict[int, float]]:
+    scores = {"fp32": OnnxRuntime(model, threads=1).score, "bf16": OpenVinoRuntime(model, threads=1).score}
+    rates: dict[str, dict[int, float]] = {name: {} for name in scores}
+    for images in SPEED_BATCHES:
+        passes = {name: partial(score, views.judging_NHWC[:images]) for name, score in scores.items()}
+        found = measure_rates(passes, dict.fromkeys(scores, images), seconds=2 * SPEED_SECONDS)
+        for name, rate in found.items():
+            rates[name][images] = rate
+    return rates
 
 
 def _unmeasured(views: Views) -> Certificate:

@@ -29,7 +29,7 @@ from carray.bundle.bundle_folder import (
     bundle_id_of,
     write_bundle,
 )
-from carray.bundle.certificates import CALIBRATION_IMAGES, CERTIFY_IMAGES, Views, add_int8, draw_rows
+from carray.bundle.certificates import CALIBRATION_IMAGES, CERTIFY_IMAGES, Views, add_int8, certify_bf16, draw_rows
 from carray.bundle.runtimes import OnnxRuntime
 from carray.bundle.threshold import calibrated_metrics, choose_on_logits, fit_temperature
 from carray.bundle.trained_on import content_ids, pack_trained_on
@@ -178,7 +178,8 @@ def _pack_trial(
         block.labels_N[judging_N],
         left_out=int((~unseen_N).sum()),
     )
-    return add_int8(to, views, before_refit=before_refit)
+    add_int8(to, views, before_refit=before_refit)
+    return certify_bf16(to, views, before_refit=before_refit)
 
 
 def _trained_manifest(run: str, search: Mapping[str, Any]) -> Manifest:

@@ -1,23 +1,31 @@
 """Scores images with a bundle, and turns logits into the columns of a prediction row.
 
 A scorer is usable only after its logits for the bundle's probe images matched the packed ones on this machine. Torch is
-imported only for the runtime torch-bf16; importing onnxruntime takes 0.5 s and 50 MB.
+imported only for the runtime torch-bf16, OpenVINO only for bf16; importing onnxruntime takes 0.5 s and 50 MB.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Hashable, Iterable, Sequence
-from functools import lru_cache
+from contextlib import suppress
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from carray.bundle.bundle_folder import PROBES, RUNTIME_FILES, BundleInfo, open_bundle, read_bundle_file
-from carray.bundle.runtimes import OnnxRuntime, TorchRuntime, best_batch, resolve_runtime
+from carray.bundle.runtimes import (
+    OnnxRuntime,
+    OpenVinoRuntime,
+    TorchRuntime,
+    best_batch,
+    measure_rates,
+    resolve_runtime,
+)
 from carray.bundle.threshold import calibrated_scores
-from carray.core.errors import BundleError
+from carray.core.errors import BundleError, SettingsError
 from carray.core.store.files import absolute
 from carray.core.text import one_line, readable
 from carray.images.read import read_image
@@ -26,7 +34,15 @@ from carray.images.vehicles import parse_vehicle
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Classifier", "Scorer", "centred_energy", "prediction_text", "resolve_runtime", "score_columns"]
+__all__ = [
+    "Classifier",
+    "Scorer",
+    "centred_energy",
+    "measure_runtimes",
+    "prediction_text",
+    "resolve_runtime",
+    "score_columns",
+]
 
 Floats = npt.NDArray[np.float32]
 
@@ -42,6 +58,7 @@ VNNI, differs by far more.
 """
 BF16_TOLERANCE = 0.2
 """Largest allowed RMS difference from fp32's logits, in units of their standard deviation; EfficientNet-Lite0: 0.06."""
+MEASURING_SECONDS = 1.0
 
 
 class Scorer:
@@ -52,7 +69,7 @@ class Scorer:
 
         Raises:
             BundleError: the bundle is damaged or of another version, or this machine computes other logits.
-            SettingsError: the bundle does not have that runtime.
+            SettingsError: the bundle does not have that runtime, or this machine cannot run it.
         """
         self.uri = absolute(uri)
         self.info = open_bundle(self.uri)
@@ -60,11 +77,13 @@ class Scorer:
         self.batch_images = best_batch(self.info, self.runtime, device=device)
         """The runtime's fastest batch size."""
         file = read_bundle_file(self.uri, self.info, RUNTIME_FILES[self.runtime])
-        self._runtime: OnnxRuntime | TorchRuntime
+        self._runtime: OnnxRuntime | OpenVinoRuntime | TorchRuntime
         if self.runtime == "torch-bf16":
             self._runtime = TorchRuntime(
                 file, self.info, device=device, threads=threads, batch_images=self.batch_images
             )
+        elif self.runtime == "bf16":
+            self._runtime = OpenVinoRuntime(file, threads=threads)
         else:
             self._runtime = OnnxRuntime(file, threads=threads, device=device)
         self._check_probes()
@@ -88,7 +107,7 @@ class Scorer:
         if self.runtime == "int8":
             difference, limit = _rms(found_NK - int8_NK), _rms(int8_NK - fp32_NK)
             limit *= INT8_TOLERANCE
-        elif self.runtime == "torch-bf16":
+        elif self.runtime in ("bf16", "torch-bf16"):
             difference, limit = _rms(found_NK - fp32_NK), BF16_TOLERANCE * float(fp32_NK.std())
         else:
             difference = float(np.abs(found_NK - fp32_NK).max())
@@ -103,6 +122,24 @@ class Scorer:
 
 def _rms(values: Floats) -> float:
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+
+
+def measure_runtimes(uri: str, runtimes: Sequence[str]) -> dict[str, float]:
+    """Measure runtimes of a bundle on one core of this machine, in turn, each with its own batch size.
+
+    Gives images a second, without the runtimes that this machine cannot open or computes differently.
+    Cost: a second of measuring, beside opening the runtimes.
+    """
+    scorers: dict[str, Scorer] = {}
+    for name in runtimes:
+        with suppress(BundleError, SettingsError):
+            scorers[name] = Scorer(uri, runtime=name, threads=1)
+    random, passes = np.random.default_rng(0), {}
+    for name, scorer in scorers.items():
+        shape = (scorer.batch_images, *2 * (scorer.info.pixels.input_size,), 3)
+        passes[name] = partial(scorer.score, random.integers(0, 256, shape, dtype=np.uint8))
+    images = {name: scorer.batch_images for name, scorer in scorers.items()}
+    return measure_rates(passes, images, seconds=MEASURING_SECONDS) if len(passes) > 1 else {}
 
 
 class Classifier(Scorer):

@@ -72,6 +72,12 @@ class Engine(Protocol):
     def prepare(self, job: dict[str, Any], pool: Pool) -> None:
         """Start workers before there are shards, where that saves time."""
 
+    def measure(self, bundle: str, runtimes: list[str]) -> dict[str, float]:
+        """Measure a bundle's runtimes in a process on a machine that scores; see `scorer.measure_runtimes`.
+
+        Gives nothing where that process is lost.
+        """
+
     def run_shards(self, job: dict[str, Any], todo: Shards, pool: Pool) -> Generator[LedgerEntry]:
         """Score shards, and give their entries as they finish; a caller that stops early ends the processes.
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 from carray.bundle.bundle_folder import BundleInfo, open_bundle
+from carray.bundle.runtimes import uses_gpus
 from carray.classify.attempts import forget_attempts
 from carray.classify.engine import SHARDS_IN_HAND, Engine, Pool, Shards, size_pool
 from carray.classify.ledger import (
@@ -44,6 +45,8 @@ __all__ = ["FailureWatch", "classify"]
 _STOPPED = "finished shards stay, and the same command resumes."
 _FIRST_ROUND_SECONDS = 3.0
 """How long the first round waits for the listing, that it may give every worker something to do."""
+_MEASURED_FROM_IMAGES = 20_000
+"""From so many images on the runtimes are measured before one is chosen, which takes two to four seconds."""
 
 
 def classify(bundle: str, source: str, *, out: str, settings: ClassifySettings | None = None) -> dict[str, Any]:
@@ -65,14 +68,24 @@ def classify(bundle: str, source: str, *, out: str, settings: ClassifySettings |
     with ExitStack() as stack:
         # A private Ray starts only when there is something to score.
         engine = _open_engine(settings, stack)
-        device = _device(settings, engine)
-        wanted = describe_run(info, bundle, source, _pinned(out, info, settings), device=device)
+        pinned = _pinned(out, info, settings)
+        device = _device(pinned, engine)
+        here = engine is None or engine.resources.private
+
+        def describe(measured: Mapping[str, float] | None = None) -> RunRecord:
+            return describe_run(info, bundle, source, pinned, device=device, here=here, measured=measured)
+
+        wanted = describe()
         check_folder(out, wanted)
         if wanted.since is not None:
             EarlierRun(wanted.since, wanted.bundle_id)  # refuses what is none before anything is listed
         lease = stack.enter_context(hold_run(out, record_place(out, "driver.json"), what="classify"))
         workers = settings.workers or (engine.resources.cpus if engine else os.cpu_count() or 1)
-        plan = stack.enter_context(open_plan(out, wanted, settings, uses_boxes=info.uses_boxes, workers=workers))
+        rivals = list(wanted.images_per_second)
+        hold = len(rivals) > 1 and read_run(out) is None
+        plan = stack.enter_context(
+            open_plan(out, wanted, settings, uses_boxes=info.uses_boxes, workers=workers, hold=hold)
+        )
         job = _Job(bundle, out, wanted, settings, device, lease, plan)
         if job.is_done():
             say(f"classify: nothing to do, all {plan.images:,} images of {out} are scored")
@@ -81,7 +94,10 @@ def classify(bundle: str, source: str, *, out: str, settings: ClassifySettings |
             stack.enter_context(_blameless(out, lease.token))
             began = time.monotonic()
             engine = engine or stack.enter_context(_ray_engine(settings))
-            job.score(engine, ray_seconds=time.monotonic() - began)
+            ready = time.monotonic()
+            if hold:
+                job.choose_runtime(engine, rivals, describe)
+            job.score(engine, ray_seconds=ready - began)
         return job.finish(started)
 
 
@@ -102,7 +118,16 @@ def _ray_engine(settings: ClassifySettings) -> AbstractContextManager[Engine]:
 def _device(settings: ClassifySettings, engine: Engine | None) -> str:
     if settings.device != "auto":
         return settings.device
-    return "cuda" if (engine.resources.gpus if engine else visible_gpus()) else "cpu"
+    gpus = engine.resources.gpus if engine else len(visible_gpus())
+    if not gpus:
+        return "cpu"
+    if not uses_gpus(settings.runtime):
+        say(
+            f"classify: CPUs score, not the {gpus} GPUs: runtime {settings.runtime} needs onnxruntime's CUDA provider "
+            "for them, or name torch-bf16, which was never measured on a GPU"
+        )
+        return "cpu"
+    return "cuda"
 
 
 def _pinned(out: str, info: BundleInfo, settings: ClassifySettings) -> ClassifySettings:
@@ -145,6 +170,21 @@ class _Job:
     def is_done(self) -> bool:
         """Say whether every image has its row, and none is to be tried again."""
         return self._plan.complete and len(self._begun) == self._plan.shards and not self._retries
+
+    def choose_runtime(
+        self, engine: Engine, rivals: list[str], describe: Callable[[Mapping[str, float]], RunRecord]
+    ) -> None:
+        """Choose among certified runtimes by what a machine of this engine does, if the job is long enough for that.
+
+        The listing goes on meanwhile; its first shard is written after the choice.
+        """
+        if self._plan.is_long(_MEASURED_FROM_IMAGES, _FIRST_ROUND_SECONDS) and (
+            rates := engine.measure(self._bundle, rivals)
+        ):
+            self._run = describe(rates)
+            seen = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
+            say(f"runtime: auto takes {self._run.runtime}, by images a second of one core measured here: {seen}")
+        self._plan.settle(self._run)
 
     def score(self, engine: Engine, *, ray_seconds: float) -> None:
         """Score what is missing, in rounds, until the listing has ended and all of it is scored."""

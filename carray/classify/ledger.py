@@ -54,6 +54,10 @@ class RunRecord(Settings):
     since: str | None = None
     runtime: str
     """Resolved once and kept on resume."""
+    chosen_by: str = ""
+    """Whose rates chose it where it was `auto`: packed (the bundle's) or measured (by a machine of this run)."""
+    images_per_second: dict[str, float] = Field(default_factory=dict)
+    """Those rates, of one thread, by runtime."""
     accept_threshold: float | None = None
     """The bundle's when the run was begun; another one may not mix into its column `accept`."""
     columns: list[str]

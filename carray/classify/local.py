@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from carray.bundle.scorer import measure_runtimes
 from carray.classify.engine import SHARDS_IN_HAND, Pool, Shards, Worker, read_answer
 from carray.classify.ledger import LedgerEntry
 from carray.core.cgroups import usable_cores
@@ -71,6 +72,13 @@ class LocalEngine:
         for _ in range(pool.workers - len(self._processes)):
             self._fork(job, opens=True)
 
+    def measure(self, bundle: str, runtimes: list[str]) -> dict[str, float]:
+        """Measure a bundle's runtimes in a process of their own."""
+        with self._new_link() as link, suppress(EOFError, OSError):
+            link.send_bytes(json.dumps({"measure": runtimes, "bundle": bundle}).encode())
+            return dict(json.loads(link.recv_bytes()))
+        return {}
+
     def run_shards(self, job: dict[str, Any], todo: Shards, pool: Pool) -> Generator[LedgerEntry]:
         """Score shards, and give their entries as they finish; a caller that stops early ends the processes.
 
@@ -113,13 +121,16 @@ class LocalEngine:
             least.shards.append(waiting.popleft())
             least.send(least.shards[-1])
 
-    def _fork(self, job: dict[str, Any], *, opens: bool) -> _Process:
+    def _new_link(self) -> Connection:
         try:
-            link = self._server.fork()
+            return self._server.fork()
         except OSError:  # it was killed, and every worker with it
             self._server.kill()
             self._server = ForkServer(__name__)
-            link = self._server.fork()
+            return self._server.fork()
+
+    def _fork(self, job: dict[str, Any], *, opens: bool) -> _Process:
+        link = self._new_link()
         taken = {process.number for process in self._processes}
         number = next(number for number in range(len(taken) + 1) if number not in taken)
         self._processes.append(_Process(link, number))
@@ -182,7 +193,10 @@ def preload() -> None:
 
 
 def work(link: Connection) -> None:
-    """Score the shards that come over a link, as many at once as a worker has in hand, until it ends."""
+    """Score the shards that come over a link, as many at once as a worker has in hand, until it ends.
+
+    Or measure runtimes, if that is what comes first.
+    """
     sending = threading.Lock()
 
     def answer(shard: dict[str, Any]) -> None:
@@ -195,6 +209,9 @@ def work(link: Connection) -> None:
 
     with ThreadPoolExecutor(SHARDS_IN_HAND) as pool, suppress(EOFError):
         job = json.loads(link.recv_bytes())
+        if "measure" in job:
+            link.send_bytes(json.dumps(measure_runtimes(job["bundle"], job["measure"])).encode())
+            return
         worker = Worker(job)
         link.send_bytes(b"{}")
         if job["opens"]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 from carray.bundle.bundle_folder import BundleInfo
-from carray.bundle.scorer import resolve_runtime
+from carray.bundle.runtimes import certified_rates, resolve_runtime
 from carray.classify.ledger import PlanTotals, RunRecord, read_run, read_totals, write_run, write_totals
 from carray.classify.predictions_folder import VERSION, ClassifySettings, prediction_schema, record_place, run_id_of
 from carray.classify.shards import ShardCutter, ShardNote, read_notes, uncovered
@@ -34,14 +34,35 @@ STOP_SECONDS = 10
 
 
 def describe_run(
-    info: BundleInfo, bundle: str, source: str, settings: ClassifySettings, *, device: str = "cpu"
+    info: BundleInfo,
+    bundle: str,
+    source: str,
+    settings: ClassifySettings,
+    *,
+    device: str = "cpu",
+    here: bool = True,
+    measured: Mapping[str, float] | None = None,
 ) -> RunRecord:
     """Say what run a command asks for, before anything is listed.
 
+    Args:
+        info: The bundle's description.
+        bundle: Its place.
+        source: What is to be scored.
+        settings: The settings of the command.
+        device: cpu or cuda.
+        here: Whether this machine scores.
+        measured: Rates by runtime, by which `auto` chooses in place of those in the bundle.
+
     Raises:
-        SettingsError: the bundle has no such runtime.
+        SettingsError: the bundle has no such runtime, or this machine cannot run it.
     """
-    runtime = resolve_runtime(settings.runtime, info, device=device)
+    rates, chosen_by = dict(measured or {}), "measured" if measured else ""
+    runtime = max(rates, key=lambda name: rates[name]) if rates else settings.runtime
+    if not rates:
+        runtime = resolve_runtime(settings.runtime, info, device=device, here=here)
+        if settings.runtime == "auto" and device == "cpu":
+            rates, chosen_by = certified_rates(info, here=here), "packed"
     columns = prediction_schema(settings.outputs).names
     seen: dict[str, Any] = {"uri": source, "split": settings.split, "all_files": settings.all_files}
     since = absolute(settings.since).rstrip("/") if settings.since else None
@@ -60,6 +81,8 @@ def describe_run(
         all_files=settings.all_files,
         since=since,
         runtime=runtime,
+        chosen_by=chosen_by,
+        images_per_second=rates,
         accept_threshold=info.accept_threshold,
         columns=columns,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -84,11 +107,12 @@ def plan_run(
 
 @contextmanager
 def open_plan(
-    out: str, wanted: RunRecord, settings: ClassifySettings, *, uses_boxes: bool, workers: int = 1
+    out: str, wanted: RunRecord, settings: ClassifySettings, *, uses_boxes: bool, workers: int = 1, hold: bool = False
 ) -> Iterator[Plan]:
     """Begin a run's listing, go on with it, or find it complete; leaving the context stops it.
 
-    The more `workers` are expected to score at once, the smaller are the shards that are still to be cut.
+    The more `workers` are expected to score at once, the smaller are the shards that are still to be cut. With `hold`
+    what is listed is kept in memory, and nothing written, until `Plan.settle`.
 
     Raises:
         SettingsError: a split of something that has none, `out` among the files to be scored, or an interrupted
@@ -107,6 +131,8 @@ def open_plan(
     notes = read_notes(out) if run is not None else {}
     _check_resumable(out, source, notes)
     plan = Plan(out, run or wanted, settings, None)
+    if not hold:
+        plan.settle(plan.run)
     plan.start(source, notes, uses_boxes=uses_boxes, workers=workers)
     try:
         yield plan
@@ -142,6 +168,10 @@ class Plan:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._cutter: ShardCutter | None = None
+        self._settled = threading.Event()
+        self._holding = threading.Lock()
+        self._held: list[Piece] = []
+        self._listed, self._all_listed = 0, False
 
     @property
     def complete(self) -> bool:
@@ -172,6 +202,25 @@ class Plan:
             raise self._error
         return came
 
+    def is_long(self, images: int, timeout_seconds: float) -> bool:
+        """Wait until it is known whether the listing finds so many images; one that takes so long counts as long.
+
+        Raises:
+            CarrayError: what ended the listing before its time.
+        """
+        with self._change:
+            self._change.wait_for(
+                lambda: self._error is not None or self._all_listed or self._listed >= images, timeout_seconds
+            )
+        if self._error is not None:
+            raise self._error
+        return self._listed >= images or not self._all_listed
+
+    def settle(self, run: RunRecord) -> None:
+        """Say what run this is, so that what was held can be written."""
+        self.run = run
+        self._settled.set()
+
     def totals(self) -> PlanTotals:
         """Wait for the end of the listing, and give what it found.
 
@@ -201,28 +250,45 @@ class Plan:
     def close(self) -> None:
         """Stop listing, if it has not ended."""
         self._stop.set()
+        self._settled.set()
         if self._thread is not None:
             self._thread.join(timeout=STOP_SECONDS)
 
     def _list(self, source: Source, cutter: ShardCutter, gaps: list[Gap], uses_boxes: bool) -> None:
         def take(piece: Piece) -> None:
-            if not self._stop.is_set():
+            if not self._stop.is_set() and self._may_cut(cutter, piece):
                 cutter.take(piece)
             with self._change:
                 progress.advance(piece.batch.num_rows)
+                self._listed += piece.batch.num_rows
                 self._change.notify_all()
 
         try:
             with Progress("listing", total=None, unit="keys") as progress:
                 source.list(take, gaps=gaps, threads=self._settings.listing_threads, stop=self._stop)
+                with self._change:
+                    self._all_listed = True
+                    self._change.notify_all()
+                self._settled.wait()
                 if self._stop.is_set():
                     return
+                self._may_cut(cutter, None)
                 cutter.finish()
             self._complete(source, cutter, uses_boxes=uses_boxes)
         except BaseException as err:
             self._error = err
         with self._change:
             self._change.notify_all()
+
+    def _may_cut(self, cutter: ShardCutter, piece: Piece | None) -> bool:
+        """Keep a piece until the run is settled; from then on cut what was kept, in its order, before anything else."""
+        with self._holding:
+            if piece is not None and not self._settled.is_set():
+                self._held.append(piece)
+                return False
+            while self._held:
+                cutter.take(self._held.pop(0))
+        return True
 
     def _complete(self, source: Source, cutter: ShardCutter, *, uses_boxes: bool) -> None:
         if not cutter.cut_images:

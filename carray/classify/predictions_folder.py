@@ -108,7 +108,8 @@ class ClassifySettings(Settings):
     """
 
     runtime: str = "auto"
-    """Which of the bundle's runtimes scores: auto, fp32, int8 or torch-bf16; resolved once, kept on resume."""
+    """Which of the bundle's runtimes scores: auto, fp32, int8, bf16 or torch-bf16; resolved once, kept on
+    resume."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What scores: a GPU where there is one, when auto."""
     engine: Literal["auto", "local", "ray"] = "auto"

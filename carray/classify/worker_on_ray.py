@@ -8,8 +8,9 @@ Cost: a worker imports neither torch nor timm; see `cold` in results/classify.cs
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -17,6 +18,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
+from carray.bundle.scorer import measure_runtimes
 from carray.classify.engine import SHARDS_IN_HAND, Pool, Shards, Worker, read_answer
 from carray.classify.ledger import LedgerEntry
 from carray.core.errors import SettingsError
@@ -47,6 +49,18 @@ class RayEngine:
     def prepare(self, job: dict[str, Any], pool: Pool) -> None:
         """Do nothing: Ray Data starts its actors with the first shards."""
 
+    def measure(self, bundle: str, runtimes: list[str]) -> dict[str, float]:
+        """Measure a bundle's runtimes on one of the machines, whichever has a CPU free first."""
+        task = ray.remote(num_cpus=1)(_measure)
+        with suppress(RayError):
+            found: dict[str, float] = ray.get(task.remote(self._environment(), bundle, runtimes))
+            return found
+        return {}
+
+    def _environment(self) -> dict[str, str]:
+        """Give what workers' variables are set to: a private Ray's are this user's, a cluster has its own."""
+        return dict(aws_environment()) if self.resources.private else {}
+
     def run_shards(self, job: dict[str, Any], todo: Shards, pool: Pool) -> Generator[LedgerEntry]:
         """Score shards, and give their entries as they finish.
 
@@ -54,8 +68,7 @@ class RayEngine:
             CarrayError: of the kind that a worker raised, with its sentence.
             SettingsError: the machines of this Ray have no carray.
         """
-        # Workers of a private Ray are this user's processes; a cluster has credentials of its own.
-        job = {**job, "environment": dict(aws_environment()) if self.resources.private else {}}
+        job = {**job, "environment": self._environment()}
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         # A pool that lost workers grows again while all it has are busy, which is all that two shards in hand can show.
@@ -104,6 +117,11 @@ def start_on_ray(needs: Mapping[str, float]) -> Iterator[RayEngine]:
 def _is_lost(machine: str) -> bool:
     """Say whether Ray has given a node up, with every process on it."""
     return machine not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _measure(environment: dict[str, str], bundle: str, runtimes: list[str]) -> dict[str, float]:
+    os.environ.update(environment)
+    return measure_runtimes(bundle, runtimes)
 
 
 class _RayWorker(Worker):
