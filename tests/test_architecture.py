@@ -30,8 +30,8 @@ LAYERS = (
 )
 
 HEAVY = (
-    "torch torchvision timm ray onnxruntime onnx onnxscript cv2 scipy sklearn matplotlib duckdb optuna simplejpeg PIL "
-    "safetensors botocore rich jinja2 tensorboardX mlflow"
+    "torch torchvision timm ray onnxruntime openvino onnx onnxscript cv2 scipy sklearn matplotlib duckdb optuna "
+    "simplejpeg PIL safetensors botocore rich jinja2 tensorboardX mlflow"
 ).split()
 """Imported inside the function that needs them, so that a command pays only for what it uses."""
 
@@ -260,7 +260,7 @@ def declared_dependencies() -> dict[str, str]:
     project = tomllib.loads(text)["project"]
     found = {}
     extras = project["optional-dependencies"]
-    for line in [*project["dependencies"], *extras["weights"], *extras["loggers"]]:
+    for line in [*project["dependencies"], *extras["weights"], *extras["openvino"], *extras["loggers"]]:
         comment = re.search(re.escape(f'"{line}",') + r"[ \t]*#(.*)", text)
         found[re.split(r"[\[<>=~! ]", line)[0]] = comment.group(1).strip() if comment else ""
     return found
@@ -423,7 +423,7 @@ except SystemExit as err:
         ("import carray", [*(set(HEAVY) - {"rich"}), "pandas", "pyarrow", "numpy"]),
         (
             "import carray.classify.score_shard, carray.bundle.scorer",
-            ["torch", "torchvision", "timm", "ray", "onnxruntime"],
+            ["torch", "torchvision", "timm", "ray", "onnxruntime", "openvino"],
         ),
         ("import carray.queries, carray.evaluation.evaluate", HEAVY),
     ],

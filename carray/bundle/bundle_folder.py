@@ -1,7 +1,8 @@
 """The files of a bundle, a folder that is complete once `bundle.json` exists, and how they are read.
 
     weights.safetensors   the network's weights, for further training
-    model.onnx            uint8 NHWC in (batch is dynamic); logits_BK and embedding_BD out; normalisation is inside
+    model.onnx            uint8 NHWC in (batch is dynamic); logits_BK and embedding_BD out; normalisation is inside;
+                          fp32 and bf16 read it
     model.int8.onnx       the same in 8-bit integers, if its certificate holds
     probes.safetensors    16 generated images and the logits that each runtime gave for them
     trained_on.safetensors  hashes of the images that the network was trained on (bundle.trained_on)

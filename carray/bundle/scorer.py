@@ -139,7 +139,9 @@ def measure_runtimes(uri: str, runtimes: Sequence[str]) -> dict[str, float]:
         shape = (scorer.batch_images, *2 * (scorer.info.pixels.input_size,), 3)
         passes[name] = partial(scorer.score, random.integers(0, 256, shape, dtype=np.uint8))
     images = {name: scorer.batch_images for name, scorer in scorers.items()}
-    return measure_rates(passes, images, seconds=MEASURING_SECONDS) if len(passes) > 1 else {}
+    if len(passes) < 2:
+        return dict.fromkeys(passes, 0.0)  # nothing to choose from
+    return measure_rates(passes, images, seconds=MEASURING_SECONDS)
 
 
 class Classifier(Scorer):

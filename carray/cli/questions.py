@@ -89,7 +89,7 @@ def compare(
     ] = None,
     split: Annotated[str | None, typer.Option(help="With --manifest: train, val or test (the default).")] = None,
     runtime: Annotated[
-        str | None, typer.Option(help="With --manifest: fp32 (the default), int8 or torch-bf16.")
+        str | None, typer.Option(help="With --manifest: fp32 (the default), int8, bf16 or torch-bf16.")
     ] = None,
 ) -> None:
     """Compare two runs over the same images, or two bundles on one manifest: what changed, by how much, who is right.

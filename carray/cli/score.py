@@ -31,7 +31,7 @@ from carray.core.progress import print_result
 __all__ = ["calibrate", "classify", "compact", "evaluate", "predict", "quantize", "stress"]
 
 AnySplit = Annotated[str, typer.Option("--split", help="train, val or test.")]
-MeasuredRuntime = Annotated[str, typer.Option("--runtime", help="fp32, int8, torch-bf16, or auto.")]
+MeasuredRuntime = Annotated[str, typer.Option("--runtime", help="fp32, int8, bf16, torch-bf16, or auto.")]
 
 
 def quantize(

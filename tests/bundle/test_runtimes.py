@@ -5,7 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +19,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from carray.bundle import runtimes
 from carray.bundle.bundle_folder import TRAINED_ON, BundleInfo, open_bundle, write_bundle, write_info
-from carray.bundle.certificates import Views, add_int8, compare_logits, quantise_bundle
+from carray.bundle.certificates import Views, add_int8, certify_bf16, compare_logits, quantise_bundle
 from carray.bundle.pack import pack_bundle
-from carray.bundle.scorer import Scorer, resolve_runtime
+from carray.bundle.runtimes import OpenVinoRuntime, bf16_obstacle, certified_rates, measure_rates, uses_gpus
+from carray.bundle.scorer import Scorer, measure_runtimes, resolve_runtime
 from carray.bundle.trained_on import pack_trained_on
 from carray.core.errors import BundleError, DataError, SettingsError
 from carray.images.pixels import PixelSettings
@@ -128,8 +136,147 @@ def test_auto_takes_the_fastest_that_holds(int8_bundle: Path) -> None:
     assert resolve_runtime("auto", with_certificate(info, images_per_second=slow)) == "fp32"
     failed = with_certificate(info, images_per_second=fast, holds=False, reason="too coarse")
     assert resolve_runtime("auto", failed) == "fp32"
-    assert resolve_runtime("auto", with_certificate(info, images_per_second=fast), device="cuda") == "torch-bf16"
-    assert resolve_runtime("auto", with_certificate(info, "torch-bf16", holds=False), device="cuda") == "fp32"
+
+
+def test_auto_on_a_gpu_takes_what_has_run_on_one(int8_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert resolve_runtime("auto", open_bundle(str(int8_bundle)), device="cuda") == "fp32"
+    assert "auto takes fp32 on GPUs; torch-bf16, which was never measured on one" in capsys.readouterr().err
+    with pytest.raises(SettingsError, match=r"device is 'cuda', but this onnxruntime has no CUDA provider; install "):
+        Scorer(str(int8_bundle), device="cuda")
+    assert [name for name in ("auto", "fp32", "int8", "bf16", "torch-bf16") if uses_gpus(name)] == ["torch-bf16"]
+
+
+def both_certified(info: BundleInfo, *, int8: float, bf16: float) -> BundleInfo:
+    """Certify both, measured on machines of which the second is ten times as fast."""
+    info = with_certificate(info, images_per_second={"fp32": {8: 100.0}, "int8": {8: int8}})
+    return with_certificate(info, "bf16", images_per_second={"fp32": {8: 1000.0}, "bf16": {8: bf16}})
+
+
+def test_auto_takes_bf16_where_it_wins_and_this_machine_runs_it(
+    int8_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = both_certified(open_bundle(str(int8_bundle)), int8=150.0, bf16=1800.0)
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: object())
+    monkeypatch.setattr(runtimes, "_processor_flags", lambda: {"avx512f", "avx512_bf16"})
+    assert certified_rates(info) == {"fp32": 100.0, "int8": 150.0, "bf16": 180.0}
+    assert resolve_runtime("auto", info) == "bf16"
+    assert resolve_runtime("auto", info, here=False) == "int8", "of machines elsewhere nobody knows what they can"
+    assert resolve_runtime("auto", both_certified(info, int8=200.0, bf16=1800.0)) == "int8"
+    failed = with_certificate(info, "bf16", holds=False, images_per_second={"fp32": {8: 1.0}, "bf16": {8: 9.0}})
+    assert resolve_runtime("auto", failed) == "int8"
+    monkeypatch.setattr(runtimes, "_processor_flags", lambda: {"avx2"})
+    assert resolve_runtime("auto", info) == "int8"
+    with pytest.raises(SettingsError, match=r"^runtime bf16 cannot score here: the processor has neither AVX-512 BF16"):
+        resolve_runtime("bf16", info)
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
+    with pytest.raises(
+        SettingsError, match=r"openvino is not installed \(pip install 'carray\[openvino\]'\); take auto"
+    ):
+        resolve_runtime("bf16", info)
+    assert resolve_runtime("bf16", info, here=False) == "bf16"
+    with pytest.raises(SettingsError, match="openvino is not installed"):
+        OpenVinoRuntime((int8_bundle / "model.onnx").read_bytes())
+
+
+runs_bf16 = pytest.mark.skipif(bool(bf16_obstacle()), reason=f"bf16: {bf16_obstacle()}")
+
+
+@runs_bf16
+def test_openvino_gives_the_same_labels_in_bfloat16(fp32_bundle: Path, views: Views) -> None:
+    fp32, bf16 = (Scorer(str(fp32_bundle), runtime=name) for name in ("fp32", "bf16"))
+    fp32_NK, fp32_ND = fp32.score(views.judging_NHWC)
+    bf16_NK, bf16_ND = bf16.score(views.judging_NHWC)
+    assert (fp32_NK.argmax(axis=1) == bf16_NK.argmax(axis=1)).mean() > 0.98
+    assert 1e-4 * fp32_NK.std() < np.abs(bf16_NK - fp32_NK).max() < 0.2 * fp32_NK.std(), "other arithmetic, same model"
+    assert (bf16_ND.shape, bf16_ND.dtype, bf16_NK.dtype) == (fp32_ND.shape, np.float32, np.float32)
+    with ThreadPoolExecutor(4) as pool:  # as a worker with two shards in hand
+        parts = list(pool.map(bf16.score, [views.judging_NHWC[i : i + 8] for i in range(0, 80, 8)]))
+    np.testing.assert_allclose(np.concatenate([part[0] for part in parts]), bf16_NK[:80], atol=0.05)
+
+
+@runs_bf16
+def test_bf16_is_certified_by_the_rule_of_int8(copy: Path, views: Views, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = certify_bf16(str(copy), views).certificates["bf16"]
+    assert (found.holds, found.images, found.before_refit) == (True, 200, False) and found.agreement > 0.98
+    assert {name: set(rates) for name, rates in found.images_per_second.items()} == {"fp32": {8, 32}, "bf16": {8, 32}}
+    few = Views(views.calibration_NHWC, views.judging_NHWC[:99], views.labels_N[:99])
+    assert certify_bf16(str(copy), few).certificates["bf16"] == found, "what cannot judge changes nothing"
+    assert open_bundle(str(copy)).certificates["bf16"] == found
+    monkeypatch.setattr("carray.bundle.certificates.AGREEMENT", 1.01)
+    missed = certify_bf16(str(copy), views).certificates["bf16"]
+    assert not missed.holds and "below 101%" in missed.reason
+
+
+@runs_bf16
+def test_bf16_after_a_refit_is_judged_by_the_twin(net, copy: Path, views: Views) -> None:
+    import torch
+
+    torch.manual_seed(1)
+    untrained = build_net(CnnHyper(input_size=SIZE, stages=3, width=8, dropout=0), class_count=len(CLASSES)).eval()
+    twin, _ = export_onnx(untrained, views.judging_NHWC)
+    found = certify_bf16(str(copy), views, before_refit=twin).certificates["bf16"]
+    assert found.before_refit and found.top1_fp32 < 0.6
+
+
+def test_bf16_is_not_certified_where_it_cannot_run(copy: Path, views: Views, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
+    assert "bf16" not in certify_bf16(str(copy), views).certificates
+
+
+@runs_bf16
+def test_a_machine_whose_bf16_differs_is_told_to_take_fp32(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("carray.bundle.scorer.BF16_TOLERANCE", 1e-9)
+    with pytest.raises(BundleError, match=r"with runtime bf16 on this machine; score with --runtime fp32"):
+        Scorer(str(copy), runtime="bf16")
+
+
+QUIET = """
+import sys
+seen = []
+sys.addaudithook(lambda event, _: seen.append(event) if event.startswith(("socket.", "urllib.")) else None)
+from carray.bundle.runtimes import OpenVinoRuntime
+OpenVinoRuntime(open(sys.argv[1], "rb").read())
+import openvino
+assert not [name for name in sys.modules if "telemetry" in name], sys.modules
+assert not seen, seen
+import openvino.tools.ovc  # which nothing hides from others
+"""
+
+
+@runs_bf16
+def test_openvino_reports_nothing(fp32_bundle: Path, tmp_path: Path) -> None:
+    home = {**os.environ, "HOME": str(tmp_path), "CI": "true"}  # for the last import, which reports outside of CI
+    done = subprocess.run([sys.executable, "-c", QUIET, fp32_bundle / "model.onnx"], env=home, check=False)
+    assert done.returncode == 0
+    assert not (tmp_path / "intel").exists()
+
+
+def test_runtimes_are_measured_in_turn_without_those_that_differ_here(
+    int8_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("carray.bundle.scorer.MEASURING_SECONDS", 0.1)
+    found = measure_runtimes(str(int8_bundle), ["fp32", "int8", "no such"])
+    assert set(found) == {"fp32", "int8"} and min(found.values()) > 0
+    monkeypatch.setattr("carray.bundle.scorer.INT8_TOLERANCE", -1.0)
+    assert measure_runtimes(str(int8_bundle), ["fp32", "int8"]) == {"fp32": 0.0}
+
+
+def test_rates_are_those_of_the_fastest_pass() -> None:
+    def spin(seconds: float) -> None:
+        until = time.process_time() + seconds
+        while time.process_time() < until:
+            pass
+
+    order: list[str] = []
+
+    def score(name: str, seconds: float) -> None:
+        order.append(name)
+        spin(seconds)
+
+    passes = {"a": partial(score, "a", 0.002), "b": partial(score, "b", 0.02)}
+    found = measure_rates(passes, {"a": 1, "b": 1}, seconds=0.0)
+    assert order == ["a", "b"] * 3
+    assert found["b"] < 51 and found["a"] > found["b"]
 
 
 def test_batch_is_the_fastest_measured(int8_bundle: Path) -> None:
@@ -181,7 +328,9 @@ def test_int8_that_loses_too_much_is_left_out(copy: Path, views: Views, capsys: 
     assert not info.certificates["int8"].holds
     assert not (copy / "model.int8.onnx").exists()
     assert "int8 left out: top-1 drops" in capsys.readouterr().err
-    with pytest.raises(SettingsError, match=r"bundle has auto, fp32, torch-bf16 \(int8 was left out: top-1 drops"):
+    with pytest.raises(
+        SettingsError, match=r"bundle has auto, fp32, bf16, torch-bf16 \(int8 was left out: top-1 drops"
+    ):
         resolve_runtime("int8", info)
     kept = add_int8(str(copy), grey, keep=True)
     assert resolve_runtime("auto", kept) == "fp32"

@@ -14,7 +14,7 @@ from carray.classify.job import classify
 from carray.classify.predictions_folder import ClassifySettings, record_place
 from carray.classify.sources import Source
 from carray.core.errors import BudgetError, BundleError, SettingsError, StorageError
-from carray.core.store.files import exists, join
+from carray.core.store.files import exists, join, read_json
 from carray.core.store.lease import hold_run
 from carray.queries import read_predictions
 
@@ -56,6 +56,54 @@ def test_resume_computes_only_what_is_missing(small_bundle, image_folder, out, c
     assert rewritten == {"part-000001.parquet"}
     assert exists(join(out, "_carray", "ledger", "000002.json")), "entered again from its file"
     pd.testing.assert_frame_equal(before.drop(columns="scored_at"), read_predictions(out).drop(columns="scored_at"))
+
+
+def test_auto_takes_what_is_faster_here_in_a_long_job_and_keeps_it(
+    certified_bundle, image_folder, out, tmp_path, monkeypatch, capfd
+):
+    """The bundle says that int8 is faster, and this machine that fp32 is."""
+    monkeypatch.setattr("carray.classify.local.LocalEngine.measure", lambda *_: {"fp32": 80.0, "int8": 70.0})
+    short = classify(certified_bundle, str(image_folder), out=str(tmp_path / "short"), settings=settings())
+    record = read_json(record_place(str(tmp_path / "short"), "run.json"))
+    assert (short["runtime"], record["chosen_by"], record["images_per_second"]) == (
+        *("int8", "packed"),
+        {"fp32": 1.0, "int8": 9.0},
+    )
+    monkeypatch.setattr("carray.classify.job._MEASURED_FROM_IMAGES", 12)
+    long = classify(certified_bundle, str(image_folder), out=out, settings=settings())
+    assert "runtime: auto takes fp32, by images a second of one core measured here: fp32 80, int8 70" in (
+        capfd.readouterr().err
+    )
+    record = read_json(record_place(out, "run.json"))
+    assert (record["runtime"], record["run_id"], record["chosen_by"]) == ("fp32", long["run_id"], "measured")
+    assert record["images_per_second"] == {"fp32": 80.0, "int8": 70.0}
+    assert set(read_predictions(out)["runtime"]) == {"fp32"}
+    named = classify(
+        certified_bundle, str(image_folder), out=str(tmp_path / "named"), settings=settings(runtime="fp32")
+    )
+    assert named["run_id"] == long["run_id"], "how a runtime was chosen decides no row"
+    Path(out, "part-000001.parquet").unlink()
+    monkeypatch.setattr("carray.classify.local.LocalEngine.measure", lambda *_: {"fp32": 1.0, "int8": 2.0})
+    again = classify(certified_bundle, str(image_folder), out=out, settings=settings())
+    assert (again["runtime"], again["rows"]) == ("fp32", 12)
+    assert read_json(record_place(out, "run.json")) == record
+
+
+def test_a_job_whose_measuring_is_lost_takes_the_bundle_s_rates(certified_bundle, image_folder, out, monkeypatch):
+    monkeypatch.setattr("carray.classify.local.LocalEngine.measure", lambda *_: {})
+    monkeypatch.setattr("carray.classify.job._MEASURED_FROM_IMAGES", 1)
+    assert classify(certified_bundle, str(image_folder), out=out, settings=settings())["runtime"] == "int8"
+    assert read_json(record_place(out, "run.json"))["chosen_by"] == "packed"
+
+
+def test_gpus_that_no_library_here_can_use_leave_it_to_the_processors(
+    small_bundle, image_folder, out, monkeypatch, capfd
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert classify(small_bundle, str(image_folder), out=out, settings=settings())["ok"] == 12
+    said = capfd.readouterr().err
+    assert "CPUs score, not the 2 GPUs: runtime auto needs onnxruntime's CUDA provider" in said
+    assert "1 workers of 1 CPU," in said
 
 
 def test_retry_failed_and_objects_gone_since_the_listing(small_bundle, image_folder, out, tmp_path):

@@ -206,3 +206,12 @@ def test_a_bug_in_a_worker_is_shown_with_its_stack(small_bundle, out):
     job |= {"run": run.model_dump(mode="json"), "settings": chosen.model_dump(mode="json")}
     with start_local() as engine, pytest.raises(RuntimeError, match=r"(?s)^a scoring process failed:.*'retry'"):
         list(engine.run_shards(job, [{"shard": 0}], Pool(1, 1, 1)))
+
+
+def test_runtimes_are_measured_in_a_process_of_their_own(certified_bundle, monkeypatch):
+    with start_local() as engine:
+        found = engine.measure(certified_bundle, ["fp32", "int8"])
+        assert set(found) == {"fp32", "int8"} and min(found.values()) > 0
+        engine._server.kill()
+        assert set(engine.measure(certified_bundle, ["fp32", "int8"])) == {"fp32", "int8"}, "by a new server"
+        assert engine.measure("/no/such/bundle", ["fp32"]) == {}

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 from urllib.parse import quote_plus
 
 import numpy as np
@@ -340,3 +341,19 @@ def test_a_threshold_changed_under_a_run_stops_its_workers(bundle_of, image_fold
     ShardScorer(bundle, out=out, run=run, settings=chosen).score_shard(0)
     rows = pd.read_parquet(tmp_path / "out" / "part-000000.parquet")
     assert (rows["accept"] == (rows["score"] >= 0.7)).all() and rows["accept"].notna().all()
+
+
+def test_a_held_listing_writes_nothing_until_its_run_is_settled(made_up, small_bundle, tmp_path):
+    chosen, out = ClassifySettings(**SMALL), str(tmp_path / "held")
+    wanted = describe_run(open_bundle(small_bundle), small_bundle, "s3://bucket", chosen)
+    with open_plan(out, wanted, chosen, uses_boxes=False, hold=True) as plan:
+        assert plan.is_long(30_000, timeout_seconds=60) and not plan.is_long(30_501, timeout_seconds=60)
+        assert plan.shards == 0 and not Path(out).exists()
+        settled = wanted.model_copy(update={"chosen_by": "measured"})
+        plan.settle(settled)
+        totals = plan.totals()
+    assert read_run(out) == settled
+    assert sorted(image.uri for image in images_of(out, totals)) == sorted(made_up)
+    with open_plan(str(tmp_path / "left"), wanted, chosen, uses_boxes=False, hold=True):
+        pass  # a job that is stopped before it has chosen
+    assert not (tmp_path / "left").exists()

@@ -85,6 +85,14 @@ def test_the_engines_give_the_same_rows_and_resume_each_other(ray_cluster, small
         pd.testing.assert_frame_equal(without_times(on_ray), without_times(out), check_exact=True)
 
 
+def test_runtimes_are_measured_on_a_machine_of_the_ray(ray_cluster, certified_bundle, image_folder, out, monkeypatch):
+    monkeypatch.setattr("carray.classify.job._MEASURED_FROM_IMAGES", 1)
+    outcome = classify(certified_bundle, str(image_folder), out=out, settings=settings(engine="ray"))
+    record = read_json(join(out, "_carray", "run.json"))
+    assert record["chosen_by"] == "measured" and set(record["images_per_second"]) == {"fp32", "int8"}
+    assert outcome["runtime"] == max(record["images_per_second"], key=record["images_per_second"].get)
+
+
 def test_a_worker_s_refusal_keeps_its_kind(ray_cluster, small_bundle, image_folder, tmp_path):
     for path in Path(small_bundle).iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
