@@ -178,9 +178,11 @@ class _Job:
 
         The listing goes on meanwhile; its first shard is written after the choice.
         """
-        if self._plan.is_long(_MEASURED_FROM_IMAGES, _FIRST_ROUND_SECONDS) and (
-            rates := engine.measure(self._bundle, rivals)
-        ):
+        rates: dict[str, float] = {}
+        with stopping_in_order(_STOPPED):
+            if self._plan.is_long(_MEASURED_FROM_IMAGES, _FIRST_ROUND_SECONDS):
+                rates = engine.measure(self._bundle, rivals)
+        if rates:
             self._run = describe(rates)
             seen = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
             say(f"runtime: auto takes {self._run.runtime}, by images a second of one core measured here: {seen}")
