@@ -1,7 +1,8 @@
 """Finds images that show the same picture: equal bytes, or difference hashes that differ in few bits.
 
-The groups do not depend on the images' order. Why 4 bits: among 6,516 photographs of Stanford Cars all 17 pairs at
-distance 0 to 4 show the same photograph, of the 4 pairs at distance 5 only 2 do, and at 6 none of 2.
+The groups do not depend on the images' order. Why 4 bits: among 6,516 photographs of Stanford Cars all 15 pairs of
+structured hashes at distance 0 to 4 show the same photograph, and of the 4 pairs at distance 5 only 2 do. Decoded to
+another size, a photograph's hash differs by 0.2 bits on average, and by at most 5 (178 and 213 pixels).
 """
 
 from __future__ import annotations
