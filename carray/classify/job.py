@@ -73,7 +73,7 @@ def classify(bundle: str, source: str, *, out: str, settings: ClassifySettings |
         lease = stack.enter_context(hold_run(out, record_place(out, "driver.json"), what="classify"))
         workers = settings.workers or (engine.resources.cpus if engine else os.cpu_count() or 1)
         plan = stack.enter_context(open_plan(out, wanted, settings, uses_boxes=info.uses_boxes, workers=workers))
-        job = _Job(bundle, out, wanted, settings, device, lease, plan)
+        job = _Job(bundle, out, plan.run, settings, device, lease, plan)
         if job.is_done():
             say(f"classify: nothing to do, all {plan.images:,} images of {out} are scored")
         else:

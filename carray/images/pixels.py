@@ -80,7 +80,8 @@ class DecodedImage:
     """Of the upright original, pixels."""
     height: int
     phash: int
-    """64-bit difference hash of the whole upright image (or its box); near duplicates differ in few bits."""
+    """64-bit difference hash of the whole upright image (or its box), its bits as a signed integer, which every
+    engine's tables hold; near duplicates differ in few bits."""
 
 
 def decode(data: bytes, settings: PixelSettings, *, box: Box | None = None) -> DecodedImage:
@@ -193,4 +194,4 @@ def _difference_hash(pixels_HWC: Pixels) -> int:
 
     small_HWC = cv2.resize(pixels_HWC, (9, 8), interpolation=cv2.INTER_AREA)
     grey_HW = small_HWC.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    return int.from_bytes(np.packbits(grey_HW[:, 1:] > grey_HW[:, :-1]).tobytes(), "big")
+    return int.from_bytes(np.packbits(grey_HW[:, 1:] > grey_HW[:, :-1]).tobytes(), "big", signed=True)

@@ -38,7 +38,8 @@ def group_duplicates(sha256: Sequence[str], phash: Sequence[int]) -> Indices:
     if not images:
         return np.zeros(0, dtype=np.int64)
     contents = np.unique(np.asarray(sha256, dtype=object).astype(str), return_inverse=True)[1].reshape(-1)
-    hashes, hash_of_image = np.unique(np.asarray(phash, dtype=np.uint64), return_inverse=True)
+    bits = np.array([value % 2**64 for value in phash], dtype=np.uint64)  # of signed integers
+    hashes, hash_of_image = np.unique(bits, return_inverse=True)
     first_image = np.full(len(hashes), images)
     np.minimum.at(first_image, hash_of_image.reshape(-1), np.arange(images))
     edges = [_same_value(contents)]
