@@ -38,6 +38,7 @@ HEAVY = (
 FORBIDDEN_STEMS = {"utils", "helpers", "common", "misc", "manager", "handler", "processor"}
 MODULE_LINES, FUNCTION_LINES = 500, 60
 DISTRIBUTIONS = {
+    "pi_heif": "pi-heif",
     **{"PIL": "Pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "PyYAML"},
     **{"jinja2": "Jinja2", "mlflow": "mlflow-skinny"},
 }

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
@@ -107,3 +109,5 @@ def test_failed_rows_of_earlier_predictions_are_scored_again(
     others = before["status"] != "fetch_error"
     pd.testing.assert_frame_equal(after.loc[others], before.loc[others])
     assert set(after["run_id"]) == set(before["run_id"])
+    kinds = {pq.read_schema(path).field("phash").type for path in out.glob("*.parquet")}
+    assert kinds == {pa.uint64()}  # as the run's other files have it

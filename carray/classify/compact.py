@@ -39,12 +39,13 @@ def compact(out: str, *, to: str, rows_per_file: int = 1_000_000) -> dict[str, A
         say(f"compact: nothing to do, {to} holds all {before['rows']:,} rows")
         return before
     parts = [uri for uri in list_files(out) if uri.endswith(".parquet")]
+    version = file_note(parts[0])[1].get("version", VERSION)
     files = 0
     with Progress("compact", total=run["rows"], unit="rows") as progress:
         for table in _merged(parts, rows_per_file):
             provenance = {"run_id": run["run_id"], "bundle_id": run["bundle_id"]}
             target = join(to, f"compact-{files:06d}.parquet")
-            write_table(table, target, kind=KIND, version=VERSION, provenance=provenance)
+            write_table(table, target, kind=KIND, version=version, provenance=provenance)
             files += 1
             progress.advance(table.num_rows)
     written = sum(file_note(uri)[0] for uri in list_files(to) if uri.endswith(".parquet"))

@@ -86,7 +86,7 @@ def classify(bundle: str, source: str, *, out: str, settings: ClassifySettings |
         plan = stack.enter_context(
             open_plan(out, wanted, settings, uses_boxes=info.uses_boxes, workers=workers, hold=hold)
         )
-        job = _Job(bundle, out, wanted, settings, device, lease, plan)
+        job = _Job(bundle, out, plan.run, settings, device, lease, plan)
         if job.is_done():
             say(f"classify: nothing to do, all {plan.images:,} images of {out} are scored")
         else:

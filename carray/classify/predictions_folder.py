@@ -2,7 +2,8 @@
 
 Invariants: every file of a run has exactly these columns and types, so that no reader drops one; nothing under
 `_carray/` ends in `.parquet`, because DuckDB and others look into that folder; integers that may be null are read by
-pandas as its nullable integers, so that a hash of 64 bits stays exact beside a null. Version 1.
+pandas as its nullable integers, so that a hash of 64 bits stays exact beside a null. Only types that Spark, Trino,
+Iceberg and Delta have, too. Version 2; files of version 1 have unsigned hashes and embeddings of 16 bits.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ __all__ = [
     "VERSION",
     "ClassifySettings",
     "PlannedImage",
+    "as_version",
     "part_name",
     "prediction_schema",
     "record_place",
     "run_id_of",
 ]
 
-VERSION = 1
+VERSION = 2
 KIND = "predictions"
 
 _COLUMNS = [
@@ -55,7 +57,7 @@ _COLUMNS = [
     ("body", pa.string()),  # such as Sedan
     ("year", pa.int16()),  # of the model
     ("accept", pa.bool_()),  # null until the bundle has a threshold
-    ("phash", pa.uint64()),  # 64-bit difference hash of the image or its box
+    ("phash", pa.int64()),  # 64-bit difference hash of the image or its box
     ("runtime", pa.string()),  # of the bundle, which scored the image
     ("run_id", pa.string()),  # hash of all that decides the run's rows
     ("bundle_id", pa.string()),  # hash of the bundle's weights, classes, pixels and temperature
@@ -68,7 +70,7 @@ _PANDAS_TYPES = {
     "height": "Int32",
     "year": "Int16",
     "accept": "boolean",
-    "phash": "UInt64",
+    "phash": "Int64",
 }
 """What pandas is to make of columns that it would otherwise turn into floats, or objects, at the first null."""
 
@@ -85,7 +87,7 @@ PREDICTION_SCHEMA = pa.schema(_COLUMNS, metadata={b"pandas": _pandas_note()})
 
 Output = Literal["embedding", "make_score", "model_score", "ood_score"]
 OPTIONAL_COLUMNS = {
-    "embedding": pa.list_(pa.field("element", pa.float16())),  # the network's, before its last layer
+    "embedding": pa.list_(pa.field("element", pa.float32())),  # the network's, before its last layer
     "make_score": pa.float32(),  # probability of label's make, summed over its classes, 0..1
     "model_score": pa.float32(),  # the same of make and model
     "ood_score": pa.float32(),  # -KL(equal scores || scores), nats: higher is less like training
@@ -99,6 +101,23 @@ def prediction_schema(outputs: Collection[str] = ()) -> pa.Schema:
         if name in outputs:
             schema = schema.append(pa.field(name, kind))
     return schema
+
+
+def as_version(table: pa.Table, version: int) -> pa.Table:
+    """Convert a table of this version to that of its run, so that all files of a run have the same types."""
+    if version >= VERSION:
+        return table
+    index = table.schema.get_field_index("phash")
+    hashes = [chunk.view(pa.uint64()) for chunk in table.column(index).chunks]
+    table = table.set_column(index, "phash", pa.chunked_array(hashes, pa.uint64()))
+    if (index := table.schema.get_field_index("embedding")) >= 0:
+        kind = pa.list_(pa.field("element", pa.float16()))
+        table = table.set_column(index, "embedding", table.column(index).cast(kind))
+    note = json.loads(table.schema.metadata[b"pandas"])
+    for column in note["columns"]:
+        if column["name"] == "phash":
+            column |= {"pandas_type": "uint64", "numpy_type": "UInt64"}
+    return table.replace_schema_metadata({b"pandas": json.dumps(note).encode()})
 
 
 class ClassifySettings(Settings):
@@ -116,7 +135,7 @@ class ClassifySettings(Settings):
     """What runs the scoring processes: local (this machine, without Ray) or ray; auto is ray in a Ray job or where
     RAY_ADDRESS is set, else local. Either resumes the other's run."""
     outputs: list[Output] = Field(default_factory=list)
-    """Optional columns: `embedding` (float16), `make_score` and `model_score`, the label's make's and model's, and
+    """Optional columns: `embedding` (float32), `make_score` and `model_score`, the label's make's and model's, and
     `ood_score`, which is higher the less an image is like the training images."""
     all_files: bool = False
     """Whether every key is an image, or only those with an image's suffix."""

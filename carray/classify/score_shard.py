@@ -31,9 +31,9 @@ from carray.classify.attempts import Attempt, AttemptFile
 from carray.classify.ledger import LedgerEntry, RunRecord, enter_shard, entry_of_part
 from carray.classify.predictions_folder import (
     KIND,
-    VERSION,
     ClassifySettings,
     PlannedImage,
+    as_version,
     part_name,
     prediction_schema,
 )
@@ -44,7 +44,7 @@ from carray.core.errors import BundleError, StorageError
 from carray.core.settings import parse_settings
 from carray.core.store.conditional import create, read_version, replace
 from carray.core.store.files import exists, join
-from carray.core.tables import pack_table, table_from_rows, unpack_table
+from carray.core.tables import hashes_as_int64, pack_table, table_from_rows, unpack_table
 from carray.images.pixels import PixelSettings
 from carray.images.read import ReadImage
 from carray.images.vehicles import vehicle_columns
@@ -274,7 +274,7 @@ class ShardScorer:
         table, note = unpack_table(found[0], uri)
         entry = parse_settings(LedgerEntry, note["entry"]) if "entry" in note else None
         known = {index for first, end in note.get("known", []) for index in range(first, end)}
-        return _Part(found[1], table.to_pylist(), known, entry)
+        return _Part(found[1], hashes_as_int64(table).to_pylist(), known, entry)
 
     def _keep(self, before: _Part, images: list[PlannedImage], rows: ShardRows) -> set[int]:
         """Keep the rows that stay; gives the indices that have none since an earlier run knows them."""
@@ -341,7 +341,8 @@ class ShardScorer:
             "entry": entry.model_dump(mode="json"),
         }
         provenance |= {"known": _ranges(sorted(known))} if known else {}
-        data = pack_table(rows.table(), kind=KIND, version=VERSION, provenance=provenance)
+        table = as_version(rows.table(), self._run.version)
+        data = pack_table(table, kind=KIND, version=self._run.version, provenance=provenance)
         uri = join(self._out, part_name(entry.shard))
         if replace(uri, data, before.etag) if before else create(uri, data):
             enter_shard(self._out, entry)

@@ -95,7 +95,9 @@ def parse_settings(model: type[AnySettings], values: Mapping[str, Any]) -> AnySe
     try:
         return model.model_validate(values)
     except ValidationError as err:
-        raise SettingsError([_sentence(model, problem) for problem in err.errors()]) from None
+        # A default that depends on a refused value is no second problem.
+        problems = [problem for problem in err.errors() if problem["type"] != "default_factory_not_called"]
+        raise SettingsError([_sentence(model, problem) for problem in problems]) from None
 
 
 def read_record(model: type[AnySettings], uri: str, *, found: Any = None) -> AnySettings:

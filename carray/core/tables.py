@@ -16,6 +16,7 @@ from carray.core.text import one_line
 
 __all__ = [
     "file_note",
+    "hashes_as_int64",
     "pack_table",
     "read_table",
     "table_from_rows",
@@ -25,6 +26,15 @@ __all__ = [
 ]
 
 _KEY = b"carray"
+
+
+def hashes_as_int64(table: pa.Table) -> pa.Table:
+    """Convert unsigned 64-bit columns, which tables of version 1 have, to signed ones of the same bits."""
+    for i, field in enumerate(table.schema):
+        if field.type == pa.uint64():
+            chunks = [chunk.view(pa.int64()) for chunk in table.column(i).chunks]
+            table = table.set_column(i, field.name, pa.chunked_array(chunks, pa.int64()))
+    return table
 
 
 def table_from_rows(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

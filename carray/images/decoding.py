@@ -1,8 +1,10 @@
 """Decodes the bytes of one image: upright, 8-bit RGB, at full size or at a JPEG's reduced scale.
 
-A truncated or damaged file is an error, as far as its format has checksums (BMP, uncompressed TIFF and WebP have none).
+A truncated or damaged file is an error, as far as its format tells (BMP, uncompressed TIFF, WebP, AVIF and HEIC have no
+checksums).
 Orientation is taken from EXIF, else from XMP; alpha is laid over white; an animation gives its first frame. JPEGs are
-decoded by libjpeg-turbo, all else by Pillow, limited to FORMATS: one of its others (EPS) runs Ghostscript.
+decoded by libjpeg-turbo, all else by Pillow and its plugin for HEIC, limited to FORMATS: one of the others (EPS) runs
+Ghostscript.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import numpy.typing as npt
 
 from carray.core.errors import DecodeError
 from carray.core.text import one_line
+from carray.images.foreign import name_contents
 from carray.images.jpegs import check_scans, decode_samples, has_several_scans
 
 __all__ = ["MAX_PIXELS", "Opened", "Pixels", "open_image"]
@@ -33,8 +36,8 @@ MAX_PIXELS = 89_000_000
 MAX_STORED_PIXELS = 1_000_000_000
 """The most pixels of a JPEG at full size, which is unpacked at any scale: about 8 seconds of a core."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-"""Pillow's names of the formats that are decoded, whatever the file's suffix."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
+"""Pillow's names of the formats that are decoded, whatever the file's suffix; HEIF is that of HEIC files."""
 
 _PIXEL_BYTES = 7
 """Memory of a pixel while it is decoded: up to 4 bytes in Pillow or as CMYK, and 3 as RGB."""
@@ -143,9 +146,12 @@ def open_image(data: bytes) -> Opened:
     if data.startswith(_PNG):
         data = _check_chunks(data)
     # An `accept` that returns text means that Pillow was built without the format.
-    factory = next((factory for factory, accept in _decoders() if accept(data[:16]) is True), None)
+    factory = next((factory for factory, accept in _decoders() if accept(data[:_BRANDS_END]) is True), None)
     if factory is None:
-        raise DecodeError("unsupported", "the bytes are not an image in a known format")
+        named = (
+            f"the file is {name}" if (name := name_contents(data)) else "the bytes are no image of a known format"
+        )
+        raise DecodeError("unsupported", named)
     try:
         image = factory(io.BytesIO(data), "")
     except Image.DecompressionBombError:
@@ -166,12 +172,14 @@ def open_image(data: bytes) -> Opened:
 
 
 @cache
-def _decoders() -> list[tuple[Callable[[io.BytesIO, str], Any], Callable[[bytes], bool | str]]]:
+def _decoders() -> list[tuple[Callable[..., Any], Callable[[bytes], bool | str]]]:
     """List Pillow's decoders of FORMATS, each with its test of the first bytes.
 
     `Image.open` does the same, but warns of large images or refuses them by their full size.
     """
+    import pi_heif
     from PIL import (  # noqa: F401
+        AvifImagePlugin,
         BmpImagePlugin,
         GifImagePlugin,
         Image,
@@ -181,9 +189,22 @@ def _decoders() -> list[tuple[Callable[[io.BytesIO, str], Any], Callable[[bytes]
         WebPImagePlugin,
     )
 
+    pi_heif.register_heif_opener(thumbnails=False)
     # Pillow's default blocks of 16 MB stay in the C library's arena of each thread; larger ones go back to the system.
     Image.core.set_block_size(_PILLOW_BLOCK_BYTES)
-    return [Image.OPEN[name] for name in FORMATS]  # type: ignore[misc]
+    found: dict[str, Any] = {name: Image.OPEN[name] for name in FORMATS}
+    factory, accept = found["AVIF"]
+    found["AVIF"] = factory, lambda head: _has_avif_brand(head) and accept(head)
+    return list(found.values())
+
+
+_BRANDS_END = 64
+"""Bytes in which an AVIF or HEIC file names its brands."""
+
+
+def _has_avif_brand(head: bytes) -> bool:
+    """Check for AVIF's brands: a file of the brand mif1 may be either AVIF or HEIC."""
+    return any(brand in head[8 : int.from_bytes(head[:4], "big")] for brand in (b"avif", b"avis"))
 
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -233,11 +254,26 @@ def _ends_early(data: bytes) -> bool:
         return b"IEND" not in data[-64:]
     if data.startswith(b"RIFF"):
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    if data[4:8] == b"ftyp":
+        return _lacks_box(data)
     order = {b"II": "little", b"MM": "big"}.get(data[:2])
     if order is None:
         return False
     directory = data[8:16] if data[2:4] in (b"\x2b\0", b"\0\x2b") else data[4:8]
     return int.from_bytes(directory, order) + 2 > len(data)  # type: ignore[arg-type]
+
+
+def _lacks_box(data: bytes) -> bool:
+    """Check whether an AVIF or HEIC file ends within one of its boxes (ISO/IEC 14496-12, 4.2)."""
+    offset = 0
+    while offset + 8 <= len(data):
+        size, header = int.from_bytes(data[offset : offset + 4], "big"), 8
+        if size == 1:
+            size, header = int.from_bytes(data[offset + 8 : offset + 16], "big"), 16
+        if size == 0:  # it reaches to the end, wherever that is
+            return False
+        offset += max(size, header)
+    return offset != len(data)
 
 
 def _check_integers(image: Any) -> None:

@@ -17,7 +17,10 @@ from carray.core.errors import DecodeError
 from carray.core.settings import Settings
 from carray.images.decoding import MAX_PIXELS, Opened, Pixels, open_image
 
-__all__ = ["MAX_PIXELS", "Box", "DecodedImage", "PixelSettings", "decode", "decode_original", "view"]
+__all__ = ["MAX_PIXELS", "Box", "DecodedImage", "PixelSettings", "decode", "decode_original", "plain_crop_size", "view"]
+
+MAX_SIDE = 2048
+"""The largest decoded square and network's input, pixels."""
 
 MEMORY_BYTES = 1_000_000_000
 """The most memory of the images that a process decodes at once: one of the largest, or many of common sizes."""
@@ -27,21 +30,32 @@ Box = tuple[int, int, int, int]
 """x1, y1, x2, y2 in pixels of the upright image, x2 and y2 exclusive."""
 
 
+def plain_crop_size(input_size: int, view_crop: float) -> int:
+    """Compute the decode_size of which the central crop `view_crop` is input_size pixels wide; at most MAX_SIDE."""
+    return min(round(input_size / view_crop), MAX_SIDE)
+
+
 class PixelSettings(Settings):
     """How bytes become the network's input; part of the bundle."""
 
-    decode_size: int = Field(default=184, ge=8, le=2048)
-    """Side of the decoded square, pixels; one shared block exists per value."""
-    aspect: Literal["squash", "crop", "pad"] = "squash"
-    """How an image that is not square becomes one; pad is grey (128)."""
+    input_size: int = Field(default=160, ge=8, le=MAX_SIDE)
+    """Side of the network's input, pixels."""
     view_crop: float = Field(default=0.9, gt=0.0, le=1.0)
     """Side of the central crop that evaluation sees, as a fraction of decode_size.
 
     Random crops show training larger objects than the whole image does; evaluation should see the same size (Touvron
     et al., 'Fixing the train-test resolution discrepancy', 2019). Measured: results/LOG.md.
     """
-    input_size: int = Field(default=160, ge=8, le=2048)
-    """Side of the network's input, pixels."""
+    decode_size: int = Field(
+        default_factory=lambda known: plain_crop_size(known["input_size"], known["view_crop"]), ge=8, le=MAX_SIDE
+    )
+    """Side of the decoded square, pixels; one shared block exists per value.
+
+    Left out, it is input_size / view_crop, so that the network's input is cut from the square without a second resize;
+    a search takes the largest size of its trials.
+    """
+    aspect: Literal["squash", "crop", "pad"] = "squash"
+    """How an image that is not square becomes one; pad is grey (128)."""
     interpolation: Literal["area", "linear", "cubic"] = "area"
     """Resampling of every resize; area averages when it shrinks, which keeps fine detail from aliasing."""
     reduced_scale: bool = True
@@ -66,7 +80,8 @@ class DecodedImage:
     """Of the upright original, pixels."""
     height: int
     phash: int
-    """64-bit difference hash of the whole upright image (or its box); near duplicates differ in few bits."""
+    """64-bit difference hash of the whole upright image (or its box), its bits as a signed integer, which every
+    engine's tables hold; near duplicates differ in few bits."""
 
 
 def decode(data: bytes, settings: PixelSettings, *, box: Box | None = None) -> DecodedImage:
@@ -90,7 +105,10 @@ def _decode_opened(image: Opened, settings: PixelSettings, box: Box | None, cove
     source_HWC = image.read_upright(cover)
     if box is not None:
         source_HWC = _cut(source_HWC, box, width, height)
-    return DecodedImage(_to_square(source_HWC, settings), width, height, _difference_hash(source_HWC))
+    square_HWC = _to_square(source_HWC, settings)
+    # A squashed square shows all of the image, and has fewer pixels to average.
+    whole_HWC = square_HWC if settings.aspect == "squash" else source_HWC
+    return DecodedImage(square_HWC, width, height, _difference_hash(whole_HWC))
 
 
 def decode_original(data: bytes, *, box: Box | None = None) -> Pixels:
@@ -176,4 +194,4 @@ def _difference_hash(pixels_HWC: Pixels) -> int:
 
     small_HWC = cv2.resize(pixels_HWC, (9, 8), interpolation=cv2.INTER_AREA)
     grey_HW = small_HWC.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    return int.from_bytes(np.packbits(grey_HW[:, 1:] > grey_HW[:, :-1]).tobytes(), "big")
+    return int.from_bytes(np.packbits(grey_HW[:, 1:] > grey_HW[:, :-1]).tobytes(), "big", signed=True)

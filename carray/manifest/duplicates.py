@@ -1,7 +1,8 @@
 """Finds images that show the same picture: equal bytes, or difference hashes that differ in few bits.
 
-The groups do not depend on the images' order. Why 4 bits: among 6,516 photographs of Stanford Cars all 17 pairs at
-distance 0 to 4 show the same photograph, of the 4 pairs at distance 5 only 2 do, and at 6 none of 2.
+The groups do not depend on the images' order. Why 4 bits: among 6,516 photographs of Stanford Cars all 15 pairs of
+structured hashes at distance 0 to 4 show the same photograph, and of the 4 pairs at distance 5 only 2 do. Decoded to
+another size, a photograph's hash differs by 0.2 bits on average, and by at most 5 (178 and 213 pixels).
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def group_duplicates(sha256: Sequence[str], phash: Sequence[int]) -> Indices:
     if not images:
         return np.zeros(0, dtype=np.int64)
     contents = np.unique(np.asarray(sha256, dtype=object).astype(str), return_inverse=True)[1].reshape(-1)
-    hashes, hash_of_image = np.unique(np.asarray(phash, dtype=np.uint64), return_inverse=True)
+    bits = np.array([value % 2**64 for value in phash], dtype=np.uint64)  # of signed integers
+    hashes, hash_of_image = np.unique(bits, return_inverse=True)
     first_image = np.full(len(hashes), images)
     np.minimum.at(first_image, hash_of_image.reshape(-1), np.arange(images))
     edges = [_same_value(contents)]

@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from carray.core.errors import DataError, SchemaError
-from carray.core.tables import read_table, table_metadata, write_table
+from carray.core.tables import hashes_as_int64, read_table, table_metadata, write_table
 from carray.core.text import one_line
 from carray.core.uri_tables import BOX
 from carray.images.decoding import Pixels
@@ -36,7 +36,7 @@ __all__ = [
     "write_manifest",
 ]
 
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "val", "test")
 _SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -62,7 +62,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("width", pa.int32()),  # of the upright image, pixels
         ("height", pa.int32()),  # of the upright image, pixels
         ("sha256", pa.string()),  # of the file's bytes, hex
-        ("phash", pa.uint64()),  # 64-bit difference hash of the image or its box
+        ("phash", pa.int64()),  # 64-bit difference hash of the image or its box
         ("etag", pa.string()),  # of the very read that was hashed
     ]
 )
@@ -80,7 +80,7 @@ class Manifest:
 
     uri: str
     rows: pd.DataFrame
-    """Columns as MANIFEST_SCHEMA; box columns Int32, phash UInt64, all nullable."""
+    """Columns as MANIFEST_SCHEMA; box columns Int32, phash Int64, all nullable."""
     classes: list[str]
     """Class names in the order of their indices."""
     crop_boxes: bool
@@ -183,10 +183,10 @@ def read_manifest(uri: str) -> Manifest:
     note = table_metadata(uri)
     try:
         # Without the file's own metadata, which may hold anything for pandas.
-        table = table.select(required).cast(MANIFEST_SCHEMA).replace_schema_metadata(None)
+        table = hashes_as_int64(table.select(required)).cast(MANIFEST_SCHEMA).replace_schema_metadata(None)
     except (pa.ArrowException, ValueError) as err:
         raise SchemaError(f"{uri} has a column of another type than a manifest's ({one_line(err, 200)}).") from None
-    rows = table.to_pandas(types_mapper={pa.int32(): pd.Int32Dtype(), pa.uint64(): pd.UInt64Dtype()}.get)
+    rows = table.to_pandas(types_mapper={pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype()}.get)
     if rows["uri"].isna().any():
         raise SchemaError(f"{uri} has rows without a uri; prepare it again.")
     check_unique(rows, uri)

@@ -132,7 +132,7 @@ _MEASURED_TYPES = {
     **dict.fromkeys(["status", "error_code", "error", "sha256", "etag"], "string"),
     **dict.fromkeys(["width", "height"], "Int32"),
     "size_bytes": "Int64",
-    "phash": "UInt64",
+    "phash": "Int64",
 }
 
 

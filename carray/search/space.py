@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Annotated, Any, Literal
@@ -18,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 
 from carray.core.errors import SettingsError
 from carray.core.settings import Seed, Settings
-from carray.images.pixels import PixelSettings
+from carray.images.pixels import PixelSettings, plain_crop_size
 from carray.search.train.hyperparameters import HYPERS, CnnHyper, TransferHyper, read_hyper
 
 __all__ = [
@@ -156,6 +157,16 @@ class TuneSettings(Settings):
                     raise ValueError(
                         f"families.{name}.{where} has {', '.join(unknown)}; allowed are {', '.join(sorted(known))}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _fit_decode_size(self) -> TuneSettings:
+        """Decode for the largest trial, unless decode_size is given: all trials share one block of decoded images."""
+        if "decode_size" not in self.pixels.model_fields_set:
+            largest = max(_largest_size(name, family) for name, family in self.families.items())
+            size = plain_crop_size(largest, self.pixels.view_crop)
+            pixels = self.pixels.model_copy(update={"decode_size": size, "input_size": min(largest, size)})
+            object.__setattr__(self, "pixels", pixels)  # it is frozen for everyone else
         return self
 
     def trial_pixels(self, hyper: CnnHyper | TransferHyper) -> PixelSettings:
@@ -392,6 +403,16 @@ def _combinations(
     order = np.random.default_rng([settings.search.seed, sorted(HYPERS).index(family)]).permutation(count)
     others = [combinations[i] for i in order if combinations[i] != twin]
     return 1 + len(others), (default | dict(zip(axes, chosen, strict=False)) for chosen in [(), *others])
+
+
+def _largest_size(family: Family, settings: FamilySettings) -> int:
+    """Find the largest size of a family's trials; a value that is no size is refused later."""
+    sizes = [8]
+    for key in ("input_size", "eval_size"):
+        sizes.append(settings.default.get(key, HYPERS[family].model_fields[key].default))
+        with suppress(SettingsError):
+            sizes += read_domain(key, settings.space.get(key, 8)).extremes
+    return max(size for size in sizes if isinstance(size, int))
 
 
 def _size_problems(settings: TuneSettings, family: Family, values: Mapping[str, Any]) -> list[str]:

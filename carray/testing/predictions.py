@@ -39,7 +39,7 @@ def row(uri: str, **values: Any) -> dict[str, Any]:
     """Make a short scored row: an Audi, unless `values` say otherwise."""
     car = {"label": LABELS[0], "make": "Audi", "model": "A5", "body": "Coupe", "year": 2012}
     scores = {"score": 0.9, "margin": 0.8, "top5_labels": [LABELS[0]], "top5_scores": [0.9]}
-    facts = {"uri": uri, "status": "ok", "size_bytes": 100, "phash": 2**63 + 1, "scored_at": NOON}
+    facts = {"uri": uri, "status": "ok", "size_bytes": 100, "phash": 1 - 2**63, "scored_at": NOON}
     return facts | car | scores | values
 
 
@@ -74,7 +74,7 @@ def scored(
         "entropy": 0.5,
         "top5_labels": [label, other],
         "top5_scores": [score, second],
-        "phash": int.from_bytes(np.packbits(bits).tobytes(), "big"),
+        "phash": int.from_bytes(np.packbits(bits).tobytes(), "big", signed=True),
         "scored_at": NOON,
         **{name: column[0] for name, column in vehicle_columns([label]).items()},
     }

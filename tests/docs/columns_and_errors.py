@@ -174,12 +174,14 @@ def table_of_settings(model: type[BaseModel], *, without: Iterable[str] = ()) ->
     """
     document = model.model_json_schema()
     rows = []
+    defaults: dict[str, Any] = {}
     for name, field in model.model_fields.items():
+        defaults[name] = field.get_default(call_default_factory=True, validated_data=defaults)
         if name not in without:
             if not field.description:
                 raise ValueError(f"no docstring says what {model.__name__}.{name} means")
             allowed = _allowed(document["properties"][name], document.get("$defs", {}))
-            default = _value(field.get_default(call_default_factory=True))
+            default = _value(defaults[name])
             meaning = re.sub(r"\bNone\b", "null", field.description)
             rows.append(f"| `{name}` | {allowed} | {default} | {_cell(meaning)} |")
     return ["| setting | allowed | default | meaning |", "|---|---|---|---|", *rows]

@@ -54,6 +54,8 @@ def _pixels() -> list[bytes]:
         _saved(image.convert("1"), "PNG"),
         _saved(image, "GIF", save_all=True, append_images=frames[1:]),
         _saved(image, "WEBP"),
+        _saved(image, "AVIF", exif=exif),
+        _heic(image),
         _saved(image.convert("RGBA"), "WEBP", lossless=True, save_all=True, append_images=frames[1:]),
         _saved(image, "BMP"),
         _saved(image.convert("P"), "BMP"),
@@ -64,6 +66,14 @@ def _pixels() -> list[bytes]:
         _saved(image.convert("1"), "TIFF", compression="group4"),
     ]
     return [bytes([number]) + picture for number, picture in enumerate(pictures)]
+
+
+def _heic(image: Image.Image) -> bytes:
+    import pillow_heif
+
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(image).save(buffer)
+    return buffer.getvalue()
 
 
 def _bundle() -> list[bytes]:

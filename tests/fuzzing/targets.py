@@ -82,7 +82,7 @@ def fuzz_pixels(data: bytes) -> None:
     assert decoded.pixels_HWC.shape == (32, 32, 3)
     assert decoded.pixels_HWC.dtype == np.uint8
     assert decoded.width > 0 < decoded.height
-    assert 0 <= decoded.phash < 2**64
+    assert -(2**63) <= decoded.phash < 2**63
     assert pixels.view(decoded.pixels_HWC, settings).shape == (24, 24, 3)
 
 

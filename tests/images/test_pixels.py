@@ -26,6 +26,10 @@ from carray.testing.drawing import DEMO_CLASSES, draw_broken_files, draw_image
 SETTINGS = PixelSettings(decode_size=64, input_size=48)
 
 
+def bits_between(one: int, other: int) -> int:
+    return ((one ^ other) % 2**64).bit_count()
+
+
 def drawn(width: int = 240, height: int = 160) -> Image.Image:
     pixels_HWC = draw_image(DEMO_CLASSES[0], np.random.default_rng(3))
     return Image.fromarray(pixels_HWC).resize((width, height))
@@ -517,7 +521,7 @@ def test_reduced_scale_is_close_to_the_full_decode(box):
     assert difference(reduced.pixels_HWC, full.pixels_HWC) < (
         3 if box is None else 6
     )  # a box's edges fall between reduced pixels
-    assert (full.phash ^ reduced.phash).bit_count() <= 4
+    assert bits_between(full.phash, reduced.phash) <= 4
 
 
 def test_reduced_scale_is_close_on_photographs(cars):
@@ -602,11 +606,36 @@ def test_view_is_the_central_crop_at_input_size():
     assert np.array_equal(whole_HWC, pixels_HWC)
 
 
+@pytest.mark.parametrize("view_crop", [0.5, 0.875, 0.9, 1.0])
+def test_default_view_is_cut_from_the_decoded_square_without_a_resize(view_crop):
+    data = encoded(drawn(300, 200))
+    for input_size in (32, 95, 96, 160, 191, 192, 224):
+        settings = PixelSettings(input_size=input_size, view_crop=view_crop)
+        square_HWC = decode(data, settings).pixels_HWC
+        top = (settings.decode_size - input_size) // 2
+        cut_HWC = square_HWC[top : top + input_size, top : top + input_size]
+        assert np.array_equal(view(square_HWC, settings), cut_HWC)
+
+
+@pytest.mark.parametrize("aspect", ["crop", "pad"])
+def test_hash_is_of_the_whole_image_whatever_becomes_of_its_sides(aspect):
+    data = encoded(drawn(300, 150))
+    squashed = decode(data, PixelSettings()).phash
+    assert bits_between(decode(data, PixelSettings(aspect=aspect)).phash, squashed) <= 4
+
+
+def test_a_refused_size_is_one_problem():
+    with pytest.raises(SettingsError) as caught:
+        parse_settings(PixelSettings, {"input_size": 5})
+    assert caught.value.problems == ["input_size is 5: input should be greater than or equal to 8."]
+
+
 def test_hash_of_a_copy_is_near_and_of_another_image_far():
     image, other = drawn(), Image.fromarray(draw_image(DEMO_CLASSES[4], np.random.default_rng(9)))
     original = decode(encoded(image, "PNG"), SETTINGS).phash
-    assert (original ^ decode(encoded(image.resize((180, 120)), quality=70), SETTINGS).phash).bit_count() <= 4
-    assert (original ^ decode(encoded(other, "PNG"), SETTINGS).phash).bit_count() > 8
+    copy = decode(encoded(image.resize((180, 120)), quality=70), SETTINGS).phash
+    assert bits_between(original, copy) <= 4
+    assert bits_between(original, decode(encoded(other, "PNG"), SETTINGS).phash) > 8
 
 
 def test_settings_refuse_an_input_above_the_decoded_size():

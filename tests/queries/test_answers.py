@@ -34,7 +34,7 @@ def test_csv_comes_back_and_runs_no_formula(answer: pd.DataFrame, capsys: pytest
     back = pd.read_csv(io.StringIO(written(answer, "csv")))
     assert back["label"].tolist() == ["'" + text if text[0] in "=-" else text for text in ODD]
     assert back["uri"].tolist() == answer["uri"].tolist()
-    assert back["phash"].tolist() == [2**63 + 1] * len(ODD)
+    assert back["phash"].tolist() == [1 - 2**63] * len(ODD)
     assert json.loads(back["top5_labels"][0]) == ["Audi A5 Coupe 2012"]
     assert "2 cells begin like a formula" in capsys.readouterr().err
     # A negative number is a number.
@@ -45,7 +45,7 @@ def test_json_is_one_array_of_exact_values(answer: pd.DataFrame) -> None:
     back = json.loads(written(answer, "json"))
     assert [found["label"] for found in back] == ODD
     first = back[0]
-    assert first["phash"] == 2**63 + 1 and first["year"] is None and first["top5_scores"] == [0.9]
+    assert first["phash"] == 1 - 2**63 and first["year"] is None and first["top5_scores"] == [0.9]
     assert first["scored_at"] == "2026-01-02T12:00:00+00:00"
     assert json.loads(written(answer.head(0), "json")) == []
     assert json.loads(written(pd.DataFrame({"x": [np.nan, 1.5]}), "json")) == [{"x": None}, {"x": 1.5}]

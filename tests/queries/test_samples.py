@@ -23,7 +23,7 @@ def _many() -> list[dict[str, Any]]:
         for i in range(200)
     ]
     rows += [failed(f"/p/f{i:03d}.jpg", ("truncated", "empty", "denied")[i % 3]) for i in range(150)]
-    rows += [scored(f"/p/twin-{i}.jpg", score=0.99, second=0.0, phash=0xAAAA_AAAA_AAAA_AAAA) for i in range(9)]
+    rows += [scored(f"/p/twin-{i}.jpg", score=0.99, second=0.0, phash=0xAAAA_AAAA_AAAA_AAAA - 2**64) for i in range(9)]
     return rows
 
 

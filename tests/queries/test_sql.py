@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from carray import queries
-from carray.classify.predictions_folder import prediction_schema
+from carray.classify.predictions_folder import as_version, prediction_schema
 from carray.core.errors import SchemaError, SettingsError
 from carray.core.tables import table_from_rows, write_table
 from carray.queries import sql as module
@@ -64,7 +64,7 @@ def test_another_run_and_labels_are_tables_too(placed: str, tmp_path: Path) -> N
 def test_embeddings_are_numbers_where_duckdb_reads_and_in_nobodys_way_elsewhere(predictions: str) -> None:
     embedded = row("z", embedding=[np.float16(0.5), np.float16(1.5)])
     for path in Path(predictions).glob("*.parquet"):
-        table = table_from_rows([embedded], prediction_schema(["embedding"]))
+        table = as_version(table_from_rows([embedded], prediction_schema(["embedding"])), 1)
         write_table(table, str(path), kind="predictions", version=1)
     assert queries.by_make(predictions)["images"].tolist() == [2]
     if "Arrow" in predictions:

@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
     # One trial at a time, so that the order of decisions is the same each time.
     "search": {"trials": 4, "epochs": 3, "cpus_per_trial": 2},
     "pixels": {"decode_size": 40, "input_size": 32},
-    "families": {"cnn": {"default": CNN, "space": {"width": [8, 12], "learning_rate": {"log_uniform": [1e-3, 1e-2]}}}},
+    "families": {"cnn": {"default": CNN, "space": {"width": [8, 12], "learning_rate": [1e-6, 5e-3]}}},
 }
 FIGURES = ["number", "epoch", "train_loss", "val_loss", "val_top1", "val_top5", "learning_rate", "decision"]
 

@@ -52,6 +52,22 @@ def test_draws_stay_in_their_ranges() -> None:
 
 
 @pytest.mark.parametrize(
+    ("families", "pixels", "decode_size"),
+    [
+        ("{cnn: {default: {input_size: 64}}}", "{}", 71),
+        ("{cnn: {default: {input_size: 64}, space: {input_size: [32, 96]}}}", "{}", 107),
+        ("{cnn: {default: {input_size: 64}, space: {eval_size: {integers: [64, 80]}}}}", "{view_crop: 1.0}", 80),
+        ("{cnn: {default: {input_size: 64}}, transfer: {}}", "{}", 178),
+        ("{cnn: {default: {input_size: 64}}}", "{decode_size: 100, input_size: 64}", 100),
+    ],
+)
+def test_images_are_decoded_for_the_largest_trial(families: str, pixels: str, decode_size: int) -> None:
+    given = settings(families=families, pixels=pixels)
+    assert given.pixels.decode_size == decode_size
+    assert TuneSettings.model_validate(given.model_dump(mode="json")).pixels == given.pixels
+
+
+@pytest.mark.parametrize(
     ("families", "sentence"),
     [
         ("{cnn: {space: {learning_rate: {log_uniform: [0, 1]}}}}", "log_uniform is \\[0, 1\\]; allowed is a <= b"),
@@ -59,7 +75,7 @@ def test_draws_stay_in_their_ranges() -> None:
         ("{cnn: {space: {width: []}}}", "width is an empty list"),
         ("{cnn: {space: {dropout: {normal: [0, 1]}}}}", "allowed is a list, {uniform"),
         ("{cnn: {default: {width: 1}}}", "width is 1"),
-        ("{cnn: {default: {input_size: 512}}}", "input_size is 512, above pixels.decode_size 184"),
+        ("{cnn: {default: {input_size: 4096}}}", "input_size is 4096, above pixels.decode_size 2048"),
         ("{transfer: {default: {train: everything}}}", "train is 'everything'"),
         ("{cnn: {space: {blocks: {integers: [1.2, 1.8]}}}}", "allowed are two whole numbers"),
         ("{cnn: {space: {blocks: {integers: [3, 1]}}}}", "integers is \\[3, 1\\]; allowed is a <= b"),
@@ -73,12 +89,12 @@ def test_impossible_space_is_a_sentence(families: str, sentence: str) -> None:
 
 def test_a_choice_that_no_network_takes_is_refused_though_it_is_not_drawn() -> None:
     """The first trial is the default, so the space is not drawn from at all."""
-    families = "{cnn: {space: {width: [16, 2], input_size: [64, 512], dropout: {uniform: [0.5, 1.5]}}}}"
+    families = "{cnn: {space: {width: [16, 2], input_size: [64, 4096], dropout: {uniform: [0.5, 1.5]}}}}"
     with pytest.raises(SettingsError) as caught:
         draw_trials(settings(search__trials=1, families=families))
     assert caught.value.problems == [
         "families.cnn: dropout is 1.5: input should be less than 1.",
-        "families.cnn: input_size is 512, above pixels.decode_size 184; lower it or raise pixels.decode_size.",
+        "families.cnn: input_size is 4096, above pixels.decode_size 2048; lower it or raise pixels.decode_size.",
         "families.cnn: width is 2: input should be greater than or equal to 4.",
     ]
 

@@ -236,7 +236,7 @@ def test_a_file_of_tune_stands_for_its_first_familys_default(tmp_path: Path) -> 
         (["hyper.width=3"], "hyper.width is not a setting"),
         (["hyper.family=cnn", "hyper.width=3"], "hyper.width is 3"),
         (["hyper.family=vit"], "hyper.family is 'vit'; allowed are cnn and transfer"),
-        (["hyper.input_size=512"], "input_size is 512, above pixels.decode_size 184"),
+        (["hyper.input_size=512", "pixels.decode_size=184"], "input_size is 512, above pixels.decode_size 184"),
         (["search.epochs=3"], "search is not a setting"),
         (["epochs=0"], "epochs is 0"),
     ],

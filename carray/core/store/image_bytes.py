@@ -26,7 +26,7 @@ from carray.core.text import one_line
 
 __all__ = ["IMAGE_SUFFIXES", "FetchedImage", "fetch_image", "is_image_key", "key_suffix", "local_etag"]
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "heic", "heif", "avif")
 """What counts as an image by its name, in any case; `--all-files` takes everything."""
 
 

@@ -86,9 +86,9 @@ def _rows(file: int, count: int, run: int) -> pa.Table:
 def _image_columns(random: Random, count: int, run: int) -> dict[str, Any]:
     changed = pa.array((random.random(count) < 0.005) & (run > 0))
     etags, new_etags = _hex(random, count, 16), _hex(random, count, 16)
-    phash_N = random.integers(0, 2**63, count).astype(np.uint64)
+    phash_N = random.integers(0, 2**63, count).astype(np.int64)
     copies_N = random.random(count) < 0.01
-    phash_N[copies_N] = random.integers(0, 1000, int(copies_N.sum())).astype(np.uint64)
+    phash_N[copies_N] = random.integers(0, 1000, int(copies_N.sum())).astype(np.int64)
     return {
         "etag": pc.if_else(changed, new_etags, etags),
         "size_bytes": pa.array(random.lognormal(11.5, 0.6, count).astype(np.int64)),
