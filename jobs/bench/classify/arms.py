@@ -102,6 +102,7 @@ def daft(bench: Bench, bundle: str, source: str, *, runtime: str, name: str) -> 
         "arm": "daft",
         "runtime": runtime,
         "batch_images": batch,
+        "steady_images_per_second": None,
         "note": "from_glob_path, download, decode_image, resize of the whole image to the input, a class UDF with one "
         "onnxruntime session a core, write_parquet; no row for a broken image, no resume, no checks",
     }
