@@ -46,11 +46,6 @@ class Bench:
     input_size: int
     given_bundle: str | None
 
-    @property
-    def decode_size(self) -> int:
-        """Return the size to decode at: a margin of an eighth around the input."""
-        return self.input_size * 8 // 7
-
     def manifest(self) -> str:
         """Return the manifest of all photographs."""
         return str(prepare_cars(self.data, self.work))
@@ -64,8 +59,7 @@ class Bench:
             if self.images:  # a try
                 manifest, epochs = str(self.work / "few.parquet"), 1
                 run_carray("prepare", self.data, "--out", manifest, "--balance", 2)
-            names = ("hyper.input_size", "pixels.input_size", "pixels.decode_size")
-            sizes = set_words(map("{}={}".format, names, (self.input_size, self.input_size, self.decode_size)))
+            sizes = set_words(f"{name}.input_size={self.input_size}" for name in ("hyper", "pixels"))
             run_carray("train", "--manifest", manifest, "--out", run, "--epochs", epochs, *sizes)
             print(f"trained a bundle in {(time.monotonic() - started) / 60:.1f} minutes, {epochs} epochs", flush=True)
         return str(run / "bundle")
@@ -175,7 +169,7 @@ def pack_random(backbone: str, bench: Bench) -> str:
     if (bundle / BUNDLE_JSON).exists():
         return str(bundle)
     torch.manual_seed(0)
-    pixels = PixelSettings(input_size=bench.input_size, decode_size=bench.decode_size)
+    pixels = PixelSettings(input_size=bench.input_size)
     hyper = TransferHyper(backbone=backbone, weights="none", input_size=bench.input_size)
     photographs = sorted((bench.data / "cars_train").iterdir())[: 2 * PACKING_IMAGES]
     views_NHWC = np.stack([view(decode(path.read_bytes(), pixels).pixels_HWC, pixels) for path in photographs])
