@@ -94,7 +94,8 @@ def daft(bench: Bench, bundle: str, source: str, *, runtime: str, name: str) -> 
     out, batch = bench.out(name), batch_images(bundle, runtime)
     model, size = Path(bundle) / RUNTIME_FILES[runtime], open_bundle(bundle).pixels.input_size
     command = ["-P", DAFT_SCRIPT, source, model, size, batch, out]
-    finished = run_watched(command, log=bench.work / "log" / f"{name}.log", python=str(daft_python()))
+    log, environment = bench.work / "log" / f"{name}.log", {"DO_NOT_TRACK": "1"}  # it would report each run
+    finished = run_watched(command, log=log, environment=environment, python=str(daft_python()))
     import pandas as pd
 
     table = pd.read_parquet(out)
