@@ -7,7 +7,7 @@
 PYTHON ?= python3
 ARGS ?=
 PACKAGES := carray jobs tests
-BENCHES := cars search search.gpu classify classify.decode classify.s3 classify.listing evaluate query scale estimate
+BENCHES := cars search search.gpu classify classify.decode classify.listing evaluate query scale estimate
 # One process of tests per core; all tests that share the run's Ray are in the same one (tests/conftest.py).
 PARALLEL := -n logical --maxprocesses 4
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bench.classify.peers import median_row, scale_up
-from jobs.bench.classify.setup import few, link_images
+from jobs.bench.classify.arms import median_row
+from jobs.bench.classify.peers import headline_times, scale_up
+from jobs.bench.classify.setup import daft_python, few, link_images
 from jobs.bench.classify.watch import (
     JobFailed,
     fit_line,
@@ -16,6 +17,7 @@ from jobs.bench.classify.watch import (
     run_watched,
     steady_rate,
 )
+from jobs.bench.rows import ROOT
 from jobs.processes import size_of, times_of
 
 
@@ -71,24 +73,81 @@ def test_own_process_is_read_right() -> None:
 
 
 def test_a_watched_job_counts_its_children(tmp_path: Path) -> None:
-    """The child burns a second and holds 200 MB; the parent only waits, and says something."""
+    """The child burns a second and holds 200 MB; the parent only waits."""
     burn = "import time; held = b'x' * 200_000_000\nwhile time.process_time() < 1.2: pass"
-    program = (
-        "import subprocess, sys; print('now', file=sys.stderr, flush=True)\n"
-        f"subprocess.run([sys.executable, '-c', {burn!r}])"
-    )
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"
     finished = run_watched(["-c", f"{program}\nprint('{{\"rows\": 3}}')"], log=tmp_path / "job.log")
     assert finished.core_seconds > 0.6
     assert finished.wall_seconds > 1.2
     assert finished.result == {"rows": 3}
     assert finished.driver_peak_mb < 100
-    assert 0 < (finished.seconds_of_line("now") or 0) < finished.wall_seconds
-    assert finished.seconds_of_line("never") is None
+    assert finished.worker_peak_mb == 0
+
+
+def test_the_forks_of_a_fork_server_are_workers(tmp_path: Path) -> None:
+    """The fork holds 200 MB; neither the driver nor the server that it is forked from is a worker."""
+    (tmp_path / "holding.py").write_text(
+        "import time\n"
+        "def preload(): pass\n"
+        "def work(link):\n    held = b'x' * 200_000_000\n    time.sleep(2)\n    link.send_bytes(b'held')\n"
+    )
+    program = (
+        "from carray.core.fork_server import ForkServer\n"
+        "server = ForkServer('holding')\nprint(server.fork().recv_bytes())\nserver.kill()"
+    )
+    path = {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    finished = run_watched(["-c", program], log=tmp_path / "job.log", environment=path)
+    assert finished.driver_peak_mb < 100 < 200 < finished.worker_peak_mb
+    assert finished.worker_pss_mb > 150
 
 
 def test_a_failed_job_says_why(tmp_path: Path) -> None:
     with pytest.raises(JobFailed, match="no such thing"):
         run_watched(["-c", "raise SystemExit('no such thing')"], log=tmp_path / "job.log")
+
+
+def test_a_job_is_given_up_after_its_time(tmp_path: Path) -> None:
+    program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    started = time.monotonic()
+    with pytest.raises(JobFailed, match="took over 1 s"):
+        run_watched(["-c", program], log=tmp_path / "job.log", most_seconds=1)
+    assert time.monotonic() - started < 30, "nor is its child waited for"
+
+
+def test_the_ceiling_scores_every_image(small_bundle: str, tmp_path: Path, make_image) -> None:
+    for i in range(12):
+        (tmp_path / f"{i}.jpg").write_bytes(make_image(i, width=900, height=600))
+    command = ["-m", "jobs.bench.classify.ceiling", small_bundle, tmp_path, "fp32", 4]
+    result = run_watched(command, log=tmp_path.with_name("ceiling") / "log").result
+    assert result["images"] == 12
+    assert result["seconds"] > 0
+
+
+def test_the_last_line_names_what_a_peer_took_by_part_and_runtime() -> None:
+    ours = {"arm": "carray", "engine": "local", "times_timm": 9.0, "times_daft": 1.2}
+    rows = [
+        {"part": "peers", "arm": "timm", "runtime": "torch fp32"},
+        ours | {"part": "peers", "runtime": "int8"},
+        ours | {"part": "peers", "runtime": "int8", "engine": "ray", "times_timm": 5.0},
+        ours | {"part": "peers-large", "runtime": "fp32", "times_daft": 1.1},
+        ours | {"part": "nets", "runtime": "int8"},
+    ]
+    assert headline_times(rows) == {
+        "times_timm": 9.0,
+        "times_daft": 1.2,
+        "times_timm_large_fp32": 9.0,
+        "times_daft_large_fp32": 1.1,
+    }
+
+
+def test_without_an_environment_for_daft_one_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    assert daft_python.__wrapped__() is None
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("Daft is left out, since its environment cannot be made: ")
 
 
 def test_a_peer_that_had_fewer_images_is_scaled_at_its_steady_rate() -> None:

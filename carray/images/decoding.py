@@ -148,9 +148,7 @@ def open_image(data: bytes) -> Opened:
     # An `accept` that returns text means that Pillow was built without the format.
     factory = next((factory for factory, accept in _decoders() if accept(data[:_BRANDS_END]) is True), None)
     if factory is None:
-        named = (
-            f"the file is {name}" if (name := name_contents(data)) else "the bytes are no image of a known format"
-        )
+        named = f"the file is {name}" if (name := name_contents(data)) else "the bytes are no image of a known format"
         raise DecodeError("unsupported", named)
     try:
         image = factory(io.BytesIO(data), "")

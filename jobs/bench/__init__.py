@@ -6,7 +6,6 @@ python -m jobs.bench.search.gpu        the search on a GPU
 python -m jobs.bench.classify          classification beside other tools, its ceiling, its cost as it grows
 python -m jobs.bench.classify.decode   the check for damaged images
 python -m jobs.bench.classify.runtimes  bundles' runtimes on one core; prints a table
-python -m jobs.bench.classify.s3       reading an object
 python -m jobs.bench.classify.listing  listing a bucket
 python -m jobs.bench.evaluate          corrupted images, and images without cars
 python -m jobs.bench.query             questions over millions of rows

@@ -1,7 +1,7 @@
 """S3 through two clients: obstore for almost every object, botocore for what obstore cannot do.
 
 Endpoint, region and credentials are AWS's own variables, profiles and roles; botocore finds them for both clients.
-obstore reads an object for a quarter of botocore's processor time (`jobs.bench.classify.s3`). botocore takes the keys
+obstore reads an object for a quarter of botocore's processor time (results/s3.csv). botocore takes the keys
 that obstore cannot spell (`a//b`, `a/`), buckets of other regions, certificates of one's own, deletions (obstore's are
 POSTs) and forked processes, in which obstore hangs. Each client tries once, and `core.store.files.retry` tries again:
 botocore's own modes share a quota among all requests of a client, and fail without a second try once that is used up.

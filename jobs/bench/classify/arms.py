@@ -1,27 +1,28 @@
-"""Runs one arm of a comparison as a whole process: `carray classify`, timm's inference, or Ray's recipe.
+"""Runs one arm of a comparison as a whole process: `carray classify`, Daft, timm's inference, or Ray's recipe.
 
-All arms score the same files with the same weights, input size, crop and normalisation; carray writes its whole table
-(top 5, entropy, hashes), timm a CSV with one label, the recipe Parquet with one label.
+All arms score the same files with the same weights and normalisation, and all but Daft with the same crop; carray
+writes its whole table (top 5, entropy, hashes), timm a CSV with one label, Daft and the recipe Parquet with one label.
+A slow peer runs once in a process: what it did with the same images is kept.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from carray.bundle.bundle_folder import open_bundle
+from carray.bundle.bundle_folder import RUNTIME_FILES, open_bundle
 from carray.bundle.runtimes import best_batch
 from carray.classify.predictions_folder import ClassifySettings
 from carray.core.store.files import join, list_files
-from jobs.bench.classify.setup import Bench
+from jobs.bench.classify.setup import DAFT_SCRIPT, Bench, daft_python
 from jobs.bench.classify.watch import Finished, headline, run_watched, steady_rate
 from jobs.bench.rows import cores
-
-_RAY_READY = "Ray: "
-"""Begins the line that `carray classify` writes once Ray runs."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,15 @@ class TimmSettings:
     frozen: bool = False
     """Whether inductor folds weights and batch normalisations into what it compiles."""
 
-    def text(self) -> str:
-        """Describe it for a row."""
-        compiled = ", torch.compile" + (" with frozen weights" if self.frozen else "") if self.compiled else ", eager"
-        return f"channels_last, batch {self.batch}, {self.workers} loader processes{compiled}"
+
+def median_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Merge rows of the same arm: medians of figures, the first of everything else, and their number."""
+    joined: dict[str, Any] = {"repeats": len(rows)}
+    for name, value in rows[0].items():
+        values = [row[name] for row in rows if row.get(name) is not None]
+        alike = len(set(values)) <= 1 or any(isinstance(value, str) for value in values)
+        joined[name] = value if alike else round(statistics.median(values), 3)
+    return joined
 
 
 def batch_images(bundle: str, runtime: str) -> int:
@@ -61,52 +67,76 @@ def count_images(folder: str) -> int:
 
 
 def classify(
-    bench: Bench, bundle: str, source: str, *, runtime: str, name: str, out: str = "", labels: bool = False
+    bench: Bench, bundle: str, source: str, *, runtime: str, engine: str, name: str, labels: bool = False
 ) -> Arm:
-    """Run `carray classify`, into a local folder unless `out` is given."""
-    out = out or str(bench.out(name))
-    command = ["-m", "carray", "classify", bundle, source, "--out", out, "--set", f"runtime={runtime}"]
+    """Run `carray classify` on an engine."""
+    out, settings = str(bench.out(name)), ["--engine", engine, "--set", f"runtime={runtime}"]
+    command = ["-m", "carray", "classify", bundle, source, "--out", out, *settings]
     finished = run_watched(command, log=bench.work / "log" / f"{name}.log")
     images = finished.result["rows"]
     if finished.result["ok"] != images:
         raise SystemExit(f"{images - finished.result['ok']} of {images} rows of {out} are errors; see {out}")
-    local = "://" not in out
-    entries = _ledger(out) if local else []
+    entries = _ledger(out)
     row = _row(finished, images) | {
         "arm": "carray",
+        "engine": finished.result["engine"],
         "runtime": runtime,
         "batch_images": batch_images(bundle, runtime),
         "steady_images_per_second": _rounded(steady_rate(entries)),
-        "ray_seconds": finished.result.get("ray_seconds"),
-        "first_seconds": finished.result.get("first_seconds"),
+        "ray_seconds": finished.result["ray_seconds"] if engine == "ray" else None,
+        "first_seconds": round(min(entries)[0] - finished.started_at, 2),
     }
-    ready = finished.seconds_of_line(_RAY_READY)
-    if row["first_seconds"] is None and ready is not None and entries:
-        row["first_seconds"] = round(min(entries)[0] - finished.started_at - ready, 2)
-    if ready is not None:
-        row["ray_ready_seconds"] = round(ready, 2)
     return Arm(row, _our_labels(bundle, out) if labels else {})
 
 
+def daft(bench: Bench, bundle: str, source: str, *, runtime: str, name: str) -> Arm:
+    """Run Daft with a bundle's ONNX file."""
+    out, batch = bench.out(name), batch_images(bundle, runtime)
+    model, size = Path(bundle) / RUNTIME_FILES[runtime], open_bundle(bundle).pixels.input_size
+    command = ["-P", DAFT_SCRIPT, source, model, size, batch, out]
+    log, environment = bench.work / "log" / f"{name}.log", {"DO_NOT_TRACK": "1"}  # it would report each run
+    finished = run_watched(command, log=log, environment=environment, python=str(daft_python()))
+    import pandas as pd
+
+    table = pd.read_parquet(out)
+    row = _row(finished, len(table)) | {
+        "arm": "daft",
+        "runtime": runtime,
+        "batch_images": batch,
+        "steady_images_per_second": None,
+        "note": "from_glob_path, download, decode_image, resize of the whole image to the input, a class UDF with one "
+        "onnxruntime session a core, write_parquet; no row for a broken image, no resume, no checks",
+    }
+    names = table["path"].str.rsplit("/", n=1).str[-1]
+    return Arm(row, dict(zip(names, table["label"].astype(int), strict=True)))
+
+
+@cache
 def timm_inference(
-    bench: Bench, network: Path, folder: str, settings: TimmSettings, *, name: str, fresh: bool = True
+    bench: Bench,
+    network: Path,
+    folder: str,
+    settings: TimmSettings,
+    *,
+    most_seconds: float = float("inf"),
 ) -> Arm:
-    """Run the loop of timm's `inference.py`; if not `fresh`, with the last run's compile cache."""
+    """Run the loop of timm's `inference.py`."""
+    name = f"timm-{Path(folder).name}"
     out = bench.work / "out" / f"{name}.csv"
     out.parent.mkdir(parents=True, exist_ok=True)
     task = {**json.loads(network.read_text()), "images": folder, "out": str(out), **asdict(settings)}
-    cache = "inductor-frozen" if settings.frozen else "inductor"
-    environment = {"TORCHINDUCTOR_CACHE_DIR": str(bench.out(cache) if fresh else bench.work / "out" / cache)}
+    environment = {"TORCHINDUCTOR_CACHE_DIR": str(bench.out("inductor"))}
     environment |= {"TORCHINDUCTOR_FREEZING": "1"} if settings.frozen else {}
     command = ["-m", "jobs.bench.classify.timm_loop", json.dumps(task)]
-    finished = run_watched(command, log=bench.work / "log" / f"{name}.log", environment=environment)
+    log = bench.work / "log" / f"{name}.log"
+    finished = run_watched(command, log=log, environment=environment, most_seconds=most_seconds)
     images = count_images(folder)
     row = _row(finished, images) | {
         "arm": "timm",
         "runtime": "torch fp32",
         "batch_images": settings.batch,
         "steady_images_per_second": _rounded(finished.result.get("steady_images_per_second")),
-        "note": f"the loop of timm's inference.py, with timm's dataset, loader and model; {settings.text()}",
+        "note": f"the loop of timm's inference.py, with timm's dataset, loader and model, channels_last; {settings}",
     }
     import pandas as pd
 
@@ -114,10 +144,12 @@ def timm_inference(
     return Arm(row, dict(zip(table["filename"], table["index"].astype(int), strict=True)))
 
 
-def recipe(bench: Bench, network: Path, source: str, images: int, *, name: str) -> Arm:
+@cache
+def recipe(bench: Bench, network: Path, source: str, images: int) -> Arm:
     """Run the recipe of Ray's documentation."""
+    name = f"recipe-{Path(source).name}"
     out = bench.out(name)
-    command = ["-m", "jobs.bench.classify.ray_recipe", "--images", source, "--out", out, "--network", network]
+    command = ["-m", "jobs.bench.classify.ray_recipe", source, out, network]
     finished = run_watched(command, log=bench.work / "log" / f"{name}.log")
     import pandas as pd
 

@@ -7,13 +7,13 @@ Different: the network, its weights, size and normalisation; no GPU; as many act
 reading tasks; a batch of 32, since 720, which fills the documentation's GPU, only delays a CPU; and two columns with
 the times at which an image was ready and was scored.
 
-    python -m jobs.bench.classify.ray_recipe --images FOLDER --out OUT --network NETWORK.json
+    python -m jobs.bench.classify.ray_recipe FOLDER OUT NETWORK.json
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -47,28 +47,22 @@ class Classifier:
         }
 
 
-def main() -> None:
-    """Run the recipe by its arguments."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", required=True)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--network", required=True, type=Path)
-    arguments = parser.parse_args()
-    network = json.loads(arguments.network.read_text())
+def main(source: str, out: str, network: dict[str, Any]) -> None:
+    """Write the label of each image of a source."""
     import ray.data
     from ray.data import ActorPoolStrategy
 
     from carray.core.ray.connect import start_ray
 
     with start_ray() as running:
-        images = ray.data.read_images(arguments.images, mode="RGB", include_paths=True)
+        images = ray.data.read_images(source, mode="RGB", include_paths=True)
         predictions = images.map(_transform(network)).map_batches(
             Classifier,
             fn_constructor_args=[network],
             compute=ActorPoolStrategy(size=max(1, running.cpus - 1)),
             batch_size=32,
         )
-        predictions.drop_columns(["original_image"]).write_parquet(arguments.out)
+        predictions.drop_columns(["original_image"]).write_parquet(out)
 
 
 def _transform(network: dict[str, Any]) -> Any:
@@ -97,4 +91,4 @@ def _transform(network: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1], sys.argv[2], json.loads(Path(sys.argv[3]).read_text()))

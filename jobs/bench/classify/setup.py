@@ -5,21 +5,29 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from carray.bundle.bundle_folder import BUNDLE_JSON, RUNTIME_FILES, BundleInfo, bundle_id_of, open_bundle
+from carray.bundle.bundle_folder import BUNDLE_JSON, RUNTIME_FILES, open_bundle
 from carray.images.pixels import PixelSettings, decode, view
-from jobs.bench.rows import prepare_cars, run_carray, set_words
+from jobs.bench.rows import cores, prepare_cars, run_carray, set_words
 
 EPOCHS = 3
 """Of the network that is trained if no bundle is given."""
 PACKING_IMAGES = 128
 """Of a network with random weights: for calibrating int8, and as many again for judging it."""
+
+LONG_SIDE = 1600
+"""Pixels of an enlarged photograph."""
+DAFT_SCRIPT = Path(__file__).with_name("daft_classify.py")
 
 
 @dataclass(frozen=True)
@@ -32,14 +40,11 @@ class Bench:
     """The first so many photographs; None is all."""
     peer_images: int | None
     """At most so many for the slow peers; None is all for timm and 2,000 for the recipe."""
-    sizes: list[int]
+    sizes: tuple[int, ...]
+    engine: str
+    """Of `carray classify` in the parts that compare it with no peer."""
     input_size: int
     given_bundle: str | None
-
-    @property
-    def decode_size(self) -> int:
-        """Return the size to decode at: a margin of an eighth around the input."""
-        return self.input_size * 8 // 7
 
     def manifest(self) -> str:
         """Return the manifest of all photographs."""
@@ -54,8 +59,7 @@ class Bench:
             if self.images:  # a try
                 manifest, epochs = str(self.work / "few.parquet"), 1
                 run_carray("prepare", self.data, "--out", manifest, "--balance", 2)
-            names = ("hyper.input_size", "pixels.input_size", "pixels.decode_size")
-            sizes = set_words(map("{}={}".format, names, (self.input_size, self.input_size, self.decode_size)))
+            sizes = set_words(f"{name}.input_size={self.input_size}" for name in ("hyper", "pixels"))
             run_carray("train", "--manifest", manifest, "--out", run, "--epochs", epochs, *sizes)
             print(f"trained a bundle in {(time.monotonic() - started) / 60:.1f} minutes, {epochs} epochs", flush=True)
         return str(run / "bundle")
@@ -111,9 +115,15 @@ def few(folder: str, count: int) -> str:
     return str(part)
 
 
-def runtimes_of(info: BundleInfo) -> list[str]:
+def runtimes_of(bundle: str) -> list[str]:
     """List the runtimes for processors that a bundle has files for, fastest first."""
-    return [name for name in ("int8", "fp32") if RUNTIME_FILES.get(name) in info.files]
+    return [name for name in ("int8", "fp32") if RUNTIME_FILES.get(name) in open_bundle(bundle).files]
+
+
+def about_bundle(bundle: str) -> dict[str, Any]:
+    """Return the columns that describe a bundle, of a row about local files."""
+    info = open_bundle(bundle)
+    return {"net": info.net.get("backbone", "cnn"), "input_size": info.pixels.input_size, "storage": "local"}
 
 
 def peer_network(bundle: str, folder: Path) -> Path:
@@ -159,7 +169,7 @@ def pack_random(backbone: str, bench: Bench) -> str:
     if (bundle / BUNDLE_JSON).exists():
         return str(bundle)
     torch.manual_seed(0)
-    pixels = PixelSettings(input_size=bench.input_size, decode_size=bench.decode_size)
+    pixels = PixelSettings(input_size=bench.input_size)
     hyper = TransferHyper(backbone=backbone, weights="none", input_size=bench.input_size)
     photographs = sorted((bench.data / "cars_train").iterdir())[: 2 * PACKING_IMAGES]
     views_NHWC = np.stack([view(decode(path.read_bytes(), pixels).pixels_HWC, pixels) for path in photographs])
@@ -183,19 +193,35 @@ def pack_random(backbone: str, bench: Bench) -> str:
     return str(bundle)
 
 
-def full_decode_bundle(bundle: str, to: Path) -> str:
-    """Copy a bundle and switch off its decoding at reduced scale; its id changes with its pixels."""
-    shutil.rmtree(to, ignore_errors=True)
-    shutil.copytree(bundle, to)
-    info = open_bundle(bundle)
-    pixels = info.pixels.model_copy(update={"reduced_scale": False})
-    new_id = bundle_id_of(
-        info.files["weights.safetensors"].sha256,
-        classes=info.classes,
-        pixels=pixels,
-        temperature=info.temperature,
-        flip_average=bool(info.net.get("flip_average")),
-    )
-    changed = info.model_copy(update={"pixels": pixels, "bundle_id": new_id})
-    (to / BUNDLE_JSON).write_text(changed.model_dump_json())
-    return str(to)
+def enlarge_test(bench: Bench) -> str:
+    """Return a folder of cars_test enlarged to large JPEGs of quality 90."""
+    photographs = sorted((bench.data / "cars_test").iterdir())[: bench.images]
+    folder = bench.work / f"enlarged-{len(photographs)}"
+    if not folder.exists():
+        with whole_folder(folder) as making, ProcessPoolExecutor(cores()) as pool:
+            list(pool.map(_enlarge_one, photographs, [making] * len(photographs)))
+    return str(folder)
+
+
+def _enlarge_one(path: Path, folder: Path) -> None:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        scale = LONG_SIDE / max(image.size)
+        size = (round(image.width * scale), round(image.height * scale))
+        image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(folder / path.name, "JPEG", quality=90)
+
+
+@cache
+def daft_python() -> str | None:
+    """Return the Python of an environment for Daft, which is made on first use; None, with a line, where it fails."""
+    uv = shutil.which("uv") or Path(sys.executable).with_name("uv")
+    try:
+        for words in (["sync", "--python", sys.executable], ["python", "find"]):
+            command = [uv, *words, "--script", DAFT_SCRIPT]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as err:
+        reason = (getattr(err, "stderr", "") or str(err)).strip().splitlines()[-1]
+        print(f"Daft is left out, since its environment cannot be made: {reason}", flush=True)
+        return None
+    return done.stdout.strip()

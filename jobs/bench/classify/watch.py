@@ -6,7 +6,6 @@ import json
 import secrets
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.bench.rows import ROOT
-from jobs.processes import kill_marked, marked_environment, marked_pids, read_proc, size_of, times_of, title
+from jobs.processes import kill_marked, marked_environment, marked_pids, parent, read_proc, size_of, times_of, title
 
 _EDGE = 0.1
 _EVERY_SECONDS = 0.5
+_FORK_SERVER = "fork_server.serve("
+"""In the command line of the process that forks the local engine's workers."""
 
 
 class JobFailed(RuntimeError):
@@ -35,18 +36,13 @@ class Finished:
     core_seconds: float
     started_at: float
     """Unix time, seconds."""
-    lines: list[tuple[float, str]]
-    """Of standard error: seconds since the start, and the line."""
     result: dict[str, Any]
     """The JSON of the last line of standard output; empty without one."""
     driver_peak_mb: float
+    """Of the largest process with the command's own words: `carray` watches a fork of itself."""
     worker_peak_mb: float
-    """Of the largest scoring worker, a process named `ray::` and not IDLE."""
+    """Of the largest scoring worker: a process named `ray::` and not IDLE, or a fork of a fork server."""
     worker_pss_mb: float
-
-    def seconds_of_line(self, beginning: str) -> float | None:
-        """Return when a line with that beginning was written, seconds since the start; None if none was."""
-        return next((seconds for seconds, line in self.lines if line.startswith(beginning)), None)
 
 
 @dataclass
@@ -57,68 +53,69 @@ class _Seen:
     peak_mb: float = 0.0
     pss_mb: float = 0.0
     is_worker: bool = False
+    name: str = ""
 
     def look(self, pid: int, cpu_seconds: float) -> None:
         """Sample the process."""
-        name = title(pid)
-        self.is_worker = self.is_worker or (name.startswith("ray::") and not name.startswith("ray::IDLE"))
+        self.name = title(pid) or self.name
+        self.is_worker = self.is_worker or _is_worker(pid, self.name)
         self.cpu_seconds = cpu_seconds
         self.peak_mb = max(self.peak_mb, size_of(read_proc(pid, "status"), "VmHWM"))
         if self.is_worker:
             self.pss_mb = max(self.pss_mb, size_of(read_proc(pid, "smaps_rollup"), "Pss"))
 
 
-def run_watched(command: Sequence[object], *, log: Path, environment: Mapping[str, str] = {}) -> Finished:
-    """Run a command of this Python (`-m carray classify ...`) in the clone until it ends; JobFailed on an error.
+def _is_worker(pid: int, name: str) -> bool:
+    if _FORK_SERVER in name:  # a fork has its server's command line
+        return _FORK_SERVER in title(parent(pid))
+    return name.startswith("ray::") and not name.startswith("ray::IDLE")
+
+
+def run_watched(
+    command: Sequence[object],
+    *,
+    log: Path,
+    environment: Mapping[str, str] = {},
+    python: str = sys.executable,
+    most_seconds: float = float("inf"),
+) -> Finished:
+    """Run a command of a Python (`-m carray classify ...`) in the clone until it ends; JobFailed on an error.
 
     The clock runs from before the process starts until it has ended. Every process that it started counts, sampled
-    twice a second, also those that outlive their parent. What was started is ended if we are.
+    twice a second, also those that outlive their parent. What was started is ended if we are, or after `most_seconds`,
+    which is an error.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    lines: list[tuple[float, str]] = []
     seen: dict[tuple[int, int], _Seen] = {}
     mark = secrets.token_hex(8)
     # Ray's own niceness of 15 would matter only beside other work.
     variables = marked_environment(mark, {"RAY_worker_niceness": "0", **environment})
-    words = [sys.executable, *map(str, command)]
+    words = [python, *map(str, command)]
     with log.open("w") as err, log.with_suffix(".out").open("w+") as out:
         started, started_at = time.monotonic(), time.time()
-        process = subprocess.Popen(
-            words, cwd=ROOT, env=variables, stdout=out, stderr=subprocess.PIPE, text=True, errors="replace"
-        )
-
-        def keep_lines() -> None:
-            assert process.stderr is not None
-            with process.stderr as stream:
-                for line in stream:
-                    lines.append((time.monotonic() - started, line.rstrip("\n")))
-                    err.write(line)
-                    err.flush()
-
-        reader = threading.Thread(target=keep_lines, daemon=True)
-        reader.start()
+        process = subprocess.Popen(words, cwd=ROOT, env=variables, stdout=out, stderr=err)
         try:
-            while process.poll() is None:
+            while process.poll() is None and time.monotonic() < started + most_seconds:
                 _look(mark, seen)
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=_EVERY_SECONDS)
         finally:
-            if process.poll() is None:  # we are being stopped
+            is_late = process.poll() is None  # or we are being stopped
+            if is_late:
                 kill_marked(mark, process)
         wall_seconds = time.monotonic() - started
-        reader.join(timeout=5)
         out.seek(0)
         printed = out.read().splitlines()
-    if process.returncode:
-        raise JobFailed(f"{' '.join(words[1:5])} ... failed:\n{log.read_text()[-3000:]}")
+    if is_late or process.returncode:
+        end = f"took over {most_seconds:g} s" if is_late else f"failed:\n{log.read_text(errors='replace')[-3000:]}"
+        raise JobFailed(f"{' '.join(words[1:5])} ... {end}")
     workers = [one for one in seen.values() if one.is_worker]
     return Finished(
         wall_seconds=wall_seconds,
         core_seconds=sum(one.cpu_seconds for one in seen.values()),
         started_at=started_at,
-        lines=lines,
         result=_last_json(printed),
-        driver_peak_mb=max((one.peak_mb for (pid, _), one in seen.items() if pid == process.pid), default=0.0),
+        driver_peak_mb=max((one.peak_mb for one in seen.values() if one.name == " ".join(words)), default=0.0),
         worker_peak_mb=max((one.peak_mb for one in workers), default=0.0),
         worker_pss_mb=max((one.pss_mb for one in workers), default=0.0),
     )
