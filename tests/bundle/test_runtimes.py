@@ -203,10 +203,10 @@ def test_too_few_images_certify_nothing(copy: Path, views: Views, calibration: i
 def test_a_network_that_cannot_be_quantised_has_a_bundle_without_int8(
     copy: Path, views: Views, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> bytes:
+    def fail(*_: object) -> None:
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr("carray.bundle.certificates.quantise_model", fail)
+    monkeypatch.setattr("carray.bundle.certificates.Quantiser", fail)
     certificate = add_int8(str(copy), views).certificates["int8"]
     assert not certificate.holds
     assert certificate.reason == "onnxruntime cannot quantise this network (RuntimeError: no such operator)"
