@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -33,13 +33,15 @@ from carray.bundle.runtimes import OnnxRuntime, check_graph
 from carray.core.progress import say
 from carray.search.train.export import quiet
 
-__all__ = ["CALIBRATION", "Judged", "Quantiser", "as_batches", "search_floats"]
+__all__ = ["CALIBRATION", "Judged", "Quantiser", "as_batches", "order_by_worth", "search_floats"]
 
 Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 
 BATCH_IMAGES = 8
-CALIBRATION = f"mean of the extremes of batches of {BATCH_IMAGES}"
+CALIBRATION = f"mean of the extremes of batches of {BATCH_IMAGES}; outputs shifted to fp32's mean"
+SHIFT_IMAGES = 128
+"""Calibration images that the shift of the outputs is measured on."""
 FLOAT_CONVOLUTIONS = 3
 """The stem, and the first depthwise and pointwise convolution: in floats, 1.5 points more agreement of Lite0."""
 WITH_WEIGHTS = ("Conv", "Gemm", "MatMul")
@@ -47,6 +49,8 @@ SEARCH_SECONDS = 150.0
 """CPU time of a search, at most; half of it to order the blocks."""
 SEARCH_IMAGES = 32
 """Calibration images that the blocks are ordered by."""
+CONVERSION = 3
+"""What a stretch in floats costs besides its layers, in layers: tensors are converted and laid out anew, twice."""
 LOOKS = 4
 """Networks that are compared on the judging images, at most, besides the one with all blocks in integers."""
 LEAST_SPEEDUP = 1.5
@@ -87,25 +91,35 @@ class Quantiser:
             calibrator.collect_data(_CalibrationReader(views_NHWC))
             self._ranges = calibrator.compute_data()
             self._folded = onnx.load(folded)
+        self._shift_NHWC = _spread(views_NHWC, SHIFT_IMAGES)
+        self._fp32_means = _means(OnnxRuntime(model, threads=1), self._shift_NHWC)
         nodes = self._folded.graph.node
         convolutions = [node.name for node in nodes if node.op_type == "Conv"]
         head = [node.name for node in nodes if node.op_type in ("Gemm", "MatMul")][-1:]
         self._always_float = {*convolutions[:FLOAT_CONVOLUTIONS], *head}
         self.blocks = _blocks(self._folded.graph, set(self._kinds), self._always_float)
         """The names of each block's nodes, in the network's order."""
+        kinds = {node.name: node.op_type for node in nodes}
+        self.layers = [sum(kinds[name] in WITH_WEIGHTS for name in block) for block in self.blocks]
+        """How many of each block's nodes have weights."""
 
     def quantise(self, *, in_float: Collection[str] = ()) -> bytes:
         """Quantise all nodes but the first layers, the head and those named; inputs and outputs stay the same.
 
         Cost: 1 to 2 s.
         """
-        return self._quantise(self._always_float.union(in_float))
+        network = self._quantise(self._always_float.union(in_float))
+        means = _means(OnnxRuntime(network.SerializeToString(), threads=1), self._shift_NHWC)
+        _shift_outputs(network.graph, {name: mean - means[name] for name, mean in self._fp32_means.items()})
+        return bytes(network.SerializeToString())
 
     def quantise_only(self, nodes: Collection[str]) -> bytes:
         """Quantise no other nodes than those named. Cost: 0.1 s for a block."""
-        return self._quantise({node.name for node in self._folded.graph.node}.difference(nodes))
+        return bytes(
+            self._quantise({node.name for node in self._folded.graph.node}.difference(nodes)).SerializeToString()
+        )
 
-    def _quantise(self, in_float: Collection[str]) -> bytes:
+    def _quantise(self, in_float: Collection[str]) -> Any:
         import onnx
         from onnxruntime.quantization import QDQQuantizer, QuantType
 
@@ -125,8 +139,7 @@ class Quantiser:
                 {},
             )
             quantizer.quantize_model()
-        data: bytes = quantizer.model.model.SerializeToString()
-        return data
+        return quantizer.model.model
 
 
 class _CalibrationReader:
@@ -142,6 +155,30 @@ class _CalibrationReader:
 def as_batches(pixels_NHWC: Pixels) -> list[Pixels]:
     """Cut images into batches of eight."""
     return [pixels_NHWC[i : i + BATCH_IMAGES] for i in range(0, len(pixels_NHWC), BATCH_IMAGES)]
+
+
+def _spread(views_NHWC: Pixels, count: int) -> Pixels:
+    """Give that many images, evenly spaced, or all."""
+    return views_NHWC[np.unique(np.linspace(0, len(views_NHWC) - 1, count).astype(int))]
+
+
+def _means(runtime: OnnxRuntime, views_NHWC: Pixels) -> dict[str, Floats]:
+    """Compute the mean of each output over images."""
+    scored = [runtime.score(batch) for batch in as_batches(views_NHWC)]
+    outputs = zip(("logits", "embedding"), zip(*scored, strict=True), strict=True)
+    return {name: np.concatenate(parts).mean(axis=0) for name, parts in outputs}
+
+
+def _shift_outputs(graph: Any, shifts: dict[str, Floats]) -> None:
+    """Add a constant to outputs of a network; what reads such a tensor inside it does so before."""
+    from onnx import helper, numpy_helper
+
+    for name, shift in shifts.items():
+        for node in graph.node:
+            for names in (node.input, node.output):
+                names[:] = [f"{name}_unshifted" if other == name else other for other in names]
+        graph.initializer.append(numpy_helper.from_array(shift, f"{name}_shift"))
+        graph.node.append(helper.make_node("Add", [f"{name}_unshifted", f"{name}_shift"], [name], f"{name}_shift"))
 
 
 def _blocks(graph: Any, kinds: set[str], always_float: set[str]) -> list[list[str]]:
@@ -203,7 +240,7 @@ def search_floats(
     try:
         found, ended = search.run(plain, judge)
     except _OutOfTime:
-        found, ended = None, f"the time for it, {SEARCH_SECONDS:.0f} s of a core, was up"
+        found, ended = None, f"the search's time, {SEARCH_SECONDS:.0f} s of a core, was up"
     return found, search.trace(ended, in_float=search.nodes(search.steps[-1].blocks_in_float) if found else [])
 
 
@@ -223,7 +260,7 @@ class _Search:
     ) -> None:
         self.steps: list[FloatStep] = []
         self._quantiser, self._fp32, self._measure_rate = quantiser, fp32, measure_rate
-        self._views_NHWC = views_NHWC[np.linspace(0, len(views_NHWC) - 1, SEARCH_IMAGES).astype(int)]
+        self._views_NHWC = _spread(views_NHWC, SEARCH_IMAGES)
         self._fp32_NK = _logits(fp32, self._views_NHWC)
         self._started = time.thread_time()
         self._tried: dict[str, float] = {}
@@ -277,15 +314,16 @@ class _Search:
         return time.thread_time() - self._started  # it runs on this thread alone, beside whatever else runs here
 
     def _order_blocks(self) -> None:
-        """Order the blocks by how far each moves the logits if only it is quantised, the farthest first."""
+        """Order the blocks by how far each moves the logits if only it is quantised, and by its cost in floats."""
         blocks = self._quantiser.blocks
         for block in blocks:
             if self._seconds() > SEARCH_SECONDS / 2:
                 break
             network = OnnxRuntime(self._quantiser.quantise_only(block), threads=1)
-            self._tried[block[0]] = _rms(_logits(network, self._views_NHWC) - self._fp32_NK)
-        measured = [block for block in blocks if block[0] in self._tried]
-        self._order = sorted(measured, key=lambda block: -self._tried[block[0]])
+            moved_NK = _logits(network, self._views_NHWC) - self._fp32_NK
+            self._tried[block[0]] = _rms(moved_NK - moved_NK.mean(axis=0))
+        gains = [self._tried.get(block[0], 0.0) ** 2 for block in blocks]
+        self._order = [blocks[i] for i in order_by_worth(gains, self._quantiser.layers)]
 
     def _network(self, count: int) -> OnnxRuntime:
         if self._latest is None or self._latest[0] != count:
@@ -320,6 +358,21 @@ class _Search:
         step = FloatStep(blocks_in_float=count, rms=distance, times_fp32=round(speedup, 2), **figures)
         self.steps.append(step)
         return step
+
+
+def order_by_worth(gains: Sequence[float], layers: Sequence[int]) -> list[int]:
+    """Order neighbouring blocks to be left in floats: at each step the one with the largest gain for its cost.
+
+    A block costs its layers, and `CONVERSION` more where it stands between integers, less where it joins two others.
+    What comes before the first and after the last one is in floats.
+    """
+    in_float, order = {-1, len(gains)}, list[int]()
+    while waiting := [block for block in range(len(gains)) if block not in in_float]:
+        costs = {i: layers[i] + CONVERSION * (1 - len(in_float & {i - 1, i + 1})) for i in waiting}
+        best = max(waiting, key=lambda block: gains[block] / max(costs[block], 1))
+        order.append(best)
+        in_float.add(best)
+    return order
 
 
 def _first(counts: range, holds: Callable[[int], bool]) -> int:
