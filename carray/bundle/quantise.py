@@ -6,6 +6,9 @@ mean of the extremes of batches of 8 images: as many labels of 894 validation im
 percentile at twice the cost; with the extremes of all images 94.3 %. The first layers and the head stay in floats
 (93 % without).
 
+Only layers with constant weights are quantised. The outputs of the int8 network are shifted by a constant, so that
+their mean over calibration images is that of fp32: what rounding adds to every image alike costs labels, too.
+
 Where that loses too much, `search_floats` leaves blocks in floats as well. A block is what lies between two tensors
 through which everything flows: a residual unit, or a layer between two of them. Calibration images alone say which
 blocks go first (those whose quantisation moves fp32's logits most) and how many (until the logits are nearer to fp32's
@@ -44,7 +47,9 @@ SHIFT_IMAGES = 128
 """Calibration images that the shift of the outputs is measured on."""
 FLOAT_CONVOLUTIONS = 3
 """The stem, and the first depthwise and pointwise convolution: in floats, 1.5 points more agreement of Lite0."""
-WITH_WEIGHTS = ("Conv", "Gemm", "MatMul")
+KINDS = ("Conv", "Gemm", "MatMul")
+"""Layers with constant weights that are quantised, and nothing else: sums, products of activations (as in attention),
+normalisation and softmax cost labels in integers, and no time in floats (results/LOG.md)."""
 SEARCH_SECONDS = 150.0
 """CPU time of a search, at most; half of it to order the blocks."""
 SEARCH_IMAGES = 32
@@ -72,18 +77,16 @@ class Quantiser:
         """
         import onnx
         from onnxruntime.quantization import CalibrationMethod, create_calibrator
-        from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         check_graph(model)
-        self._kinds = sorted({*QLinearOpsRegistry, *QDQRegistry})
         with tempfile.TemporaryDirectory() as folder, quiet(""):
             plain, folded, observed = (str(Path(folder) / f"{name}.onnx") for name in ("plain", "folded", "observed"))
             Path(plain).write_bytes(model)
             quant_pre_process(plain, folded, skip_symbolic_shape=True)
             calibrator = create_calibrator(
                 Path(folded),
-                self._kinds,
+                [*KINDS, "Clip", "Relu"],  # a layer's range is that of what is left of it after these
                 augmented_model_path=observed,
                 calibrate_method=CalibrationMethod.MinMax,
                 extra_options={"moving_average": True},
@@ -93,18 +96,18 @@ class Quantiser:
             self._folded = onnx.load(folded)
         self._shift_NHWC = _spread(views_NHWC, SHIFT_IMAGES)
         self._fp32_means = _means(OnnxRuntime(model, threads=1), self._shift_NHWC)
-        nodes = self._folded.graph.node
-        convolutions = [node.name for node in nodes if node.op_type == "Conv"]
-        head = [node.name for node in nodes if node.op_type in ("Gemm", "MatMul")][-1:]
-        self._always_float = {*convolutions[:FLOAT_CONVOLUTIONS], *head}
-        self.blocks = _blocks(self._folded.graph, set(self._kinds), self._always_float)
-        """The names of each block's nodes, in the network's order."""
-        kinds = {node.name: node.op_type for node in nodes}
-        self.layers = [sum(kinds[name] in WITH_WEIGHTS for name in block) for block in self.blocks]
-        """How many of each block's nodes have weights."""
+        graph = self._folded.graph
+        constants = {constant.name for constant in graph.initializer}
+        layers = [node for node in graph.node if node.op_type in KINDS and node.input[1] in constants]
+        convolutions = [node.name for node in layers if node.op_type == "Conv"]
+        head = [node.name for node in layers if node.op_type != "Conv"][-1:]
+        some = {node.name for node in layers}.difference(convolutions[:FLOAT_CONVOLUTIONS], head)
+        self._always_float = {node.name for node in graph.node} - some
+        self.blocks = _blocks(graph, some)
+        """The names of each block's layers, in the network's order."""
 
     def quantise(self, *, in_float: Collection[str] = ()) -> bytes:
-        """Quantise all nodes but the first layers, the head and those named; inputs and outputs stay the same.
+        """Quantise all layers but the first ones, the head and those named; inputs and outputs stay the same.
 
         Cost: 1 to 2 s.
         """
@@ -113,11 +116,10 @@ class Quantiser:
         _shift_outputs(network.graph, {name: mean - means[name] for name, mean in self._fp32_means.items()})
         return bytes(network.SerializeToString())
 
-    def quantise_only(self, nodes: Collection[str]) -> bytes:
-        """Quantise no other nodes than those named. Cost: 0.1 s for a block."""
-        return bytes(
-            self._quantise({node.name for node in self._folded.graph.node}.difference(nodes)).SerializeToString()
-        )
+    def quantise_only(self, layers: Collection[str]) -> bytes:
+        """Quantise no other layers than those named. Cost: 0.1 s for a block."""
+        network = self._quantise({node.name for node in self._folded.graph.node}.difference(layers))
+        return bytes(network.SerializeToString())
 
     def _quantise(self, in_float: Collection[str]) -> Any:
         import onnx
@@ -135,7 +137,7 @@ class Quantiser:
                 self._ranges,
                 [],
                 sorted(in_float),
-                self._kinds,
+                list(KINDS),
                 {},
             )
             quantizer.quantize_model()
@@ -181,26 +183,21 @@ def _shift_outputs(graph: Any, shifts: dict[str, Floats]) -> None:
         graph.node.append(helper.make_node("Add", [f"{name}_unshifted", f"{name}_shift"], [name], f"{name}_shift"))
 
 
-def _blocks(graph: Any, kinds: set[str], always_float: set[str]) -> list[list[str]]:
-    """Give the nodes that can be quantised, cut wherever all that follows depends on one tensor alone."""
+def _blocks(graph: Any, layers: set[str]) -> list[list[str]]:
+    """Cut the named layers wherever all that follows depends on one tensor alone."""
     last_use = {name: place for place, node in enumerate(graph.node) for name in node.input}
-    blocks, block, weighty = list[list[str]](), list[str](), False
-    flowing, alive = set[str](), set[str]()  # tensors that depend on a quantised layer; those still needed
+    blocks, block = list[list[str]](), list[str]()
+    flowing, alive = set[str](), set[str]()  # tensors that depend on a layer; those still needed
     for place, node in enumerate(graph.node):
-        quantised = node.op_type in kinds and node.name not in always_float
-        block += [node.name] * quantised
-        has_weights = quantised and node.op_type in WITH_WEIGHTS
-        weighty |= has_weights
-        if (has_weights or flowing.intersection(node.input)) and node.op_type != "Shape":
+        block += [node.name] * (node.name in layers)
+        if (node.name in layers or flowing.intersection(node.input)) and node.op_type != "Shape":
             flowing.update(node.output)
             alive.update(node.output)
         alive = {name for name in alive if last_use.get(name, -1) > place}
-        if weighty and len(alive) <= 1:
+        if block and len(alive) <= 1:
             blocks.append(block)
-            block, weighty = [], False
-    if block and blocks:  # what follows the last layer
-        blocks[-1] += block
-    return blocks
+            block = []
+    return [*blocks, block] if block else blocks
 
 
 @dataclass(frozen=True)
@@ -296,7 +293,7 @@ class _Search:
         return None, f"{count} of {len(self._quantiser.blocks)} blocks in floats were not enough, and {more}"
 
     def nodes(self, count: int) -> list[str]:
-        """Name the nodes of the first blocks in order."""
+        """Name the layers of the first blocks in order."""
         return list(chain.from_iterable(self._order[:count]))
 
     def trace(self, ended: str, *, in_float: list[str]) -> FloatSearch:
@@ -323,7 +320,7 @@ class _Search:
             moved_NK = _logits(network, self._views_NHWC) - self._fp32_NK
             self._tried[block[0]] = _rms(moved_NK - moved_NK.mean(axis=0))
         gains = [self._tried.get(block[0], 0.0) ** 2 for block in blocks]
-        self._order = [blocks[i] for i in order_by_worth(gains, self._quantiser.layers)]
+        self._order = [blocks[i] for i in order_by_worth(gains, [len(block) for block in blocks])]
 
     def _network(self, count: int) -> OnnxRuntime:
         if self._latest is None or self._latest[0] != count:

@@ -19,7 +19,7 @@ from carray.bundle.runtimes import OnnxRuntime
 from carray.bundle.scorer import Scorer
 from carray.images.pixels import PixelSettings
 from carray.search.train.export import export_onnx
-from carray.search.train.hyperparameters import CnnHyper
+from carray.search.train.hyperparameters import CnnHyper, TransferHyper
 from carray.search.train.nets import build_net
 
 SIZE, CLASSES = 32, ["blue", "green", "grey", "red"]
@@ -110,8 +110,8 @@ def quantised_nodes(bundle: str) -> set[str]:
 def test_a_block_ends_where_all_flows_through_one_tensor(net: Any, views: Views) -> None:
     model, _ = export_onnx(net, views.judging_NHWC[:8])
     quantiser = Quantiser(model, views.calibration_NHWC[:16])
-    kinds = [sum("Conv" in name for name in block) for block in quantiser.blocks]
-    assert kinds == [1, 2, 1, 2], "of nine convolutions three always stay in floats; a residual unit has two"
+    layers = [len(block) for block in quantiser.blocks]
+    assert layers == [1, 2, 1, 2], "of nine convolutions three always stay in floats; a residual unit has two"
 
 
 def test_layers_that_cost_labels_stay_in_floats(uneven: Any, views: Views, tmp_path: Path) -> None:
@@ -172,3 +172,21 @@ def test_neighbours_in_floats_cost_less() -> None:
     assert order_by_worth([beside_floats, 0, 0, alone, 0, 0], [1] * 6)[:2] == [0, 3]
     assert order_by_worth([0, beside_floats, 0, alone, 0, 0], [1] * 6)[0] == 3
     assert order_by_worth([1.0, 1.0, 1.0], [3, 1, 2]) == [2, 1, 0], "the head's side first, since it has fewer layers"
+
+
+def test_a_transformer_multiplies_activations_in_floats() -> None:
+    import torch
+
+    torch.manual_seed(0)
+    hyper = TransferHyper(backbone="test_vit", weights="none", input_size=SIZE)
+    pixels_NHWC, _ = coloured(16, 4)
+    model, _ = export_onnx(build_net(hyper, class_count=4).eval(), pixels_NHWC, fast=True)
+    quantiser = Quantiser(model, pixels_NHWC)
+    graph = onnx.load_model_from_string(quantiser.quantise()).graph
+    dequantised = {output for node in graph.node if node.op_type == "DequantizeLinear" for output in node.output}
+    readers = {node.op_type for node in graph.node if dequantised.intersection(node.input)}
+    assert readers == {"MatMul"} | (readers & {"Add", "Gemm", "QuantizeLinear"})
+    assert "Softmax" not in readers
+    between = [node for node in graph.node if node.op_type == "MatMul" and not dequantised.intersection(node.input)]
+    assert len(between) >= 2, "the products of activations"
+    assert len(quantiser.blocks) > 4
