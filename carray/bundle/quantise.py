@@ -50,6 +50,8 @@ FLOAT_CONVOLUTIONS = 3
 KINDS = ("Conv", "Gemm", "MatMul")
 """Layers with constant weights that are quantised, and nothing else: sums, products of activations (as in attention),
 normalisation and softmax cost labels in integers, and no time in floats (results/LOG.md)."""
+MERGED = ("Clip", "Relu")
+"""What becomes part of the layer before it, whose range is that of what these leave of it."""
 SEARCH_SECONDS = 150.0
 """CPU time of a search, at most; half of it to order the blocks."""
 SEARCH_IMAGES = 32
@@ -86,7 +88,7 @@ class Quantiser:
             quant_pre_process(plain, folded, skip_symbolic_shape=True)
             calibrator = create_calibrator(
                 Path(folded),
-                [*KINDS, "Clip", "Relu"],  # a layer's range is that of what is left of it after these
+                [*KINDS, *MERGED],
                 augmented_model_path=observed,
                 calibrate_method=CalibrationMethod.MinMax,
                 extra_options={"moving_average": True},
@@ -98,11 +100,12 @@ class Quantiser:
         self._fp32_means = _means(OnnxRuntime(model, threads=1), self._shift_NHWC)
         graph = self._folded.graph
         constants = {constant.name for constant in graph.initializer}
+        self._candidates = {node.name for node in graph.node if node.op_type in KINDS}
         layers = [node for node in graph.node if node.op_type in KINDS and node.input[1] in constants]
         convolutions = [node.name for node in layers if node.op_type == "Conv"]
         head = [node.name for node in layers if node.op_type != "Conv"][-1:]
         some = {node.name for node in layers}.difference(convolutions[:FLOAT_CONVOLUTIONS], head)
-        self._always_float = {node.name for node in graph.node} - some
+        self._always_float = self._candidates - some
         self.blocks = _blocks(graph, some)
         """The names of each block's layers, in the network's order."""
 
@@ -118,7 +121,7 @@ class Quantiser:
 
     def quantise_only(self, layers: Collection[str]) -> bytes:
         """Quantise no other layers than those named. Cost: 0.1 s for a block."""
-        network = self._quantise({node.name for node in self._folded.graph.node}.difference(layers))
+        network = self._quantise(self._candidates.difference(layers))
         return bytes(network.SerializeToString())
 
     def _quantise(self, in_float: Collection[str]) -> Any:
@@ -137,7 +140,7 @@ class Quantiser:
                 self._ranges,
                 [],
                 sorted(in_float),
-                list(KINDS),
+                [*KINDS, *MERGED],
                 {},
             )
             quantizer.quantize_model()
