@@ -32,6 +32,8 @@ __all__ = [
     "BundleInfo",
     "Certificate",
     "FileEntry",
+    "FloatSearch",
+    "FloatStep",
     "bundle_id_of",
     "open_bundle",
     "read_bundle_file",
@@ -52,6 +54,35 @@ class FileEntry(Settings):
 
     sha256: str
     size_bytes: int
+
+
+class FloatStep(Settings):
+    """One int8 network of a search for layers to leave in floats, compared with fp32 on the certificate's images."""
+
+    blocks_in_float: int
+    rms: float
+    """RMS difference of its logits from fp32's, on calibration images."""
+    agreement: float
+    agreement_confident: float | None
+    drop_points: float
+    times_fp32: float
+    """Its images a second, in units of fp32's."""
+
+
+class FloatSearch(Settings):
+    """The search for layers that int8 leaves in floats, made where it misses its certificate without them."""
+
+    in_float: list[str]
+    """Nodes of the network with folded BatchNorm that are computed in floats because of it; empty if none sufficed."""
+    blocks: int
+    """Blocks that the network was divided into."""
+    tried: dict[str, float]
+    """By a block's first node: RMS difference of the logits from fp32's if only this block is quantised."""
+    steps: list[FloatStep]
+    """The networks compared; the first one has all blocks in integers."""
+    ended: str
+    """Why it ended."""
+    cpu_seconds: float
 
 
 class Certificate(Settings):
@@ -89,6 +120,8 @@ class Certificate(Settings):
     """By runtime and batch size, on one thread."""
     measured_on: str = ""
     """The processor that this was measured on."""
+    float_search: FloatSearch | None = None
+    """How layers to leave in floats were looked for; null if int8 did without, or was made by an earlier version."""
 
     @model_validator(mode="before")
     @classmethod
