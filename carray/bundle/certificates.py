@@ -12,7 +12,6 @@ search leaves some in floats.
 from __future__ import annotations
 
 import platform
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -205,7 +204,9 @@ def certify_bf16(uri: str, views: Views, *, before_refit: bytes | None = None) -
         figures = _judge_bf16(before_refit or model, info, views)
         if before_refit is not None and not (own := _judge_bf16(model, info, views))["holds"]:
             figures |= {"holds": False, "reason": figures["reason"] or f"after the refit, {own['reason']}"}
-        figures["images_per_second"] = _bf16_rates(model, views)
+        figures["images_per_second"] = _rates(
+            views, fp32=OnnxRuntime(model, threads=1), bf16=OpenVinoRuntime(model, threads=1)
+        )
     except BundleError as err:
         figures = {"reason": one_line(err, 200)}
     certificate = certificate.model_copy(update=figures)
@@ -222,17 +223,6 @@ def _judge_bf16(model: bytes, info: BundleInfo, views: Views) -> dict[str, Any]:
     fp32, bf16 = OnnxRuntime(model), OpenVinoRuntime(model)
     fp32_NK, bf16_NK = (np.concatenate([score(part)[0] for part in parts]) for score in (fp32.score, bf16.score))
     return compare_logits(fp32_NK, bf16_NK, views.labels_N, temperature=info.temperature)
-
-
-def _bf16_rates(model: bytes, views: Views) -> dict[str, dict[int, float]]:
-    scores = {"fp32": OnnxRuntime(model, threads=1).score, "bf16": OpenVinoRuntime(model, threads=1).score}
-    rates: dict[str, dict[int, float]] = {name: {} for name in scores}
-    for images in SPEED_BATCHES:
-        passes = {name: partial(score, views.judging_NHWC[:images]) for name, score in scores.items()}
-        found = measure_rates(passes, dict.fromkeys(scores, images), seconds=2 * SPEED_SECONDS)
-        for name, rate in found.items():
-            rates[name][images] = rate
-    return rates
 
 
 def _unmeasured(views: Views) -> Certificate:
@@ -306,14 +296,14 @@ def _certify(model: bytes, info: BundleInfo, views: Views, unmeasured: Certifica
             views.calibration_NHWC,
             plain=plain,
             judge=judge.compare,
-            measure_rate=lambda runtime: max(_rates(runtime, views).values()),
+            measure_rate=lambda runtime: max(_rates(views, one=runtime)["one"].values()),
         )
         found = better or plain
         int8_model = quantiser.quantise(in_float=trace.in_float) if better else int8_model
     figures = {**found.figures, "calibration": CALIBRATION, "float_search": trace, "measured_on": _processor()}
     if trace and not figures["holds"]:
         figures["reason"] += f"; {trace.ended}"
-    rates = {"fp32": _rates(judge.fp32, views), "int8": _rates(OnnxRuntime(int8_model, threads=1), views)}
+    rates = _rates(views, fp32=judge.fp32, int8=OnnxRuntime(int8_model, threads=1))
     return unmeasured.model_copy(update={**figures, "images_per_second": rates}), int8_model
 
 
@@ -352,20 +342,15 @@ class _Judge:
         return np.concatenate([runtime.score(batch)[0] for batch in self._batches])
 
 
-def _rates(runtime: OnnxRuntime, views: Views) -> dict[int, float]:
-    """Measure images a second by batch size."""
-    return {images: _measure_speed(runtime, views.judging_NHWC[:images]) for images in SPEED_BATCHES}
-
-
-def _measure_speed(runtime: OnnxRuntime, pixels_BHWC: Pixels) -> float:
-    """Measure images a second of CPU time by the fastest of many passes; other processes take none of that time."""
-    runtime.score(pixels_BHWC)
-    fastest, until = float("inf"), time.perf_counter() + SPEED_SECONDS
-    while time.perf_counter() < until:
-        started = time.process_time()
-        runtime.score(pixels_BHWC)
-        fastest = min(fastest, time.process_time() - started)
-    return round(len(pixels_BHWC) / fastest, 1)
+def _rates(views: Views, **runtimes: OnnxRuntime | OpenVinoRuntime) -> dict[str, dict[int, float]]:
+    """Measure each runtime's images a second of a core, by batch size."""
+    rates: dict[str, dict[int, float]] = {name: {} for name in runtimes}
+    for images in SPEED_BATCHES:
+        passes = {name: partial(one.score, views.judging_NHWC[:images]) for name, one in runtimes.items()}
+        found = measure_rates(passes, dict.fromkeys(runtimes, images), seconds=len(runtimes) * SPEED_SECONDS)
+        for name, rate in found.items():
+            rates[name][images] = rate
+    return rates
 
 
 def _write(uri: str, info: BundleInfo, certificate: Certificate, files: dict[str, bytes]) -> BundleInfo:
