@@ -148,8 +148,10 @@ def open_image(data: bytes) -> Opened:
     # An `accept` that returns text means that Pillow was built without the format.
     factory = next((factory for factory, accept in _decoders() if accept(data[:_BRANDS_END]) is True), None)
     if factory is None:
-        named = f"the file is {name}" if (name := name_contents(data)) else "the bytes are no image of a known format"
-        raise DecodeError("unsupported", named)
+        name = name_contents(data)
+        raise DecodeError(
+            "unsupported", f"the file is {name}" if name else "the bytes are not an image of a known kind"
+        )
     try:
         image = factory(io.BytesIO(data), "")
     except Image.DecompressionBombError:

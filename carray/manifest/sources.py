@@ -62,7 +62,7 @@ _LOST_SHARE = 0.01
 """The share of skipped files, of all or of a class, above which to warn."""
 
 _REMEDIES = {
-    "convert {} to JPEG": r"\.(heic|heif|avif|jxl|jp2|p[pgbn]m|tga|psd|svg|ico|cr[23]|nef|arw|dng)",
+    "convert {} to JPEG": r"\.(jxl|jp2|p[pgbn]m|tga|psd|svg|ico|cr[23]|nef|arw|dng)",
     "unpack {}": r"\.(zip|tar|gz|tgz|bz2|7z|rar|xz|zst)",
     "rename {} to what the format is called, such as .jpg": r"\.(p?jp|jif|png|web|tif|bmp|gif).*",
     "if {} are images, rename them or list them in a table, which is taken whole": r".*",

@@ -113,5 +113,5 @@ def test_what_is_no_image_is_named(data: bytes, name: str) -> None:
 
 def test_a_photograph_and_noise_have_no_other_name() -> None:
     assert name_contents(encoded(drawn(), "JPEG")) is None
-    with pytest.raises(DecodeError, match="no image of a known format"):
+    with pytest.raises(DecodeError, match="not an image of a known kind"):
         open_image(b"\x07\x03 whatever this is")

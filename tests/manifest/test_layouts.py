@@ -242,7 +242,7 @@ def test_nothing_but_junk_is_a_sentence(tmp_path):
 @pytest.mark.parametrize("layout", ["class", "splits", "nested", "masks"])
 def test_s3_is_read_as_a_folder_is(tmp_path, s3, layout):
     names = {
-        "class": [f"{A}/1.jpg", f"{B}/2.jpg", "1.jpg", f"{A}/x.heic"],
+        "class": [f"{A}/1.jpg", f"{B}/2.jpg", "1.jpg", f"{A}/x.jxl"],
         "splits": [*split_tree("d/d/Train", "d/d/Test"), "sample/1.jpg"],
         "nested": ["Audi/A4/1.jpg", "BMW/X5/2.jpg"],
         "masks": [f"images/{A}/1.jpg", f"images/{B}/2.jpg", "masks/1.jpg"],
@@ -293,20 +293,20 @@ def test_one_name_below_every_class_is_no_part_of_it(tmp_path):
 
 def test_skipped_files_are_a_concern_when_they_are_many_or_empty_a_class(tmp_path):
     kept = [f"{c}/{i}.jpg" for c in (A, B) for i in range(5)]
-    lost = [f"{c}/IMG_{i}.HEIC" for c in (A, B, C) for i in range(20)]
+    lost = [f"{c}/IMG_{i}.JXL" for c in (A, B, C) for i in range(20)]
     found = list_candidates(touch(tmp_path, *kept, *lost, f"{A}/notes.txt", "README"))
-    assert found.skipped == {".heic": 60, ".txt": 1, "readme": 1}
+    assert found.skipped == {".jxl": 60, ".txt": 1, "readme": 1}
     emptied, skipped = found.warnings
-    assert emptied == f"1 class folder without any image file ({C}: .heic 20)"
-    assert skipped.startswith("60 of 70 files (85.7%) were skipped since their names are no image's: .heic 60")
+    assert emptied == f"1 class folder without any image file ({C}: .jxl 20)"
+    assert skipped.startswith("60 of 70 files (85.7%) were skipped since their names are no image's: .jxl 60")
     assert f"20 of 25 in {A}" in skipped
-    assert skipped.endswith("; convert .heic to JPEG")
+    assert skipped.endswith("; convert .jxl to JPEG")
 
 
 @pytest.mark.parametrize(
     ("suffix", "remedy"),
     [
-        ("avif", "convert .avif to JPEG"),
+        ("jp2", "convert .jp2 to JPEG"),
         ("jpe", "rename .jpe to what the format is called"),
         ("jpg_large", "rename .jpg_large"),
         ("jpg?w=640", "rename .jpg?w=640"),
@@ -323,9 +323,9 @@ def test_what_to_do_about_skipped_files(tmp_path, suffix, remedy):
 
 def test_few_skipped_files_and_texts_are_no_concern(tmp_path):
     names = [f"{c}/{i}.jpg" for c in (A, B) for i in range(200)]
-    found = list_candidates(touch(tmp_path, *names, f"{A}/1.heic", *(f"{A}/{i}.txt" for i in range(50)), "data.csv"))
+    found = list_candidates(touch(tmp_path, *names, f"{A}/1.jxl", *(f"{A}/{i}.txt" for i in range(50)), "data.csv"))
     assert found.warnings == []
-    assert found.skipped == {".heic": 1, ".txt": 50, ".csv": 1}
+    assert found.skipped == {".jxl": 1, ".txt": 50, ".csv": 1}
 
 
 def test_hidden_images_are_missed(tmp_path):
@@ -398,7 +398,7 @@ def test_prepare_shows_what_it_understood_and_is_not_healthy_about_a_doubt(tmp_p
     names += [*split_tree("Testing", classes=(A, B, C)), "sample/1.jpg"]
     for name in names:
         write_bytes(f"{tmp_path}/in/{name}", make_image(next(number)))
-    touch(tmp_path / "in", "Training/._1.jpg", *(f"Training/{A}/{i}.heic" for i in range(3)))
+    touch(tmp_path / "in", "Training/._1.jpg", *(f"Training/{A}/{i}.jxl" for i in range(3)))
     said: list[str] = []
     out = str(tmp_path / "m.parquet")
     report = prepare(str(tmp_path / "in"), out=out, show=said.append)
@@ -407,7 +407,7 @@ def test_prepare_shows_what_it_understood_and_is_not_healthy_about_a_doubt(tmp_p
     assert "splits       train 12, test 6" in text
     assert f"classes      3: {A} 8, {B} 8, {C} 2" in text
     assert "no label     sample/ 1" in text
-    assert "skipped      .heic 3" in text
+    assert "skipped      .jxl 3" in text
     assert "left out     ._* 1" in text
     assert "--layout and --label-from" in text
     assert report.splits["test"] == 6

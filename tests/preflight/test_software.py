@@ -36,7 +36,7 @@ def test_every_declared_version_is_known_and_met_here():
     assert not search.absent
     wanted = machine.requirements()
     assert wanted["ray"] == "2.60"
-    assert wanted["Pillow"] == "10.1"
+    assert wanted["Pillow"] == "11.3"
     assert set(machine.SEARCH_ONLY) < set(wanted)
 
 
