@@ -52,7 +52,9 @@ WARM_UPS = 3
 """Forward passes before a CUDA graph is captured, in which libraries choose kernels and allocate memory."""
 
 
-def resolve_runtime(runtime: str, info: BundleInfo, *, device: str = "cpu", here: bool = True) -> str:
+def resolve_runtime(
+    runtime: str, info: BundleInfo, *, device: str = "cpu", here: bool = True, warns: bool = True
+) -> str:
     """Resolve `auto` to the runtime that was fastest when the bundle was packed, of those that may score.
 
     Args:
@@ -60,6 +62,7 @@ def resolve_runtime(runtime: str, info: BundleInfo, *, device: str = "cpu", here
         info: The bundle's description.
         device: cpu or cuda, on which `auto` is fp32.
         here: Whether this machine scores; else others do, whose processors are not known.
+        warns: Whether a runtime without a certificate is worth a line; the driver of a job has said so already.
 
     Raises:
         SettingsError: the runtime is unknown, the bundle has no file for it, or this machine cannot run it.
@@ -83,7 +86,7 @@ def resolve_runtime(runtime: str, info: BundleInfo, *, device: str = "cpu", here
         raise SettingsError(f"runtime is {runtime!r}; this bundle has {', '.join(['auto', *present])}{why}.")
     if runtime == "bf16" and here and (obstacle := bf16_obstacle()):
         raise SettingsError(f"runtime bf16 cannot score here: {obstacle}; take auto, fp32 or int8.")
-    if runtime != "fp32" and not (certificate and certificate.holds):
+    if warns and runtime != "fp32" and not (certificate and certificate.holds):
         reason = certificate.reason if certificate else "it has none"
         say(f"warning: bundle {info.bundle_id} holds no certificate for {runtime} ({reason}); labels may differ")
     return runtime

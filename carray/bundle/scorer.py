@@ -64,8 +64,10 @@ MEASURING_SECONDS = 1.0
 class Scorer:
     """An opened runtime of a bundle; safe to call from several threads."""
 
-    def __init__(self, uri: str, *, runtime: str = "auto", threads: int | None = None, device: str = "cpu") -> None:
-        """Open a bundle on `cpu` or `cuda`, check its hashes and its probes.
+    def __init__(
+        self, uri: str, *, runtime: str = "auto", threads: int | None = None, device: str = "cpu", warns: bool = True
+    ) -> None:
+        """Open a bundle on `cpu` or `cuda`, check its hashes and its probes; `warns` as in `resolve_runtime`.
 
         Raises:
             BundleError: the bundle is damaged or of another version, or this machine computes other logits.
@@ -73,7 +75,7 @@ class Scorer:
         """
         self.uri = absolute(uri)
         self.info = open_bundle(self.uri)
-        self.runtime = resolve_runtime(runtime, self.info, device=device)
+        self.runtime = resolve_runtime(runtime, self.info, device=device, warns=warns)
         self.batch_images = best_batch(self.info, self.runtime, device=device)
         """The runtime's fastest batch size."""
         file = read_bundle_file(self.uri, self.info, RUNTIME_FILES[self.runtime])

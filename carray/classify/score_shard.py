@@ -235,7 +235,7 @@ class ShardScorer:
             if self._scorer is not None:
                 return
             device = "cuda" if self._settings.device == "cuda" else "cpu"
-            scorer = Scorer(self._bundle, runtime=self._run.runtime, threads=self._threads, device=device)
+            scorer = Scorer(self._bundle, runtime=self._run.runtime, threads=self._threads, device=device, warns=False)
             if scorer.info.bundle_id != self._run.bundle_id:
                 raise BundleError(
                     f"{self._bundle} is now bundle {scorer.info.bundle_id}, but the run was begun with "

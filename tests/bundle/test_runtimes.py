@@ -339,6 +339,8 @@ def test_int8_that_loses_too_much_is_left_out(
     assert resolve_runtime("auto", kept) == "fp32"
     assert resolve_runtime("int8", kept) == "int8"
     assert "holds no certificate for int8 (top-1 drops" in capsys.readouterr().err
+    assert Scorer(str(copy), runtime="int8", warns=False).runtime == "int8"  # as a worker opens it
+    assert "holds no certificate" not in capsys.readouterr().err
     assert Scorer(str(copy), runtime="int8").runtime == "int8"
 
 
