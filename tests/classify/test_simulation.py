@@ -24,7 +24,7 @@ from carray.classify import score_shard
 from carray.classify.job import _blameless, _Job
 from carray.classify.ledger import LedgerEntry, PlanTotals, RunRecord
 from carray.classify.plan import Plan
-from carray.classify.predictions_folder import ClassifySettings, prediction_schema
+from carray.classify.predictions_folder import VERSION, ClassifySettings, prediction_schema
 from carray.classify.score_shard import ShardScorer
 from carray.classify.shards import _Growing, _pack
 from carray.core.errors import CarrayError, FetchError
@@ -37,7 +37,7 @@ OUT, SHARDS, IMAGES = "s3://sim/out", 3, 3
 STEPS = 110
 """Of chaos; then what is left ends in peace."""
 RUN = RunRecord(
-    version=1, run_id="run", bundle_id="bundle", bundle="s3://sim/bundle", source="s3://photos", split=None,
+    version=VERSION, run_id="run", bundle_id="bundle", bundle="s3://sim/bundle", source="s3://photos", split=None,
     all_files=False, runtime="fp32", columns=prediction_schema().names, created_at="", software={},
 )  # fmt: skip
 KEYS = [[f"s3://photos/{shard}-{i}.jpg" for i in range(IMAGES)] for shard in range(SHARDS)]
